@@ -1,0 +1,2 @@
+//! The `kfc` command.
+fn main() {}
