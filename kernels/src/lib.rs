@@ -1,1 +1,7 @@
-//! TODO
+//! What runs: kernels of each device, and plans compiled from graphs.
+
+pub mod compile;
+pub mod cpu;
+pub mod plan;
+
+pub use cpu::KernelError;

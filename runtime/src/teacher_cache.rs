@@ -1,0 +1,155 @@
+//! Offline top-k cache of a teacher: made by `kfc teach`, read while training.
+//!
+//! A folder with `teacher_cache.json` (how it was made) and `top_k.safetensors`: for each row of the training data (then
+//! each row of the general data) and each position, the `k` largest logits with their token ids, and the logsumexp of
+//! all logits at the temperature. What is outside the `k` is one "rest" outcome, so its probability is exact.
+
+use crate::config::JobConfig;
+use crate::data::MicroBatch;
+use crate::error::{Result, RunError};
+use crate::files::{FileError, read_json};
+use crate::hf::WeightFile;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// Name of the description in a cache folder.
+pub const DESCRIPTION: &str = "teacher_cache.json";
+/// Name of the tensors in a cache folder.
+pub const TENSORS: &str = "top_k.safetensors";
+/// Format version.
+const VERSION: u64 = 1;
+
+/// How a cache was made; it is only valid for the same rows and temperature.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CacheDescription {
+    /// Outcomes a position.
+    pub k: usize,
+    /// Temperature of the logsumexp.
+    pub temperature: f64,
+    /// Rows of the training data.
+    pub rows: usize,
+    /// Rows of the general data.
+    pub general_rows: usize,
+    /// Tokens a row.
+    pub seq_len: usize,
+    /// Teacher vocabulary.
+    pub vocab: usize,
+    /// Hash of the rows' tokens, of training and general data.
+    pub fingerprint: u64,
+    /// Where the teacher was.
+    pub teacher: String,
+}
+
+impl CacheDescription {
+    /// As it is written.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "version": VERSION, "k": self.k, "temperature": self.temperature, "rows": self.rows,
+            "general_rows": self.general_rows, "seq_len": self.seq_len, "vocab": self.vocab,
+            "fingerprint": format!("{:016x}", self.fingerprint), "teacher": self.teacher,
+        })
+    }
+
+    fn from_json(path: &Path, v: &Value) -> Result<CacheDescription> {
+        let bad = |what: &str| FileError::invalid(path, format!("`{what}` is missing or wrong; make the cache again with `kfc teach`"));
+        let number = |name: &str| v[name].as_u64().map(|n| n as usize).ok_or_else(|| bad(name));
+        if v["version"].as_u64() != Some(VERSION) {
+            return Err(bad("version").into());
+        }
+        let fingerprint = v["fingerprint"].as_str().and_then(|s| u64::from_str_radix(s, 16).ok());
+        Ok(CacheDescription {
+            k: number("k")?,
+            temperature: v["temperature"].as_f64().ok_or_else(|| bad("temperature"))?,
+            rows: number("rows")?,
+            general_rows: number("general_rows")?,
+            seq_len: number("seq_len")?,
+            vocab: number("vocab")?,
+            fingerprint: fingerprint.ok_or_else(|| bad("fingerprint"))?,
+            teacher: v["teacher"].as_str().unwrap_or_default().to_string(),
+        })
+    }
+}
+
+/// An opened cache.
+pub struct TeacherCache {
+    /// How it was made.
+    pub description: CacheDescription,
+    file: WeightFile,
+}
+
+/// Whether `path` is a cache folder rather than a model.
+pub fn is_cache(path: &Path) -> bool {
+    path.join(DESCRIPTION).is_file()
+}
+
+impl TeacherCache {
+    /// Opens a cache folder and checks its tensors.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged.
+    pub fn open(path: &Path) -> Result<TeacherCache> {
+        let description_path = path.join(DESCRIPTION);
+        let d = CacheDescription::from_json(&description_path, &read_json(&description_path)?)?;
+        let file = WeightFile::open(&path.join(TENSORS))?;
+        let rows = d.rows + d.general_rows;
+        for (name, dims, size) in [
+            ("top_ids", vec![rows, d.seq_len, d.k], 4),
+            ("top_logits", vec![rows, d.seq_len, d.k], 4),
+            ("top_lse", vec![rows, d.seq_len], 4),
+        ] {
+            let view = file.expect(name)?.expect_dims(&dims)?;
+            if view.bytes.len() != dims.iter().product::<usize>() * size {
+                let m = format!("tensor `{name}` has an unexpected element type; make the cache again with `kfc teach`");
+                return Err(FileError::invalid(file.path(), m).into());
+            }
+        }
+        Ok(TeacherCache { description: d, file })
+    }
+
+    /// Checks that the cache belongs to this job's rows and temperature.
+    ///
+    /// # Errors
+    /// Says what differs.
+    pub fn check(&self, job: &JobConfig, path: &PathBuf, rows: usize, general: usize, seq: usize, fingerprint: u64) -> Result<()> {
+        let d = &self.description;
+        let differ = |what: &str, cache: String, job: String| {
+            Err(RunError::Input(format!(
+                "{}: the cache was made with {what} {cache}, this job has {job}; make it again with `kfc teach`",
+                path.display()
+            )))
+        };
+        let temperature = job.distill.as_ref().map_or(1.0, |s| s.temperature);
+        if d.temperature != temperature {
+            return differ("distill.temperature", d.temperature.to_string(), temperature.to_string());
+        }
+        if (d.rows, d.general_rows) != (rows, general) {
+            return differ("rows", format!("{}+{}", d.rows, d.general_rows), format!("{rows}+{general}"));
+        }
+        if d.seq_len != seq {
+            return differ("data.seq_len", d.seq_len.to_string(), seq.to_string());
+        }
+        if d.fingerprint != fingerprint {
+            return differ("tokens of fingerprint", format!("{:016x}", d.fingerprint), format!("{fingerprint:016x}"));
+        }
+        Ok(())
+    }
+
+    /// Copies a micro-batch's part of the cache into the step's tensors; empty rows stay as they are.
+    pub fn fill(&self, batch: &MicroBatch, ids: &mut [i32], logits: &mut [f32], lse: &mut [f32]) {
+        let (t, k) = (self.description.seq_len, self.description.k);
+        let part = |name: &str, row: usize, width: usize| {
+            let bytes = self.file.get(name).map(|v| v.bytes).unwrap_or_default();
+            bytes.get(row * width * 4..(row + 1) * width * 4).unwrap_or_default()
+        };
+        for r in 0..batch.rows {
+            if batch.row_ids[r] == u64::MAX {
+                continue;
+            }
+            let row = batch.row_ids[r] as usize + if batch.general[r] { self.description.rows } else { 0 };
+            bytemuck::cast_slice_mut(&mut ids[r * t * k..(r + 1) * t * k]).copy_from_slice(part("top_ids", row, t * k));
+            bytemuck::cast_slice_mut(&mut logits[r * t * k..(r + 1) * t * k])
+                .copy_from_slice(part("top_logits", row, t * k));
+            bytemuck::cast_slice_mut::<f32, u8>(&mut lse[r * t..(r + 1) * t]).copy_from_slice(part("top_lse", row, t));
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! From a job to a trainer: models and adapters loaded, graphs compiled, everything bound.
+
+use super::{DataSlots, Outputs, Trainer, ewc, scale::LossScaler};
+use crate::config::{Divergence, EwcMode, JobConfig, LoraInit, LoraTargets, ModelInit};
+use crate::data::{Loader, Tokenizer};
+use crate::error::{Result, RunError};
+use crate::exec::Store;
+use crate::hf::{Adapter, WeightFile, read_adapter};
+use crate::models::{Model, write_f32};
+use crate::random;
+use crate::session;
+use crate::teacher_cache::{TeacherCache, is_cache};
+use kfc_graph::{DType, Graph, InputKind, TensorType};
+use kfc_ops::model::{LoraSpec, resolve_targets};
+use kfc_ops::step::TrainedParam;
+use kfc_ops::step::train::{
+    DistillSpec, FeatureSpec, TeacherSpec, TrainGraph, TrainSpec, projector_input, train_graph, trained_params,
+};
+use kfc_ops::step::update::{EwcSpec, UpdateSpec, update_graph};
+use std::path::Path;
+
+/// The student with its adapter, opened.
+pub struct Student {
+    /// Configuration and weights.
+    pub model: Model,
+    /// Where adapters attach; `None` is full fine-tuning.
+    pub lora: Option<LoraSpec>,
+    /// The adapter that training starts from, if it is not a fresh one.
+    pub adapter: Option<Adapter>,
+}
+
+/// The teacher, opened.
+pub enum Teacher {
+    /// A model that runs beside the student.
+    Model(Model),
+    /// Its logits, computed before.
+    Cache(TeacherCache),
+}
+
+/// Opens the student and decides where adapters attach.
+///
+/// # Errors
+/// If the model or the adapter is missing, damaged or does not fit the job.
+pub fn open_student(job: &JobConfig) -> Result<Student> {
+    let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
+    let Some(section) = &job.lora else { return Ok(Student { model, lora: None, adapter: None }) };
+    let in_model = |source| RunError::Model { path: job.model.path.display().to_string(), source };
+    let (lora, adapter) = match &section.init {
+        LoraInit::Default => {
+            let names = match &section.targets {
+                LoraTargets::AllLinear => None,
+                LoraTargets::Names(names) => Some(names.as_slice()),
+            };
+            let modules = resolve_targets(&model.config, names).map_err(in_model)?;
+            let scale = LoraSpec::scale_of(section.alpha, section.r, section.rslora);
+            (LoraSpec { r: section.r, scale, dropout: section.dropout, modules }, None)
+        }
+        LoraInit::Path(path) => {
+            let adapter = read_adapter(path)?;
+            (adapter_spec(&model, &adapter, section.dropout, path)?, Some(adapter))
+        }
+    };
+    Ok(Student { model, lora: Some(lora), adapter })
+}
+
+/// The LoRA specification of an adapter read from a folder: its rank, scale and modules rule.
+///
+/// # Errors
+/// If a module of the adapter is not one of the model's, or its shape does not fit.
+pub fn adapter_spec(model: &Model, adapter: &Adapter, dropout: f64, path: &Path) -> Result<LoraSpec> {
+    let all = model.config.modules();
+    for (name, pair) in &adapter.tensors {
+        let Some(module) = all.iter().find(|m| m.path == *name) else {
+            return Err(RunError::Input(format!(
+                "{}: the adapter is on `{name}`, which is no linear layer of {}; is it an adapter of another model?",
+                path.display(),
+                model.path.display()
+            )));
+        };
+        let (a, b) = (pair.a_dims(), pair.b_dims());
+        let r = adapter.config.r;
+        if a != [r, module.in_features] || b != [module.out_features, r] {
+            return Err(RunError::Input(format!(
+                "{}: lora_A {a:?} and lora_B {b:?} of `{name}` do not fit the layer [{}, {}] at rank {r}; is it an \
+                 adapter of another model?",
+                path.display(),
+                module.out_features,
+                module.in_features
+            )));
+        }
+    }
+    let modules = all.into_iter().filter(|m| adapter.tensors.contains_key(&m.path)).collect();
+    let c = &adapter.config;
+    Ok(LoraSpec { r: c.r, scale: LoraSpec::scale_of(c.alpha, c.r, c.rslora), dropout, modules })
+}
+
+/// Puts the adapter's A and B into the store: the ones read, or fresh ones (A from Kaiming's uniform distribution with
+/// `a = sqrt(5)`, that is ±1/sqrt(in); B zero, as PEFT does).
+///
+/// # Errors
+/// If memory runs out.
+pub fn place_adapter(store: &mut Store, lora: &LoraSpec, adapter: Option<&Adapter>, seed: u64) -> Result<()> {
+    for m in &lora.modules {
+        let [a, b] = ["A", "B"].map(|side| kfc_ops::model::transformer::lora_input(&m.path, side));
+        let (a_ty, b_ty) = (
+            TensorType::new(DType::F32, [lora.r, m.in_features]),
+            TensorType::new(DType::F32, [m.out_features, lora.r]),
+        );
+        match adapter.and_then(|ad| ad.tensors.get(&m.path)) {
+            Some(pair) => {
+                store.insert(&a, &a_ty, &pair.a)?;
+                store.insert(&b, &b_ty, &pair.b)?;
+            }
+            None => {
+                let bound = 1.0 / (m.in_features as f64).sqrt();
+                store.insert(&a, &a_ty, &random::uniform_tensor(seed, &a, a_ty.elements(), bound))?;
+                store.allocate(&b, &b_ty)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Opens the teacher of a job, if it has one.
+///
+/// # Errors
+/// If it is missing or damaged.
+pub fn open_teacher(job: &JobConfig) -> Result<Option<Teacher>> {
+    let Some(distill) = &job.distill else { return Ok(None) };
+    if is_cache(&distill.teacher) {
+        return Ok(Some(Teacher::Cache(TeacherCache::open(&distill.teacher)?)));
+    }
+    let model = Model::open(&distill.teacher, job.model.dtype, ModelInit::Pretrained, 0)?;
+    Ok(Some(Teacher::Model(model)))
+}
+
+/// Refuses a teacher whose token ids mean other tokens than the student's.
+///
+/// # Errors
+/// Names the first differing token.
+pub fn check_tokenizers(job: &JobConfig, teacher: &Teacher) -> Result<()> {
+    let (Some(distill), Teacher::Model(teacher)) = (&job.distill, teacher) else { return Ok(()) };
+    let own = job.data.tokenizer.as_deref().unwrap_or(&job.model.path);
+    let has = |p: &Path| p.is_file() || p.join("tokenizer.json").is_file();
+    if !has(own) || !has(&teacher.path) {
+        return Ok(());
+    }
+    Tokenizer::load(own)?.same_vocabulary(&Tokenizer::load(&teacher.path)?).map_err(|e| {
+        RunError::Input(format!(
+            "distill.teacher: {} has another tokenizer than the student ({e}); distillation compares token by token, \
+             choose a teacher of the same tokenizer",
+            distill.teacher.display()
+        ))
+    })
+}
+
+/// The training graph's specification.
+pub fn train_spec<'a>(
+    job: &'a JobConfig,
+    student: &'a Student,
+    teacher: Option<&'a Teacher>,
+    seq: usize,
+) -> TrainSpec<'a> {
+    let distill = job.distill.as_ref().zip(teacher).map(|(d, t)| DistillSpec {
+        alpha: d.alpha,
+        temperature: d.temperature,
+        divergence: Divergence::name(d.divergence),
+        teacher: match t {
+            Teacher::Model(m) => TeacherSpec::Model(&m.config, m.dtype),
+            Teacher::Cache(c) => TeacherSpec::TopK(c.description.k),
+        },
+        features: d
+            .features
+            .iter()
+            .map(|f| FeatureSpec { student_layer: f.student_layer, teacher_layer: f.teacher_layer, weight: f.weight })
+            .collect(),
+    });
+    TrainSpec {
+        student: &student.model.config,
+        dtype: student.model.dtype,
+        lora: student.lora.as_ref(),
+        batch: job.train.batch,
+        seq,
+        distill,
+    }
+}
+
+/// The two graphs of a training step, and what they train. `penalty` comes from [`ewc::load`].
+///
+/// # Errors
+/// If shapes contradict each other.
+pub fn step_graphs(
+    job: &JobConfig,
+    spec: &TrainSpec<'_>,
+    penalty: Option<&ewc::Penalty>,
+) -> Result<(TrainGraph, Graph)> {
+    let train = train_graph(spec)?;
+    let none = Default::default();
+    let update = update_graph(&UpdateSpec {
+        params: &train.params,
+        betas: job.train.betas,
+        eps: job.train.eps,
+        weight_decay: job.train.weight_decay,
+        max_grad_norm: job.train.max_grad_norm,
+        ewc: penalty.zip(job.ewc.as_ref()).map(|(p, s)| EwcSpec { lambda: s.lambda, terms: &p.terms }),
+        lr_scaled: penalty.map_or(&none, |p| &p.lr_scaled),
+        cast: master_copies(spec),
+    })?;
+    Ok((train, update))
+}
+
+/// The 16-bit type that trained weights are kept in beside their f32 masters, if any.
+fn master_copies(spec: &TrainSpec<'_>) -> Option<DType> {
+    (spec.lora.is_none() && spec.dtype != DType::F32).then_some(spec.dtype)
+}
+
+impl Trainer {
+    /// Loads models, builds and compiles the step, and binds it.
+    ///
+    /// # Errors
+    /// If anything that the job names is missing, damaged or does not fit, or memory runs out.
+    pub fn new(job: &JobConfig, loader: Loader) -> Result<Trainer> {
+        let student = open_student(job)?;
+        let teacher = open_teacher(job)?;
+        let seq = loader.seq_len();
+        let mut store = Store::new();
+        place_student(&mut store, job, &student, seq)?;
+        if let Some(teacher) = &teacher {
+            check_tokenizers(job, teacher)?;
+            place_teacher(&mut store, job, teacher, &loader)?;
+        }
+        let spec = train_spec(job, &student, teacher.as_ref(), seq);
+        let params = trained_params(&spec);
+        place_projectors(&mut store, job, &params)?;
+        let penalty = match &job.ewc {
+            Some(section) => Some(ewc::load(section, &params, student.lora.as_ref(), &mut store)?),
+            None => None,
+        };
+        let (train, update) = step_graphs(job, &spec, penalty.as_ref())?;
+        for graph in [&train.graph, &update] {
+            for input in graph.inputs().iter().filter(|i| i.kind != InputKind::Weight || i.name.starts_with("grad.")) {
+                store.allocate(&input.name, graph.ty(input.value))?;
+            }
+        }
+        // A parameter of the full model that the loss does not reach has no gradient accumulator in the train graph.
+        let plans = session::bind(vec![train.graph, update], &store, job.train.mem_budget)?;
+        let [micro, update]: [_; 2] =
+            plans.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
+        let data = DataSlots::of(&store);
+        let outputs = Outputs::of(&micro, &update, job);
+        let scaler = LossScaler::new(job.train.loss_scale, student.model.dtype);
+        Ok(Trainer::assemble(job, loader, student, teacher, store, train.params, micro, update, data, outputs, scaler, penalty.and_then(|p| p.important)))
+    }
+}
+
+/// Weights, adapter and tables of the student.
+fn place_student(store: &mut Store, job: &JobConfig, student: &Student, seq: usize) -> Result<()> {
+    let full = student.lora.is_none();
+    student.model.place(store, "student.", full)?;
+    if full && student.model.dtype != DType::F32 {
+        for p in student.model.config.parameters() {
+            student.model.place_as(store, &format!("master.student.{}", p.name), &p, DType::F32, true)?;
+        }
+    }
+    student.model.place_rope(store, "student.", seq)?;
+    match &student.lora {
+        Some(lora) => place_adapter(store, lora, student.adapter.as_ref(), job.train.seed),
+        None => Ok(()),
+    }
+}
+
+fn place_teacher(store: &mut Store, job: &JobConfig, teacher: &Teacher, loader: &Loader) -> Result<()> {
+    match teacher {
+        Teacher::Model(model) => {
+            model.place(store, "teacher.", false)?;
+            Ok(model.place_rope(store, "teacher.", loader.seq_len())?)
+        }
+        Teacher::Cache(cache) => {
+            let (main, general) = (loader.rows(), loader.general_rows());
+            let path = job.distill.as_ref().map(|d| d.teacher.clone()).unwrap_or_default();
+            let general_rows = general.map_or(0, |g| g.len());
+            cache.check(job, &path, main.len(), general_rows, loader.seq_len(), rows_fingerprint(loader))
+        }
+    }
+}
+
+/// Hash of the tokens of all rows of a job.
+pub fn rows_fingerprint(loader: &Loader) -> u64 {
+    let general = loader.general_rows().map_or(0, |g| g.fingerprint());
+    loader.rows().fingerprint() ^ general.rotate_left(1)
+}
+
+/// Projectors of feature alignment: from their file, or Kaiming's uniform distribution.
+fn place_projectors(store: &mut Store, job: &JobConfig, params: &[TrainedParam]) -> Result<()> {
+    let features = job.distill.iter().flat_map(|d| &d.features).enumerate();
+    for (i, f) in features {
+        let name = projector_input(i);
+        let Some(p) = params.iter().find(|p| p.name == name) else {
+            return Err(RunError::Input(
+                "distill.features: hidden states need the teacher model, a cache holds only its logits".into(),
+            ));
+        };
+        let values = match &f.projector {
+            Some(path) => {
+                let file = WeightFile::open(path)?;
+                file.expect("weight")?.expect_float()?.expect_dims(&p.dims)?.to_f32()?
+            }
+            None => {
+                let bound = 1.0 / (p.dims[1] as f64).sqrt();
+                random::uniform_tensor(job.train.seed, &name, p.elements(), bound)
+            }
+        };
+        let slot = store.allocate(&name, &TensorType::new(DType::F32, p.dims.clone()))?;
+        write_f32(&values, DType::F32, store.slice_mut::<u8>(slot));
+    }
+    Ok(())
+}
+
+/// Checks that a full fine-tuning job and its penalty fit together; the configuration reader does the same by line.
+///
+/// # Errors
+/// If `[lora]` and `ewc.mode` contradict each other.
+pub fn check_modes(job: &JobConfig) -> Result<()> {
+    match (&job.ewc, &job.lora) {
+        (Some(e), Some(_)) if e.mode == EwcMode::Weights => {
+            Err(RunError::Input("ewc.mode = \"weights\" is for full fine-tuning; with [lora] use \"adapter\" or \"delta\"".into()))
+        }
+        (Some(e), None) if e.mode != EwcMode::Weights => {
+            Err(RunError::Input("without [lora] every weight is trained: use ewc.mode = \"weights\"".into()))
+        }
+        _ => Ok(()),
+    }
+}
