@@ -4,6 +4,7 @@
 //! Paths are already resolved (relative ones against the folder of the configuration file).
 
 use kfc_graph::DType;
+pub use kfc_ops::head::Divergence;
 use std::path::PathBuf;
 
 /// A whole job.
@@ -97,28 +98,6 @@ pub struct DistillSection {
     pub top_k: usize,
     /// Aligned hidden states.
     pub features: Vec<FeatureSection>,
-}
-
-/// `distill.divergence`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Divergence {
-    /// KL(teacher ‖ student).
-    ForwardKl,
-    /// KL(student ‖ teacher).
-    ReverseKl,
-    /// Jensen-Shannon.
-    Jsd,
-}
-
-impl Divergence {
-    /// Its name in configurations and op attributes.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Divergence::ForwardKl => "forward_kl",
-            Divergence::ReverseKl => "reverse_kl",
-            Divergence::Jsd => "jsd",
-        }
-    }
 }
 
 /// `[[distill.features]]`

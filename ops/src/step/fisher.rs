@@ -35,8 +35,7 @@ pub fn fisher_graph(
     let hidden = model.hidden(&mut b, batch, None)?;
     let w = model.head(&mut b)?;
     b.set_scope("loss");
-    let args = head::HeadArgs { h: hidden.last, w, labels, w_ce, kd: None };
-    let losses = head::linear_cross_entropy_kd(&mut b, &args)?;
+    let losses = head::head(&mut b, &head::Head { h: hidden.last, w, labels, w_ce, distillation: None })?;
     let values: Vec<ValueId> = wrt
         .iter()
         .map(|n| {

@@ -27,7 +27,7 @@ pub fn score_graph(
     let mut model = Transformer::new(config, "student.", dtype, seq).with_lora(lora, None);
     let hidden = model.hidden(&mut b, inputs, None)?;
     let w = model.head(&mut b)?;
-    let scores = token_scores::linear_token_scores(&mut b, hidden.last, w, labels)?;
+    let scores = token_scores::token_scores(&mut b, hidden.last, w, labels)?;
     graph.add_output("logp", scores.logp, None);
     graph.add_output("greedy", scores.greedy, None);
     Ok(graph)

@@ -37,8 +37,8 @@ pub struct DistillSpec<'a> {
     pub alpha: f64,
     /// Softmax temperature.
     pub temperature: f64,
-    /// Name of the divergence, as the head takes it.
-    pub divergence: &'a str,
+    /// How far the student is from the teacher.
+    pub divergence: head::Divergence,
     /// Where the teacher's distribution comes from.
     pub teacher: TeacherSpec<'a>,
     /// Aligned hidden states.
@@ -136,11 +136,11 @@ pub fn train_graph(spec: &TrainSpec<'_>) -> Result<TrainGraph> {
     let mut projectors = Vec::new();
     let mut seeds = Vec::new();
     let mut outputs: Vec<(String, ValueId)> = Vec::new();
-    let kd = match &spec.distill {
+    let distillation = match &spec.distill {
         None => None,
         Some(d) => {
             let w_kd = data(&mut b, "w_kd", DType::F32, &[spec.batch, spec.seq]);
-            let source = match d.teacher {
+            let teacher = match d.teacher {
                 TeacherSpec::Model(config, dtype) => {
                     let mut teacher = Transformer::new(config, "teacher.", dtype, spec.seq);
                     let t = teacher.hidden(&mut b, batch, None)?;
@@ -151,7 +151,7 @@ pub fn train_graph(spec: &TrainSpec<'_>) -> Result<TrainGraph> {
                         seeds.push((feature.mse, b.scale(loss_scale, f.weight)?));
                         outputs.push((format!("feat.{i}"), feature.mse));
                     }
-                    head::KdSource::Logits { ht: t.last, wt }
+                    head::Teacher::Logits { ht: t.last, wt }
                 }
                 TeacherSpec::TopK(k) => {
                     if !d.features.is_empty() {
@@ -159,18 +159,18 @@ pub fn train_graph(spec: &TrainSpec<'_>) -> Result<TrainGraph> {
                         return Err(GraphError::ty("feature_alignment", m));
                     }
                     let dims = [spec.batch, spec.seq, k];
-                    head::KdSource::TopK {
+                    head::Teacher::TopK {
                         ids: data(&mut b, "top_ids", DType::I32, &dims),
                         logits: data(&mut b, "top_logits", DType::F32, &dims),
                         lse: data(&mut b, "top_lse", DType::F32, &dims[..2]),
                     }
                 }
             };
-            Some(head::KdArgs { source, w_kd, temperature: d.temperature, divergence: d.divergence })
+            Some(head::Distillation { teacher, w_kd, temperature: d.temperature, divergence: d.divergence })
         }
     };
     b.set_scope("loss");
-    let losses = head::linear_cross_entropy_kd(&mut b, &head::HeadArgs { h: hidden.last, w, labels, w_ce, kd })?;
+    let losses = head::head(&mut b, &head::Head { h: hidden.last, w, labels, w_ce, distillation })?;
     outputs.push(("ce".into(), losses.ce));
     outputs.push(("correct".into(), losses.correct));
     seeds.push((losses.ce, g_ce));

@@ -1,7 +1,7 @@
 //! From a job to a trainer: models and adapters loaded, graphs compiled, everything bound.
 
 use super::{DataSlots, Outputs, Trainer, ewc, scale::LossScaler};
-use crate::config::{Divergence, EwcMode, JobConfig, LoraInit, LoraTargets, ModelInit};
+use crate::config::{EwcMode, JobConfig, LoraInit, LoraTargets, ModelInit};
 use crate::data::{Loader, Tokenizer};
 use crate::error::{Result, RunError};
 use crate::exec::Store;
@@ -164,7 +164,7 @@ pub fn train_spec<'a>(
     let distill = job.distill.as_ref().zip(teacher).map(|(d, t)| DistillSpec {
         alpha: d.alpha,
         temperature: d.temperature,
-        divergence: Divergence::name(d.divergence),
+        divergence: d.divergence,
         teacher: match t {
             Teacher::Model(m) => TeacherSpec::Model(&m.config, m.dtype),
             Teacher::Cache(c) => TeacherSpec::TopK(c.description.k),
