@@ -3,8 +3,7 @@
 use crate::config::ModelInit;
 use crate::error::{Result, RunError};
 use crate::exec::{Store, StoreError};
-use crate::files::read_json;
-use crate::hf::{TensorView, Weights, dtype_of};
+use crate::hf::{ModelFolder, TensorView, Weights, dtype_of};
 use crate::random;
 use half::{bf16, f16};
 use kfc_graph::{DType, TensorType};
@@ -39,20 +38,14 @@ impl Model {
     /// # Errors
     /// If a file is missing or damaged, the architecture is not supported, or a weight is absent or of another shape.
     pub fn open(path: &Path, dtype: Option<DType>, init: ModelInit, seed: u64) -> Result<Model> {
-        if !path.is_dir() {
-            let what = if path.exists() { "is no folder" } else { "does not exist" };
-            return Err(RunError::Input(format!(
-                "{}: {what}; a model folder with config.json and model.safetensors is needed",
-                path.display()
-            )));
-        }
-        let json = read_json(&path.join("config.json"))?;
+        let folder = ModelFolder::open(path)?;
+        let json = folder.config.clone();
         let in_path = |source| RunError::Model { path: path.display().to_string(), source };
         let config = ModelConfig::from_json(&json).map_err(in_path)?;
         let (weights, stored) = match init {
             ModelInit::Random => (Source::Random { seed }, config.dtype.unwrap_or(DType::F32)),
             ModelInit::Pretrained => {
-                let weights = Weights::open(path)?;
+                let weights = folder.weights()?;
                 let mut stored = DType::F32;
                 for p in config.parameters() {
                     let view = weights.require(&p.name, &p.dims)?;

@@ -1,8 +1,9 @@
 //! Offline top-k cache of a teacher: made by `kfc teach`, read while training.
 //!
-//! A folder with `teacher_cache.json` (how it was made) and `top_k.safetensors`: for each row of the training data (then
-//! each row of the general data) and each position, the `k` largest logits with their token ids, and the logsumexp of
-//! all logits at the temperature. What is outside the `k` is one "rest" outcome, so its probability is exact.
+//! A folder with `teacher_cache.json` (how it was made) and three safetensors files, each with one tensor of its name: for
+//! each row of the training data (then each row of the general data) and each position, the `k` largest logits
+//! (`top_logits`) with their token ids (`top_ids`), and the logsumexp of all logits at the temperature (`top_lse`). What
+//! is outside the `k` is one "rest" outcome, so its probability is exact.
 
 use crate::config::JobConfig;
 use crate::data::MicroBatch;
@@ -10,12 +11,12 @@ use crate::error::{Result, RunError};
 use crate::files::{FileError, read_json};
 use crate::hf::WeightFile;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Name of the description in a cache folder.
 pub const DESCRIPTION: &str = "teacher_cache.json";
-/// Name of the tensors in a cache folder.
-pub const TENSORS: &str = "top_k.safetensors";
+/// Names of the three tensors, and of their files.
+pub const TENSORS: [&str; 3] = ["top_ids", "top_logits", "top_lse"];
 /// Format version.
 const VERSION: u64 = 1;
 
@@ -74,7 +75,8 @@ impl CacheDescription {
 pub struct TeacherCache {
     /// How it was made.
     pub description: CacheDescription,
-    file: WeightFile,
+    /// In the order of [`TENSORS`].
+    files: Vec<WeightFile>,
 }
 
 /// Whether `path` is a cache folder rather than a model.
@@ -90,27 +92,26 @@ impl TeacherCache {
     pub fn open(path: &Path) -> Result<TeacherCache> {
         let description_path = path.join(DESCRIPTION);
         let d = CacheDescription::from_json(&description_path, &read_json(&description_path)?)?;
-        let file = WeightFile::open(&path.join(TENSORS))?;
         let rows = d.rows + d.general_rows;
-        for (name, dims, size) in [
-            ("top_ids", vec![rows, d.seq_len, d.k], 4),
-            ("top_logits", vec![rows, d.seq_len, d.k], 4),
-            ("top_lse", vec![rows, d.seq_len], 4),
-        ] {
-            let view = file.expect(name)?.expect_dims(&dims)?;
-            if view.bytes.len() != dims.iter().product::<usize>() * size {
+        let dims = [vec![rows, d.seq_len, d.k], vec![rows, d.seq_len, d.k], vec![rows, d.seq_len]];
+        let mut files = Vec::new();
+        for (name, dims) in TENSORS.iter().zip(&dims) {
+            let file = WeightFile::open(&path.join(format!("{name}.safetensors")))?;
+            let bytes = file.expect(name)?.expect_dims(dims)?.bytes.len();
+            if bytes != dims.iter().product::<usize>() * 4 {
                 let m = format!("tensor `{name}` has an unexpected element type; make the cache again with `kfc teach`");
                 return Err(FileError::invalid(file.path(), m).into());
             }
+            files.push(file);
         }
-        Ok(TeacherCache { description: d, file })
+        Ok(TeacherCache { description: d, files })
     }
 
     /// Checks that the cache belongs to this job's rows and temperature.
     ///
     /// # Errors
     /// Says what differs.
-    pub fn check(&self, job: &JobConfig, path: &PathBuf, rows: usize, general: usize, seq: usize, fingerprint: u64) -> Result<()> {
+    pub fn check(&self, job: &JobConfig, path: &Path, rows: usize, general: usize, seq: usize, fingerprint: u64) -> Result<()> {
         let d = &self.description;
         let differ = |what: &str, cache: String, job: String| {
             Err(RunError::Input(format!(
@@ -134,22 +135,32 @@ impl TeacherCache {
         Ok(())
     }
 
-    /// Copies a micro-batch's part of the cache into the step's tensors; empty rows stay as they are.
-    pub fn fill(&self, batch: &MicroBatch, ids: &mut [i32], logits: &mut [f32], lse: &mut [f32]) {
-        let (t, k) = (self.description.seq_len, self.description.k);
-        let part = |name: &str, row: usize, width: usize| {
-            let bytes = self.file.get(name).map(|v| v.bytes).unwrap_or_default();
-            bytes.get(row * width * 4..(row + 1) * width * 4).unwrap_or_default()
-        };
-        for r in 0..batch.rows {
+    /// Copies a micro-batch's token ids `[B,T,K]`; those of empty rows stay as they are.
+    pub fn fill_ids(&self, batch: &MicroBatch, out: &mut [i32]) {
+        self.fill(0, batch, bytemuck::cast_slice_mut(out));
+    }
+
+    /// Copies a micro-batch's logits `[B,T,K]`.
+    pub fn fill_logits(&self, batch: &MicroBatch, out: &mut [f32]) {
+        self.fill(1, batch, bytemuck::cast_slice_mut(out));
+    }
+
+    /// Copies a micro-batch's logsumexps `[B,T]`.
+    pub fn fill_lse(&self, batch: &MicroBatch, out: &mut [f32]) {
+        self.fill(2, batch, bytemuck::cast_slice_mut(out));
+    }
+
+    fn fill(&self, which: usize, batch: &MicroBatch, out: &mut [u8]) {
+        let Some(view) = self.files[which].get(TENSORS[which]) else { return };
+        let width = out.len() / batch.rows.max(1);
+        for (r, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
             if batch.row_ids[r] == u64::MAX {
                 continue;
             }
             let row = batch.row_ids[r] as usize + if batch.general[r] { self.description.rows } else { 0 };
-            bytemuck::cast_slice_mut(&mut ids[r * t * k..(r + 1) * t * k]).copy_from_slice(part("top_ids", row, t * k));
-            bytemuck::cast_slice_mut(&mut logits[r * t * k..(r + 1) * t * k])
-                .copy_from_slice(part("top_logits", row, t * k));
-            bytemuck::cast_slice_mut::<f32, u8>(&mut lse[r * t..(r + 1) * t]).copy_from_slice(part("top_lse", row, t));
+            if let Some(bytes) = view.bytes.get(row * width..(row + 1) * width) {
+                out.copy_from_slice(bytes);
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! From a job to a trainer: models and adapters loaded, graphs compiled, everything bound.
 
-use super::{DataSlots, Outputs, Trainer, ewc, scale::LossScaler};
+use super::{Parts, Trainer, ewc};
 use crate::config::{EwcMode, JobConfig, LoraInit, LoraTargets, ModelInit};
 use crate::data::{Loader, Tokenizer};
 use crate::error::{Result, RunError};
@@ -69,7 +69,7 @@ pub fn open_student(job: &JobConfig) -> Result<Student> {
 /// If a module of the adapter is not one of the model's, or its shape does not fit.
 pub fn adapter_spec(model: &Model, adapter: &Adapter, dropout: f64, path: &Path) -> Result<LoraSpec> {
     let all = model.config.modules();
-    for (name, pair) in &adapter.tensors {
+    for (name, pair) in &adapter.modules {
         let Some(module) = all.iter().find(|m| m.path == *name) else {
             return Err(RunError::Input(format!(
                 "{}: the adapter is on `{name}`, which is no linear layer of {}; is it an adapter of another model?",
@@ -77,21 +77,21 @@ pub fn adapter_spec(model: &Model, adapter: &Adapter, dropout: f64, path: &Path)
                 model.path.display()
             )));
         };
-        let (a, b) = (pair.a_dims(), pair.b_dims());
-        let r = adapter.config.r;
-        if a != [r, module.in_features] || b != [module.out_features, r] {
+        if (pair.inputs, pair.outputs) != (module.in_features, module.out_features) {
             return Err(RunError::Input(format!(
-                "{}: lora_A {a:?} and lora_B {b:?} of `{name}` do not fit the layer [{}, {}] at rank {r}; is it an \
-                 adapter of another model?",
+                "{}: the adapter of `{name}` is for a layer [{}, {}], the model's is [{}, {}]; is it an adapter of another \
+                 model?",
                 path.display(),
+                pair.outputs,
+                pair.inputs,
                 module.out_features,
                 module.in_features
             )));
         }
     }
-    let modules = all.into_iter().filter(|m| adapter.tensors.contains_key(&m.path)).collect();
+    let modules = all.into_iter().filter(|m| adapter.modules.contains_key(&m.path)).collect();
     let c = &adapter.config;
-    Ok(LoraSpec { r: c.r, scale: LoraSpec::scale_of(c.alpha, c.r, c.rslora), dropout, modules })
+    Ok(LoraSpec { r: c.r, scale: c.scale(), dropout, modules })
 }
 
 /// Puts the adapter's A and B into the store: the ones read, or fresh ones (A from Kaiming's uniform distribution with
@@ -106,7 +106,7 @@ pub fn place_adapter(store: &mut Store, lora: &LoraSpec, adapter: Option<&Adapte
             TensorType::new(DType::F32, [lora.r, m.in_features]),
             TensorType::new(DType::F32, [m.out_features, lora.r]),
         );
-        match adapter.and_then(|ad| ad.tensors.get(&m.path)) {
+        match adapter.and_then(|ad| ad.modules.get(&m.path)) {
             Some(pair) => {
                 store.insert(&a, &a_ty, &pair.a)?;
                 store.insert(&b, &b_ty, &pair.b)?;
@@ -242,14 +242,20 @@ impl Trainer {
                 store.allocate(&input.name, graph.ty(input.value))?;
             }
         }
-        // A parameter of the full model that the loss does not reach has no gradient accumulator in the train graph.
         let plans = session::bind(vec![train.graph, update], &store, job.train.mem_budget)?;
         let [micro, update]: [_; 2] =
             plans.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
-        let data = DataSlots::of(&store);
-        let outputs = Outputs::of(&micro, &update, job);
-        let scaler = LossScaler::new(job.train.loss_scale, student.model.dtype);
-        Ok(Trainer::assemble(job, loader, student, teacher, store, train.params, micro, update, data, outputs, scaler, penalty.and_then(|p| p.important)))
+        Ok(Trainer::assemble(Parts {
+            job: job.clone(),
+            loader,
+            student,
+            teacher,
+            micro,
+            update,
+            store,
+            params: train.params,
+            important: penalty.and_then(|p| p.important),
+        }))
     }
 }
 
