@@ -24,7 +24,7 @@ const SCAN: usize = 4 << 20;
 pub struct TensorView<'a> {
     /// Its name in the file.
     pub name: &'a str,
-    /// Element type in the file; [`dtype_of`] gives kfc's.
+    /// Element type in the file; [`super::dtype_of`] gives kfc's.
     pub dtype: FileDType,
     /// Shape, row-major; empty for a scalar.
     pub dims: &'a [usize],
