@@ -1,1 +1,3 @@
-//! TODO
+//! Devices, executor, training loop, data loader and checkpoints.
+
+pub mod data;
