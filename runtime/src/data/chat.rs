@@ -145,7 +145,9 @@ impl ChatStyle {
                 Role::User => ("User: ".into(), "\n\n".into()),
                 Role::Tool => ("Tool: ".into(), "\n\n".into()),
                 // Without an end-of-text token only a line break can end the answer.
-                Role::Assistant => ("Assistant: ".into(), if eos.is_empty() { "\n".into() } else { eos.into() }),
+                Role::Assistant => {
+                    ("Assistant: ".into(), if eos.is_empty() { "\n".into() } else { eos.into() })
+                }
             },
         }
     }
@@ -156,7 +158,8 @@ mod tests {
     use super::*;
 
     fn talk() -> Vec<Message> {
-        let say = |role, content: &str| Message { role, content: content.into(), train: role == Role::Assistant };
+        let say =
+            |role, content: &str| Message { role, content: content.into(), train: role == Role::Assistant };
         vec![say(Role::System, "Be brief."), say(Role::User, "Hi"), say(Role::Assistant, "Hello")]
     }
 
@@ -188,7 +191,10 @@ mod tests {
         for style in [ChatStyle::Plain, ChatStyle::DeepSeek, ChatStyle::ChatMl, ChatStyle::Llama3] {
             let all: String = style.render(&talk(), "<eos>").into_iter().map(|p| p.text).collect();
             let prompt = style.prompt(&talk()[..2], "<eos>");
-            assert!(all.starts_with(&prompt) && all[prompt.len()..].trim_start().starts_with("Hello"), "{prompt}");
+            assert!(
+                all.starts_with(&prompt) && all[prompt.len()..].trim_start().starts_with("Hello"),
+                "{prompt}"
+            );
         }
     }
 

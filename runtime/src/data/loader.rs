@@ -94,7 +94,9 @@ impl Cursor {
         match (number("epoch"), number("step_in_epoch"), stream) {
             (Some(epoch), Some(step_in_epoch), Some(stream)) => Ok(Cursor { epoch, step_in_epoch, stream }),
             _ => Err(DataError::Cursor {
-                reason: format!("the checkpoint's data position is damaged: {value}; use an earlier checkpoint"),
+                reason: format!(
+                    "the checkpoint's data position is damaged: {value}; use an earlier checkpoint"
+                ),
             }),
         }
     }
@@ -219,8 +221,11 @@ impl Plan {
         if let Some(g) = &general
             && g.seq_len() != main.seq_len()
         {
-            let reason =
-                format!("its rows have {} tokens, the training rows {}; make them equal", g.seq_len(), main.seq_len());
+            let reason = format!(
+                "its rows have {} tokens, the training rows {}; make them equal",
+                g.seq_len(),
+                main.seq_len()
+            );
             return wrong("distill.general", reason);
         }
         for (rows, sources) in [(Some(&main), "data.train"), (general.as_ref(), "distill.general")] {
@@ -277,9 +282,13 @@ impl Plan {
                 let is_general = slot >= self.config.batch - general;
                 let source = match (&self.general, is_general) {
                     (Some(rows), true) => {
-                        let (epoch, at) = (next_general / rows.len() as u64, next_general % rows.len() as u64);
+                        let (epoch, at) =
+                            (next_general / rows.len() as u64, next_general % rows.len() as u64);
                         next_general += 1;
-                        Some((rows, self.row_at(Stream::General, rows.len(), epoch, at as usize, &mut orders.general)))
+                        Some((
+                            rows,
+                            self.row_at(Stream::General, rows.len(), epoch, at as usize, &mut orders.general),
+                        ))
                     }
                     _ => {
                         let at = next_main;
@@ -300,7 +309,14 @@ impl Plan {
         step
     }
 
-    fn row_at(&self, stream: Stream, n: usize, epoch: u64, at: usize, kept: &mut Option<(u64, Vec<u32>)>) -> usize {
+    fn row_at(
+        &self,
+        stream: Stream,
+        n: usize,
+        epoch: u64,
+        at: usize,
+        kept: &mut Option<(u64, Vec<u32>)>,
+    ) -> usize {
         if !self.config.shuffle {
             return at;
         }
@@ -457,7 +473,8 @@ mod tests {
 
     #[test]
     fn shuffling_sees_every_row_once_an_epoch_in_a_new_order() {
-        let mut loader = Loader::new(rows(12, 1), None, LoaderConfig { shuffle: true, ..config(2, 2) }).unwrap();
+        let mut loader =
+            Loader::new(rows(12, 1), None, LoaderConfig { shuffle: true, ..config(2, 2) }).unwrap();
         let mut epoch = || (0..3).flat_map(|_| ids(&loader.next_step())).collect::<Vec<_>>();
         let (first, second) = (epoch(), epoch());
         assert_ne!(first, second);

@@ -58,7 +58,11 @@ pub fn parse_row(value: &Value, style: ChatStyle, eos: &str) -> Result<Row, Stri
     }
     if row.contains_key("text") {
         let text = string(row, "text")?;
-        return if text.is_empty() { Err("\"text\" is empty; remove the row".into()) } else { Ok(Row::plain(text)) };
+        return if text.is_empty() {
+            Err("\"text\" is empty; remove the row".into())
+        } else {
+            Ok(Row::plain(text))
+        };
     }
     let keys: Vec<&str> = row.keys().map(String::as_str).collect();
     Err(format!(
@@ -75,7 +79,9 @@ pub fn question_prompt(question: &str) -> String {
 
 fn conversation(messages: &[Message], style: ChatStyle, eos: &str) -> Result<Row, String> {
     if !messages.iter().any(|m| m.train) {
-        return Err("the conversation has no assistant turn, so there is nothing to train; remove the row".into());
+        return Err(
+            "the conversation has no assistant turn, so there is nothing to train; remove the row".into()
+        );
     }
     Ok(Row { pieces: style.render(messages, eos), eos: !style.ends_itself() })
 }
@@ -131,7 +137,8 @@ fn messages(list: &Value, name: &str, role_key: &str, text_key: &str) -> Result<
     let mut out = Vec::with_capacity(list.len());
     for (i, item) in list.iter().enumerate() {
         let role_name = item.get(role_key).and_then(Value::as_str);
-        let role_name = role_name.ok_or_else(|| format!("{name}[{i}] has no \"{role_key}\" that is a string"))?;
+        let role_name =
+            role_name.ok_or_else(|| format!("{name}[{i}] has no \"{role_key}\" that is a string"))?;
         let role = Role::parse(role_name).ok_or_else(|| {
             format!("{name}[{i}] has the unknown {role_key} \"{role_name}\"; known are system, user, assistant, tool (and human, gpt)")
         })?;
@@ -198,11 +205,20 @@ mod tests {
     #[test]
     fn every_form() {
         check(json!({"text": "abc"}), "[abc]");
-        check(json!({"knowledge_id": "k1", "text": "abc", "metadata": {"source": "s", "domain": "d"}}), "[abc]");
+        check(
+            json!({"knowledge_id": "k1", "text": "abc", "metadata": {"source": "s", "domain": "d"}}),
+            "[abc]",
+        );
         check(json!({"prompt": "1+1=", "completion": "2"}), "1+1=[2]");
         check(json!({"question": "1+1? ", "answer": "2"}), "Question: 1+1?\nAnswer:[ 2]");
-        check(json!({"instruction": "Add", "input": "1 1", "output": "2"}), "User: Add\n1 1\n\nAssistant: [2</s>]");
-        check(json!({"instruction": "Add", "input": "", "output": "2", "text": "x"}), "User: Add\n\nAssistant: [2</s>]");
+        check(
+            json!({"instruction": "Add", "input": "1 1", "output": "2"}),
+            "User: Add\n1 1\n\nAssistant: [2</s>]",
+        );
+        check(
+            json!({"instruction": "Add", "input": "", "output": "2", "text": "x"}),
+            "User: Add\n\nAssistant: [2</s>]",
+        );
         check(
             json!({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
             "User: a\n\nAssistant: [b</s>]",
@@ -220,7 +236,10 @@ mod tests {
                                     {"role": "user", "content": "c"}],
                          "completion": [{"role": "assistant", "content": "d"}]});
         check(row, "User: a\n\nAssistant: b</s>User: c\n\nAssistant: [d</s>]");
-        check(json!({"prompt": [{"role": "user", "content": "a"}], "completion": "d"}), "User: a\n\nAssistant: [d</s>]");
+        check(
+            json!({"prompt": [{"role": "user", "content": "a"}], "completion": "d"}),
+            "User: a\n\nAssistant: [d</s>]",
+        );
     }
 
     #[test]

@@ -56,7 +56,9 @@ impl Tokenizer {
         if !file.exists() {
             return Err(DataError::Tokenizer {
                 path: file,
-                reason: "there is no such file; a model folder needs its tokenizer.json (or set data.tokenizer)".into(),
+                reason:
+                    "there is no such file; a model folder needs its tokenizer.json (or set data.tokenizer)"
+                        .into(),
             });
         }
         let inner = tokenizers::Tokenizer::from_file(&file).map_err(|e| DataError::Tokenizer {
@@ -69,19 +71,31 @@ impl Tokenizer {
         Ok(Tokenizer::build(inner, file, &by_text, &[config, generation]))
     }
 
-    fn build(mut inner: tokenizers::Tokenizer, path: PathBuf, by_text: &[Value; 2], by_id: &[Value; 2]) -> Tokenizer {
+    fn build(
+        mut inner: tokenizers::Tokenizer,
+        path: PathBuf,
+        by_text: &[Value; 2],
+        by_id: &[Value; 2],
+    ) -> Tokenizer {
         // Some files carry the truncation or padding of whoever saved them.
         inner.with_padding(None);
         // Taking truncation away has nothing to check and cannot fail.
         let _ = inner.with_truncation(None);
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
         let id = |text_key: &str, id_key: &str| {
-            let named = by_text.iter().filter_map(|v| token_text(&v[text_key])).find_map(|t| inner.token_to_id(&t));
-            named.or_else(|| by_id.iter().flat_map(|v| ids(&v[id_key])).find(|&i| inner.id_to_token(i).is_some()))
+            let named =
+                by_text.iter().filter_map(|v| token_text(&v[text_key])).find_map(|t| inner.token_to_id(&t));
+            named.or_else(|| {
+                by_id.iter().flat_map(|v| ids(&v[id_key])).find(|&i| inner.id_to_token(i).is_some())
+            })
         };
-        let (bos, eos, pad) =
-            (id("bos_token", "bos_token_id"), id("eos_token", "eos_token_id"), id("pad_token", "pad_token_id"));
-        let mut stops: Vec<u32> = eos.into_iter().chain(by_id.iter().flat_map(|v| ids(&v["eos_token_id"]))).collect();
+        let (bos, eos, pad) = (
+            id("bos_token", "bos_token_id"),
+            id("eos_token", "eos_token_id"),
+            id("pad_token", "pad_token_id"),
+        );
+        let mut stops: Vec<u32> =
+            eos.into_iter().chain(by_id.iter().flat_map(|v| ids(&v["eos_token_id"]))).collect();
         stops.sort_unstable();
         stops.dedup();
         let first = inner.encode_fast("a", true).ok().and_then(|e| e.get_ids().first().copied());
@@ -89,12 +103,25 @@ impl Tokenizer {
             Some(said) => said && bos.is_some(),
             None => bos.is_some() && first == bos,
         };
-        let ids_of = |text: &str| inner.encode_fast(text, false).map(|e| e.get_ids().to_vec()).unwrap_or_default();
+        let ids_of =
+            |text: &str| inner.encode_fast(text, false).map(|e| e.get_ids().to_vec()).unwrap_or_default();
         let cuts_at_newline = ids_of("ab.\ncd") == [ids_of("ab.\n"), ids_of("cd")].concat()
             && ids_of("ab\ncd") == [ids_of("ab\n"), ids_of("cd")].concat();
         let style = ChatStyle::choose(|token| inner.token_to_id(token).is_some());
         let eos_text = eos.and_then(|id| inner.id_to_token(id)).unwrap_or_default();
-        Tokenizer { inner, path, vocab_size, bos, eos, pad, stops, adds_bos, cuts_at_newline, style, eos_text }
+        Tokenizer {
+            inner,
+            path,
+            vocab_size,
+            bos,
+            eos,
+            pad,
+            stops,
+            adds_bos,
+            cuts_at_newline,
+            style,
+            eos_text,
+        }
     }
 
     /// The file that this tokenizer was read from.
@@ -255,7 +282,11 @@ impl Tokenizer {
             let encoding = self.inner.encode_fast(*piece, false).map_err(|e| self.failed(&e))?;
             Ok(encoding.get_ids().iter().map(|&id| id as i32).collect())
         };
-        if pieces.len() == 1 { pieces.iter().map(encode).collect() } else { pieces.par_iter().map(encode).collect() }
+        if pieces.len() == 1 {
+            pieces.iter().map(encode).collect()
+        } else {
+            pieces.par_iter().map(encode).collect()
+        }
     }
 
     fn failed(&self, error: &dyn std::fmt::Display) -> DataError {
@@ -272,7 +303,9 @@ fn cut_at_newlines(text: &str, size: usize) -> Vec<&str> {
         let Some(found) = bytes[at..bytes.len() - 1].iter().position(|&b| b == b'\n') else { break };
         let newline = at + found;
         let plain = |b: u8| b.is_ascii_alphanumeric();
-        if (plain(bytes[newline - 1]) || matches!(bytes[newline - 1], b'.' | b',')) && plain(bytes[newline + 1]) {
+        if (plain(bytes[newline - 1]) || matches!(bytes[newline - 1], b'.' | b','))
+            && plain(bytes[newline + 1])
+        {
             pieces.push(&text[start..=newline]);
             start = newline + 1;
             at = start + size;
@@ -347,7 +380,11 @@ mod tests {
         assert!(!t.adds_bos());
         let config = r#"{"bos_token": {"content": "c"}, "eos_token": "b", "add_bos_token": true}"#;
         fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
-        fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [3, 1], "pad_token_id": 0}"#).unwrap();
+        fs::write(
+            dir.path().join("generation_config.json"),
+            r#"{"eos_token_id": [3, 1], "pad_token_id": 0}"#,
+        )
+        .unwrap();
         let t = Tokenizer::load(dir.path()).unwrap();
         let id = |w: &str| t.id(w).unwrap() as i32;
         assert_eq!(t.encode("a b").unwrap(), [id("c"), id("a"), id("b")]);
@@ -366,13 +403,21 @@ mod tests {
         let b = save_word_level(dir.path(), &["a", "x", "c", "d", "e"].map(String::from)).unwrap();
         a.same_vocabulary(&a).unwrap();
         let error = a.same_vocabulary(&b).unwrap_err().to_string();
-        assert!(error.contains(&format!("token {} is \"b\"", a.id("b").unwrap())) && error.contains("\"x\""), "{error}");
+        assert!(
+            error.contains(&format!("token {} is \"b\"", a.id("b").unwrap())) && error.contains("\"x\""),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_missing_or_broken_file_is_named() {
         let dir = TempDir::new("broken");
-        assert!(Tokenizer::load(dir.path()).unwrap_err().to_string().contains("tokenizer.json: there is no such file"));
+        assert!(
+            Tokenizer::load(dir.path())
+                .unwrap_err()
+                .to_string()
+                .contains("tokenizer.json: there is no such file")
+        );
         fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
         assert!(Tokenizer::load(dir.path()).unwrap_err().to_string().contains("not a tokenizer"));
     }

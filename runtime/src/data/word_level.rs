@@ -26,7 +26,9 @@ pub fn save_word_level(folder: &Path, words: &[String]) -> Result<Tokenizer> {
     }
     let pre_tokenizer = pre_tokenizer()?;
     if let Some(word) = words.iter().find(|w| split(&pre_tokenizer, w) != [w.as_str()]) {
-        return Err(bad_words(format!("{word:?} is not one word: white space and punctuation separate words")));
+        return Err(bad_words(format!(
+            "{word:?} is not one word: white space and punctuation separate words"
+        )));
     }
     let added: Vec<Value> = SPECIAL.iter().enumerate().map(|(id, token)| added_token(id, token)).collect();
     let tokenizer = json!({
