@@ -17,7 +17,8 @@ pub fn main(arguments: Vec<OsString>) -> u8 {
 }
 
 fn dispatch(arguments: Vec<OsString>) -> u8 {
-    let parsed = args::command().try_get_matches_from(arguments).and_then(|matches| args::from_matches(&matches));
+    let parsed =
+        args::command().try_get_matches_from(arguments).and_then(|matches| args::from_matches(&matches));
     let (global, invocation) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => return report_usage(&error),
@@ -61,7 +62,8 @@ fn report_panic(info: &PanicHookInfo<'_>) {
         (None, Some(text)) => text.as_str(),
         (None, None) => "no message",
     };
-    let place = info.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();
+    let place =
+        info.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();
     output::stderr_line(&format!(
         "error: internal error{place}: {what}; this is a bug in kfc {}, please report it with the command line",
         env!("CARGO_PKG_VERSION")

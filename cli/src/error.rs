@@ -103,7 +103,10 @@ mod tests {
     fn codes() {
         assert_eq!(exit_code(&anyhow::anyhow!("disk full")), FAILED);
         assert_eq!(exit_code(&input_error("no such task")), BAD_INPUT);
-        let nested = Err::<(), _>(std::io::Error::other("gone")).or_bad_input().context("reading rows.jsonl").unwrap_err();
+        let nested = Err::<(), _>(std::io::Error::other("gone"))
+            .or_bad_input()
+            .context("reading rows.jsonl")
+            .unwrap_err();
         assert_eq!(exit_code(&nested), BAD_INPUT);
         assert_eq!(message(&nested), "reading rows.jsonl: gone");
         let config = crate::config::parse("x = 1", std::path::Path::new("job.toml")).unwrap_err();
@@ -114,6 +117,9 @@ mod tests {
     #[test]
     fn causes_are_kept() {
         let inner = anyhow::anyhow!("bad header").context("adapter_model.safetensors");
-        assert_eq!(message(&Err::<(), _>(inner).or_bad_input().unwrap_err()), "adapter_model.safetensors: bad header");
+        assert_eq!(
+            message(&Err::<(), _>(inner).or_bad_input().unwrap_err()),
+            "adapter_model.safetensors: bad header"
+        );
     }
 }

@@ -74,7 +74,9 @@ impl Gate {
             return Err(format!("there is no metric before `{symbol}`; write e.g. 'accuracy{symbol}0.9'"));
         }
         match bound.parse::<f64>() {
-            Ok(bound) if bound.is_finite() => Ok(Gate { metric: metric.to_owned(), comparison: *comparison, bound }),
+            Ok(bound) if bound.is_finite() => {
+                Ok(Gate { metric: metric.to_owned(), comparison: *comparison, bound })
+            }
             _ => Err(format!("`{bound}` is not a number; write e.g. '{metric}{symbol}0.9'")),
         }
     }
@@ -102,7 +104,10 @@ pub fn check_known(gates: &[Gate], metrics: &[&str]) -> anyhow::Result<()> {
             let hint = nearest(&gate.metric, metrics.iter().copied());
             let hint = hint.map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
             let list = metrics.join(", ");
-            Err(input_error(format!("--gate {gate}: there is no metric `{}`; {hint}the metrics are {list}", gate.metric)))
+            Err(input_error(format!(
+                "--gate {gate}: there is no metric `{}`; {hint}the metrics are {list}",
+                gate.metric
+            )))
         }
     }
 }
@@ -133,7 +138,8 @@ pub fn evaluate(gates: &[Gate], metrics: &[(String, f64)]) -> anyhow::Result<Vec
     let names: Vec<&str> = metrics.iter().map(|(name, _)| name.as_str()).collect();
     check_known(gates, &names)?;
     let verdict = |gate: &Gate| {
-        let value = metrics.iter().find(|(name, _)| *name == gate.metric).map_or(f64::NAN, |(_, value)| *value);
+        let value =
+            metrics.iter().find(|(name, _)| *name == gate.metric).map_or(f64::NAN, |(_, value)| *value);
         Verdict { gate: gate.clone(), value, met: gate.holds(value) }
     };
     Ok(gates.iter().map(verdict).collect())
@@ -156,7 +162,8 @@ mod tests {
             assert_eq!(gate, Gate { metric: "new_recall".into(), comparison, bound: 0.1 });
             assert_eq!(Gate::parse(&gate.to_string()).unwrap(), gate);
         }
-        for bad in ["", "ppl", ">=1", "ppl>=", "ppl>=x", "ppl=1", "ppl>=nan", "ppl>=inf", "ppl=>1", "ppl>>1"] {
+        for bad in ["", "ppl", ">=1", "ppl>=", "ppl>=x", "ppl=1", "ppl>=nan", "ppl>=inf", "ppl=>1", "ppl>>1"]
+        {
             assert!(Gate::parse(bad).is_err(), "{bad}");
         }
     }

@@ -10,4 +10,6 @@ pub mod config;
 pub mod error;
 pub mod gate;
 pub mod output;
+pub mod progress;
+pub mod report;
 pub mod run_dir;

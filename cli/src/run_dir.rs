@@ -23,9 +23,13 @@ impl RunDir {
             Ok(entries) => entries.count(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
             Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
-                return Err(input_error(format!("{shown} is a file; give a folder for the run with --out DIR")));
+                return Err(input_error(format!(
+                    "{shown} is a file; give a folder for the run with --out DIR"
+                )));
             }
-            Err(error) => return Err(error).with_context(|| format!("the run directory {shown} cannot be read")),
+            Err(error) => {
+                return Err(error).with_context(|| format!("the run directory {shown} cannot be read"));
+            }
         };
         let run = RunDir { path: path.to_owned() };
         if resume && !run.config().is_file() {

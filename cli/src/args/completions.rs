@@ -17,10 +17,13 @@ Examples:
   kfc completions fish > ~/.config/fish/completions/kfc.fish";
 
 pub(super) fn command() -> Command {
-    Command::new("completions")
-        .about("Print completions for a shell")
-        .after_help(EXAMPLES)
-        .arg(Arg::new("shell").value_name("SHELL").required(true).value_parser(value_parser!(Shell)).help("The shell"))
+    Command::new("completions").about("Print completions for a shell").after_help(EXAMPLES).arg(
+        Arg::new("shell")
+            .value_name("SHELL")
+            .required(true)
+            .value_parser(value_parser!(Shell))
+            .help("The shell"),
+    )
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<CompletionsArgs, clap::Error> {

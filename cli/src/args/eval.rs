@@ -102,11 +102,11 @@ pub(super) fn command() -> Command {
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<EvalArgs, clap::Error> {
     let name: String = super::required(matches, "task")?;
-    let missing = |message: &str| super::command().error(clap::error::ErrorKind::MissingRequiredArgument, message);
-    let task = Task::ALL.into_iter().find(|task| task.name() == name).ok_or_else(|| missing("--task is missing"))?;
+    let task = Task::ALL.into_iter().find(|task| task.name() == name);
+    let task = task.ok_or_else(|| super::usage_error("--task is missing"))?;
     let data: Option<PathBuf> = matches.get_one("data").cloned();
     if data.is_none() && task != Task::Speed {
-        return Err(missing(&format!("--task {name} needs rows; give them with --data FILE")));
+        return Err(super::usage_error(&format!("--task {name} needs rows; give them with --data FILE")));
     }
     Ok(EvalArgs {
         model: super::required(matches, "model")?,

@@ -84,6 +84,9 @@ Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 a gate was missed.
 Results go to stdout, progress to stderr. `kfc COMMAND --help` has examples of each command;
 `kfc train --help-config` lists every key of a configuration.";
 
+/// Where the options of every subcommand stand in its help: after its own.
+const GLOBAL: usize = 100;
+
 /// The whole command line.
 pub fn command() -> Command {
     Command::new("kfc")
@@ -98,11 +101,12 @@ pub fn command() -> Command {
                 .long("threads")
                 .value_name("N")
                 .global(true)
+                .display_order(GLOBAL)
                 .value_parser(parse::threads)
                 .help("CPU threads [default: RAYON_NUM_THREADS, or else all cores]"),
         )
-        .arg(flag("json", "Print one JSON object a line on stdout").global(true))
-        .arg(flag("quiet", "Show no progress on stderr").short('q').global(true))
+        .arg(flag("json", "Print one JSON object a line on stdout").global(true).display_order(GLOBAL + 1))
+        .arg(flag("quiet", "Show no progress on stderr").short('q').global(true).display_order(GLOBAL + 2))
         .subcommand(train::command())
         .subcommand(eval::command())
         .subcommand(logits::command())
@@ -121,7 +125,7 @@ pub fn command() -> Command {
 /// What `clap` could not check: combinations of arguments.
 pub fn from_matches(matches: &ArgMatches) -> Result<(Global, Invocation), clap::Error> {
     let Some((name, sub)) = matches.subcommand() else {
-        return Err(command().error(clap::error::ErrorKind::MissingSubcommand, "a command is missing"));
+        return Err(usage_error("a command is missing; `kfc --help` lists them"));
     };
     let global = Global {
         threads: sub.get_one("threads").copied(),
@@ -140,8 +144,7 @@ pub fn from_matches(matches: &ArgMatches) -> Result<(Global, Invocation), clap::
         "rollback" => Invocation::Rollback(rollback::from_matches(sub)?),
         "completions" => Invocation::Completions(completions::from_matches(sub)?),
         other => {
-            let message = format!("unknown command `{other}`");
-            return Err(command().error(clap::error::ErrorKind::InvalidSubcommand, message));
+            return Err(usage_error(&format!("unknown command `{other}`; `kfc --help` lists them")));
         }
     };
     Ok((global, invocation))
@@ -201,14 +204,22 @@ fn count(name: &'static str, help: &'static str) -> Arg {
 }
 
 fn seed() -> Arg {
-    Arg::new("seed").long("seed").value_name("N").value_parser(parse::seed).default_value("0").help("Seed of everything random")
+    Arg::new("seed")
+        .long("seed")
+        .value_name("N")
+        .value_parser(parse::seed)
+        .default_value("0")
+        .help("Seed of everything random")
 }
 
 /// A required argument's value, or the error that clap would have given.
 fn required<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str) -> Result<T, clap::Error> {
-    matches.get_one::<T>(name).cloned().ok_or_else(|| {
-        command().error(clap::error::ErrorKind::MissingRequiredArgument, format!("--{name} is missing"))
-    })
+    matches.get_one::<T>(name).cloned().ok_or_else(|| usage_error(&format!("--{name} is missing")))
+}
+
+/// An error about the combination of arguments.
+fn usage_error(message: &str) -> clap::Error {
+    clap::Error::raw(clap::error::ErrorKind::MissingRequiredArgument, message)
 }
 
 /// All values of a repeated argument.

@@ -23,7 +23,13 @@ pub(super) fn command() -> Command {
     Command::new("rollback")
         .about("Restore what a run trained to its state before the run")
         .after_help(EXAMPLES)
-        .arg(Arg::new("run").value_name("RUN_DIR").required(true).value_parser(parser).help("The run directory"))
+        .arg(
+            Arg::new("run")
+                .value_name("RUN_DIR")
+                .required(true)
+                .value_parser(parser)
+                .help("The run directory"),
+        )
         .arg(super::path("out", "DIR", "Folder to write").required(true))
 }
 

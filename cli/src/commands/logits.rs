@@ -1,6 +1,6 @@
 //! `kfc logits`
 
-use crate::args::{LogitsArgs, Global};
+use crate::args::{Global, LogitsArgs};
 use crate::error::Outcome;
 
 /// Runs `kfc logits`.

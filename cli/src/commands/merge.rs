@@ -1,6 +1,6 @@
 //! `kfc merge`
 
-use crate::args::{MergeArgs, Global};
+use crate::args::{Global, MergeArgs};
 use crate::error::Outcome;
 
 /// Runs `kfc merge`.

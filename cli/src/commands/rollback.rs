@@ -24,7 +24,10 @@ pub fn run(args: &RollbackArgs, global: &Global) -> anyhow::Result<Outcome> {
     }
     let out = &args.out;
     if out.symlink_metadata().is_ok() {
-        return Err(input_error(format!("{} exists already; choose another folder with --out DIR", out.display())));
+        return Err(input_error(format!(
+            "{} exists already; choose another folder with --out DIR",
+            out.display()
+        )));
     }
     let temporary = run_dir::sibling(out);
     let copied = copy_folder(&snapshot, &temporary).and_then(|files| {

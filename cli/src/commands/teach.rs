@@ -1,6 +1,6 @@
 //! `kfc teach`
 
-use crate::args::{TeachArgs, Global};
+use crate::args::{Global, TeachArgs};
 use crate::error::Outcome;
 
 /// Runs `kfc teach`.

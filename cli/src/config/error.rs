@@ -18,8 +18,12 @@ impl ConfigError {
 
     pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Self {
         let problem = match error.kind() {
-            std::io::ErrorKind::NotFound => "there is no such file; give the path of a configuration (TOML)".into(),
-            std::io::ErrorKind::InvalidData => "the file is not UTF-8 text; give a configuration (TOML)".into(),
+            std::io::ErrorKind::NotFound => {
+                "there is no such file; give the path of a configuration (TOML)".into()
+            }
+            std::io::ErrorKind::InvalidData => {
+                "the file is not UTF-8 text; give a configuration (TOML)".into()
+            }
             _ => format!("cannot be read: {error}"),
         };
         ConfigError::new(path.display().to_string(), None, problem)

@@ -5,8 +5,8 @@ use super::node::{Node, Origin, Value};
 use super::units;
 use kfc_graph::DType;
 use kfc_runtime::config::{
-    DataFormat, Divergence, EwcMode, Important, LongRows, LoraInit, LoraTargets, LossScale, ModelInit, OnError,
-    Schedule,
+    DataFormat, Divergence, EwcMode, Important, LongRows, LoraInit, LoraTargets, LossScale, ModelInit,
+    OnError, Schedule,
 };
 use std::path::{Path, PathBuf};
 
@@ -111,7 +111,9 @@ fn read_integer(node: &Node, field: &str, context: &Context, max: i128) -> Resul
         Value::Int(value) if value < 0 => {
             Err(context.error(&node.at, field, format!("is {value}, but must not be negative")))
         }
-        Value::Int(value) => Err(context.error(&node.at, field, format!("is {value}, but must be at most {max}"))),
+        Value::Int(value) => {
+            Err(context.error(&node.at, field, format!("is {value}, but must be at most {max}")))
+        }
         _ => Err(context.wrong_type(node, field, "a whole number")),
     }
 }
@@ -178,7 +180,9 @@ impl Field for String {
 impl Field for PathBuf {
     fn read(node: &Node, field: &str, context: &Context) -> Result<Self, ConfigError> {
         match &node.value {
-            Value::Str(text) if text.is_empty() => Err(context.error(&node.at, field, "is empty; give a path")),
+            Value::Str(text) if text.is_empty() => {
+                Err(context.error(&node.at, field, "is empty; give a path"))
+            }
             Value::Str(text) if text.contains('\0') => {
                 Err(context.error(&node.at, field, "contains a NUL character, which no path may"))
             }
@@ -314,7 +318,11 @@ impl Field for LoraTargets {
         }
         let names = Vec::<String>::read(node, field, context)?;
         if names.is_empty() {
-            return Err(context.error(&node.at, field, "names nothing to adapt; list modules, or write \"all-linear\""));
+            return Err(context.error(
+                &node.at,
+                field,
+                "names nothing to adapt; list modules, or write \"all-linear\"",
+            ));
         }
         Ok(LoraTargets::Names(names))
     }

@@ -21,13 +21,14 @@ mod suggest;
 mod units;
 
 pub use error::ConfigError;
-pub(crate) use suggest::nearest;
 pub use print::to_toml;
 pub use reference::{reference_markdown, reference_text};
 pub use relations::warnings;
 pub use schema::{
-    data_defaults, distill_defaults, ewc_defaults, feature_defaults, lora_defaults, model_defaults, train_defaults,
+    data_defaults, distill_defaults, ewc_defaults, feature_defaults, lora_defaults, model_defaults,
+    train_defaults,
 };
+pub(crate) use suggest::nearest;
 pub use units::{format_bytes, parse_bytes};
 
 use field::Context;

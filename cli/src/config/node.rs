@@ -142,7 +142,8 @@ pub(super) fn apply_override(root: &mut Node, text: &str) -> Result<(), ConfigEr
     };
     let segments: Vec<&str> = path.split('.').map(str::trim).collect();
     if segments.iter().any(|s| s.is_empty()) || segments.len() > 8 || segments[0].parse::<usize>().is_ok() {
-        let problem = format!("`{path}` is not a key; write --set section.key=value, as in --set train.steps=100");
+        let problem =
+            format!("`{path}` is not a key; write --set section.key=value, as in --set train.steps=100");
         return Err(ConfigError::new(place(), None, problem));
     }
     let origin = Origin::Set(text.to_owned());
@@ -155,10 +156,13 @@ pub(super) fn apply_override(root: &mut Node, text: &str) -> Result<(), ConfigEr
 fn override_value(text: &str, origin: &Origin) -> Result<Node, String> {
     match DeValue::parse(text) {
         // A date is never meant, but a folder may be named like one.
-        Ok(value) if !value.get_ref().is_datetime() => Ok(convert(value.get_ref(), origin.clone(), &|_| origin.clone())),
-        Err(error) if text.starts_with(['[', '{', '"', '\'']) => {
-            Err(format!("`{text}` is not valid TOML: {}; quote the whole argument for the shell", error.message()))
+        Ok(value) if !value.get_ref().is_datetime() => {
+            Ok(convert(value.get_ref(), origin.clone(), &|_| origin.clone()))
         }
+        Err(error) if text.starts_with(['[', '{', '"', '\'']) => Err(format!(
+            "`{text}` is not valid TOML: {}; quote the whole argument for the shell",
+            error.message()
+        )),
         _ => Ok(Node { value: Value::Str(text.to_owned()), at: origin.clone() }),
     }
 }

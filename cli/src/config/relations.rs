@@ -41,7 +41,8 @@ fn check_length(root: &Node, context: &Context) -> Result<(), ConfigError> {
 fn check_general(job: &JobConfig, root: &Node, context: &Context) -> Result<(), ConfigError> {
     match &job.distill {
         Some(distill) if !distill.general.is_empty() && distill.alpha == 0.0 => {
-            let problem = "is 0.0, which leaves the rows of `general` without any loss; raise it, or drop `general`";
+            let problem =
+                "is 0.0, which leaves the rows of `general` without any loss; raise it, or drop `general`";
             Err(context.error(origin(root, "distill", "alpha"), "distill.alpha", problem))
         }
         _ => Ok(()),
@@ -49,14 +50,18 @@ fn check_general(job: &JobConfig, root: &Node, context: &Context) -> Result<(), 
 }
 
 fn check_ewc(ewc: &EwcSection, has_lora: bool, root: &Node, context: &Context) -> Result<(), ConfigError> {
-    let error = |key: &str, problem: &str| Err(context.error(origin(root, "ewc", key), &format!("ewc.{key}"), problem));
+    let error = |key: &str, problem: &str| {
+        Err(context.error(origin(root, "ewc", key), &format!("ewc.{key}"), problem))
+    };
     match ewc.mode {
-        EwcMode::Delta if !has_lora => {
-            error("mode", "\"delta\" penalises the change s·B·A of adapters, but there is no [lora]; use \"weights\"")
-        }
-        EwcMode::Adapter if !has_lora => {
-            error("mode", "\"adapter\" penalises adapters, but there is no [lora]; add [lora], or use \"weights\"")
-        }
+        EwcMode::Delta if !has_lora => error(
+            "mode",
+            "\"delta\" penalises the change s·B·A of adapters, but there is no [lora]; use \"weights\"",
+        ),
+        EwcMode::Adapter if !has_lora => error(
+            "mode",
+            "\"adapter\" penalises adapters, but there is no [lora]; add [lora], or use \"weights\"",
+        ),
         EwcMode::Weights if has_lora => error(
             "mode",
             "\"weights\" penalises full weights, which [lora] freezes: it would always be 0; use \"delta\" or \"adapter\"",

@@ -5,8 +5,9 @@ use super::field::{Bytes, Context, Field};
 use super::node::{Node, Value};
 use super::suggest::nearest;
 use kfc_runtime::config::{
-    DataSection, DistillSection, Divergence, EwcMode, EwcSection, FeatureSection, Important, JobConfig, Length,
-    LongRows, LoraInit, LoraSection, LoraTargets, ModelInit, ModelSection, OnError, Schedule, TrainSection,
+    DataSection, DistillSection, Divergence, EwcMode, EwcSection, FeatureSection, Important, JobConfig,
+    Length, LongRows, LoraInit, LoraSection, LoraTargets, ModelInit, ModelSection, OnError, Schedule,
+    TrainSection,
 };
 use std::path::PathBuf;
 
@@ -106,9 +107,15 @@ pub(super) fn model() -> Section<ModelSection> {
         doc: "The student: the model that learns.",
         defaults: model_defaults,
         keys: vec![
-            key!(S, path, "A Hugging Face model folder; with `init = \"random\"` its `config.json` is enough.").required(),
+            key!(
+                S,
+                path,
+                "A Hugging Face model folder; with `init = \"random\"` its `config.json` is enough."
+            )
+            .required(),
             key!(S, init, "Start from the folder's weights, or from random ones."),
-            key!(S, dtype, "Element type of weights and activations.").otherwise("the type of the stored weights"),
+            key!(S, dtype, "Element type of weights and activations.")
+                .otherwise("the type of the stored weights"),
         ],
     }
 }
@@ -137,7 +144,11 @@ pub(super) fn lora() -> Section<LoraSection> {
                 .must_be("above 0", |s| s.alpha > 0.0),
             key!(S, dropout, "Probability of dropping an element of the adapter's input.")
                 .must_be("at least 0 and below 1", |s| (0.0..1.0).contains(&s.dropout)),
-            key!(S, targets, "Adapted modules, by last name or dotted suffix; `\"all-linear\"` is all but the head."),
+            key!(
+                S,
+                targets,
+                "Adapted modules, by last name or dotted suffix; `\"all-linear\"` is all but the head."
+            ),
             key!(S, rslora, "Rank-stabilised scale."),
             key!(S, init, "New adapters, or a PEFT adapter folder to go on from."),
         ],
@@ -168,7 +179,8 @@ pub(super) fn distill() -> Section<DistillSection> {
             key!(S, teacher, "A Hugging Face model folder, or a cache made by `kfc teach`.").required(),
             key!(S, alpha, "Weight of the teacher against the labels.")
                 .must_be("from 0 to 1", |s| (0.0..=1.0).contains(&s.alpha)),
-            key!(S, temperature, "Softmax temperature of both sides.").must_be("above 0", |s| s.temperature > 0.0),
+            key!(S, temperature, "Softmax temperature of both sides.")
+                .must_be("above 0", |s| s.temperature > 0.0),
             key!(S, divergence, "How student and teacher are compared."),
             key!(S, general, "Files of general text, taught by the teacher alone: what keeps old knowledge."),
             key!(S, general_fraction, "Share of each batch's rows that is general text, if there is any.")
@@ -189,7 +201,12 @@ pub(super) fn distill() -> Section<DistillSection> {
     }
 }
 
-fn read_features(distill: &mut DistillSection, node: &Node, field: &str, context: &Context) -> Result<(), ConfigError> {
+fn read_features(
+    distill: &mut DistillSection,
+    node: &Node,
+    field: &str,
+    context: &Context,
+) -> Result<(), ConfigError> {
     let section = features();
     let Value::Array(items) = &node.value else {
         let expected = "a list of tables; write each as a [[distill.features]] block";
@@ -215,13 +232,22 @@ pub(super) fn features() -> Section<FeatureSection> {
         keys: vec![
             key!(S, student_layer, "Student layer whose output is projected, counted from 1.")
                 .required()
-                .must_be("from 1 to 1048576 (layers count from 1)", |s| (1..=MANY).contains(&s.student_layer)),
+                .must_be("from 1 to 1048576 (layers count from 1)", |s| {
+                    (1..=MANY).contains(&s.student_layer)
+                }),
             key!(S, teacher_layer, "Teacher layer whose output is matched, counted from 1.")
                 .required()
-                .must_be("from 1 to 1048576 (layers count from 1)", |s| (1..=MANY).contains(&s.teacher_layer)),
-            key!(S, weight, "Weight of this pair's error in the loss.").must_be("at least 0", |s| s.weight >= 0.0),
-            key!(S, projector, "Safetensors file whose `weight` [teacher width, student width] the projector starts from.")
-                .otherwise("a new projector"),
+                .must_be("from 1 to 1048576 (layers count from 1)", |s| {
+                    (1..=MANY).contains(&s.teacher_layer)
+                }),
+            key!(S, weight, "Weight of this pair's error in the loss.")
+                .must_be("at least 0", |s| s.weight >= 0.0),
+            key!(
+                S,
+                projector,
+                "Safetensors file whose `weight` [teacher width, student width] the projector starts from."
+            )
+            .otherwise("a new projector"),
         ],
     }
 }
@@ -251,11 +277,19 @@ pub(super) fn ewc() -> Section<EwcSection> {
                 .otherwise("`\"adapter\"` with `[lora]`, `\"weights\"` without"),
             key!(S, fisher, "Safetensors file of Fisher diagonals, made by `kfc fisher`.").required(),
             key!(S, anchor, "Safetensors file of the anchors θ*.").otherwise("where training starts"),
-            key!(S, important, "Parameters of large Fisher are updated like all others, slowly, or not at all."),
+            key!(
+                S,
+                important,
+                "Parameters of large Fisher are updated like all others, slowly, or not at all."
+            ),
             key!(S, quantile, "Parameters whose Fisher is above this quantile are important.")
                 .must_be("at least 0 and below 1", |s| (0.0..1.0).contains(&s.quantile)),
-            key!(S, slow_factor, "Learning-rate factor of important parameters under `important = \"slow\"`.")
-                .must_be("from 0 to 1", |s| (0.0..=1.0).contains(&s.slow_factor)),
+            key!(
+                S,
+                slow_factor,
+                "Learning-rate factor of important parameters under `important = \"slow\"`."
+            )
+            .must_be("from 0 to 1", |s| (0.0..=1.0).contains(&s.slow_factor)),
         ],
     }
 }
@@ -281,7 +315,9 @@ pub(super) fn data() -> Section<DataSection> {
         doc: "What is learnt.",
         defaults: data_defaults,
         keys: vec![
-            key!(S, train, "Files or folders.").required().must_be("at least one file", |s| !s.train.is_empty()),
+            key!(S, train, "Files or folders.")
+                .required()
+                .must_be("at least one file", |s| !s.train.is_empty()),
             key!(S, format, "How the files are read.").otherwise("by the files' extension"),
             key!(S, seq_len, "Tokens of a row.")
                 .otherwise("the row length of a tokens file, else the smaller of 1024 and the model's limit")
@@ -463,7 +499,8 @@ fn section_hint(key: &str) -> String {
 
 /// The section and key that `key` must mean, if it is the name of one, here or in another tool.
 fn known_elsewhere(key: &str) -> Option<(&'static str, &'static str)> {
-    let foreign = FOREIGN_NAMES.iter().find(|(name, _)| *name == key).and_then(|(_, ours)| ours.split_once('.'));
+    let foreign =
+        FOREIGN_NAMES.iter().find(|(name, _)| *name == key).and_then(|(_, ours)| ours.split_once('.'));
     foreign.or_else(|| all_keys().into_iter().find(|(_, name)| *name == key))
 }
 
@@ -471,7 +508,8 @@ fn decode_required<T>(section: &Section<T>, root: &Node, context: &Context) -> R
     match root.get(section.name) {
         Some(node) => decode(section, node, section.name, context),
         None => {
-            let problem = format!("the section is missing; add [{}] with {}", section.name, required_keys(section));
+            let problem =
+                format!("the section is missing; add [{}] with {}", section.name, required_keys(section));
             Err(context.error(&root.at, section.name, problem))
         }
     }
@@ -483,7 +521,11 @@ fn required_keys<T>(section: &Section<T>) -> String {
     if names.is_empty() { "`steps` or `epochs`".into() } else { names.join(" and ") }
 }
 
-fn decode_optional<T>(section: &Section<T>, root: &Node, context: &Context) -> Result<Option<T>, ConfigError> {
+fn decode_optional<T>(
+    section: &Section<T>,
+    root: &Node,
+    context: &Context,
+) -> Result<Option<T>, ConfigError> {
     root.get(section.name).map(|node| decode(section, node, section.name, context)).transpose()
 }
 
@@ -505,8 +547,9 @@ fn decode<T>(section: &Section<T>, node: &Node, path: &str, context: &Context) -
             return Err(context.error(&entry.node.at, &field, problem));
         }
     }
-    let missing =
-        |key: &&Key<T>| matches!(key.default, DefaultValue::Required) && entries.iter().all(|e| e.key != key.name);
+    let missing = |key: &&Key<T>| {
+        matches!(key.default, DefaultValue::Required) && entries.iter().all(|e| e.key != key.name)
+    };
     match section.keys.iter().find(missing) {
         Some(key) => {
             let problem = format!("is missing and has no default; give {}", key.kind);
@@ -521,7 +564,9 @@ fn unknown_key<T>(section: &Section<T>, key: &str) -> String {
     let list = format!("the keys of [{}] are {}", section.name, names.join(", "));
     let elsewhere = known_elsewhere(key);
     match (nearest(key, names.iter().copied()), elsewhere) {
-        (_, Some((other, name))) if other == section.name => format!("unknown key; it is called `{name}` here; {list}"),
+        (_, Some((other, name))) if other == section.name => {
+            format!("unknown key; it is called `{name}` here; {list}")
+        }
         (_, Some((other, name))) => format!("unknown key; `{name}` belongs in [{other}]; {list}"),
         (Some(near), None) => format!("unknown key; did you mean `{near}`? {list}"),
         (None, None) => format!("unknown key; {list}"),

@@ -29,7 +29,8 @@ fn sizes() {
 
 #[test]
 fn overrides_take_toml_or_bare_strings() {
-    let job = with(&["train.steps=7", "model.dtype=bf16", "data.train=[\"x\", \"/y\"]", "lora.r = 4"]).unwrap();
+    let job =
+        with(&["train.steps=7", "model.dtype=bf16", "data.train=[\"x\", \"/y\"]", "lora.r = 4"]).unwrap();
     assert_eq!(job.train.length, Length::Steps(7));
     assert_eq!(job.model.dtype, Some(DType::Bf16));
     assert_eq!(job.lora.unwrap().r, 4);
@@ -59,7 +60,10 @@ fn overrides_index_and_append_to_lists() {
         "distill.features.0.weight=0.5",
     ]);
     let features = job.unwrap().distill.unwrap().features;
-    assert_eq!(features, [FeatureSection { student_layer: 1, teacher_layer: 2, weight: 0.5, projector: None }]);
+    assert_eq!(
+        features,
+        [FeatureSection { student_layer: 1, teacher_layer: 2, weight: 0.5, projector: None }]
+    );
 }
 
 #[test]
@@ -85,7 +89,10 @@ fn resolved_text() {
 #[test]
 fn warnings_name_what_is_hardly_meant() {
     assert_eq!(warnings(&with(&["train.warmup_steps=0"]).unwrap()), Vec::<String>::new());
-    assert!(warnings(&with(&[]).unwrap())[0].starts_with("train.warmup_steps = 500 is not below train.steps = 10"));
+    assert!(
+        warnings(&with(&[]).unwrap())[0]
+            .starts_with("train.warmup_steps = 500 is not below train.steps = 10")
+    );
 }
 
 fn path() -> impl Strategy<Value = PathBuf> {
@@ -109,8 +116,9 @@ fn lora() -> impl Strategy<Value = LoraSection> {
     // A list of the one name that stands for all is read as a name, but a lone string is not.
     .prop_filter("reserved", |targets| *targets != LoraTargets::Names(vec!["all-linear".into()]));
     let init = prop_oneof![Just(LoraInit::Default), path().prop_map(LoraInit::Path)];
-    (1..=65536usize, positive(), unit(), targets, any::<bool>(), init)
-        .prop_map(|(r, alpha, dropout, targets, rslora, init)| LoraSection { r, alpha, dropout, targets, rslora, init })
+    (1..=65536usize, positive(), unit(), targets, any::<bool>(), init).prop_map(
+        |(r, alpha, dropout, targets, rslora, init)| LoraSection { r, alpha, dropout, targets, rslora, init },
+    )
 }
 
 fn feature() -> impl Strategy<Value = FeatureSection> {
@@ -130,15 +138,17 @@ fn distill() -> impl Strategy<Value = DistillSection> {
     let features = prop::collection::vec(feature(), 0..3);
     let general = (prop::collection::vec(path(), 0..3), 0.01..0.99f64);
     (path(), 0.01..=1.0f64, positive(), divergence, general, 1..1000usize, features).prop_map(
-        |(teacher, alpha, temperature, divergence, (general, general_fraction), top_k, features)| DistillSection {
-            teacher,
-            alpha,
-            temperature,
-            divergence,
-            general,
-            general_fraction,
-            top_k,
-            features,
+        |(teacher, alpha, temperature, divergence, (general, general_fraction), top_k, features)| {
+            DistillSection {
+                teacher,
+                alpha,
+                temperature,
+                divergence,
+                general,
+                general_fraction,
+                top_k,
+                features,
+            }
         },
     )
 }
@@ -176,7 +186,8 @@ fn data() -> impl Strategy<Value = DataSection> {
 fn train() -> impl Strategy<Value = TrainSection> {
     let length = prop_oneof![(1..usize::MAX).prop_map(Length::Steps), positive().prop_map(Length::Epochs)];
     let schedule = prop_oneof![Just(Schedule::Cosine), Just(Schedule::Linear), Just(Schedule::Constant)];
-    let loss_scale = prop::option::of(prop_oneof![positive().prop_map(LossScale::Static), Just(LossScale::Dynamic)]);
+    let loss_scale =
+        prop::option::of(prop_oneof![positive().prop_map(LossScale::Static), Just(LossScale::Dynamic)]);
     let sizes = (1..99usize, 1..99usize, 0..999usize, 0..999usize, 1..9usize);
     let numbers = (unit(), unit(), unit(), unit(), positive(), unit());
     let budget = prop::option::of(prop_oneof![1..u64::MAX, (1..99u64).prop_map(|n| n << 30)]);

@@ -47,7 +47,13 @@ pub fn format_bytes(bytes: u64) -> String {
     for (name, scale) in [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
         if bytes >= scale {
             let value = bytes as f64 / scale as f64;
-            let digits = if value < 10.0 { 2 } else if value < 100.0 { 1 } else { 0 };
+            let digits = if value < 10.0 {
+                2
+            } else if value < 100.0 {
+                1
+            } else {
+                0
+            };
             return format!("{value:.digits$} {name}");
         }
     }
