@@ -53,7 +53,9 @@ impl RunError {
     pub fn is_input(&self) -> bool {
         match self {
             RunError::Input(_) | RunError::Model { .. } | RunError::Data(_) => true,
-            RunError::File(e) => e.is_input(),
+            RunError::File(FileError::Invalid { .. }) => true,
+            RunError::File(FileError::Io { reason, .. }) => reason.kind() == std::io::ErrorKind::NotFound,
+            RunError::File(FileError::DiskFull { .. }) => false,
             RunError::Failed(_) | RunError::Exec(_) | RunError::Kernel(_) | RunError::Graph(_) => false,
         }
     }

@@ -63,7 +63,14 @@ pub fn write_fisher(
     let graph = fisher_graph(config, student.model.dtype, student.lora.as_ref(), seq, &wrt)?;
     let mut plan = bind_one(graph, &mut store)?;
 
-    let labelled: Vec<usize> = (0..rows.len()).filter(|&r| rows.labelled(r) > 0).collect();
+    let mut buffers = RowBuffers::new(seq);
+    let mut labelled = Vec::new();
+    for row in 0..rows.len() {
+        buffers.fill(rows, row);
+        if buffers.labelled() > 0 {
+            labelled.push(row);
+        }
+    }
     let samples = &labelled[..limit.unwrap_or(labelled.len()).min(labelled.len())];
     if samples.is_empty() {
         return Err(RunError::Input("data.train: no row has a labelled token, there is nothing to take a gradient of".into()));
@@ -72,7 +79,6 @@ pub fn write_fisher(
     let names = ["tokens", "labels", "positions", "segments"].map(slot);
     let (w_ce, weight) = (slot("w_ce"), slot("weight"));
     let ce_output = plan.output_index("ce");
-    let mut buffers = RowBuffers::new(seq);
     let mut ce = 0.0;
     for (done, &row) in samples.iter().enumerate() {
         buffers.fill(rows, row);
@@ -82,7 +88,7 @@ pub fn write_fisher(
                 store.write(*slot, data);
             }
         }
-        let share = 1.0 / rows.labelled(row) as f32;
+        let share = 1.0 / buffers.labelled() as f32;
         if let Some(slot) = w_ce {
             for (w, label) in store.slice_mut::<f32>(slot).iter_mut().zip(&buffers.labels) {
                 *w = if *label >= 0 { share } else { 0.0 };

@@ -12,6 +12,7 @@ pub mod load;
 pub mod loader;
 pub mod order;
 pub mod pack;
+pub mod row_buffers;
 pub mod rows;
 pub mod source;
 #[cfg(test)]
@@ -26,6 +27,7 @@ pub use error::DataError;
 pub use load::{DataConfig, DataReport, LongRows, OnError, load};
 pub use loader::{Cursor, Loader, LoaderConfig, MicroBatch, StepBatch};
 pub use pack::RowSet;
+pub use row_buffers::RowBuffers;
 pub use source::Format;
 pub use tokenizer::Tokenizer;
 pub use word_level::{save_word_level, words_of};

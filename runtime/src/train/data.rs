@@ -98,7 +98,7 @@ fn read(
             LongRows::Error => Some(data::LongRows::Error),
         },
         on_error: match section.on_error {
-            OnError::Fail => data::OnError::Error,
+            OnError::Fail => data::OnError::Stop,
             OnError::Skip => data::OnError::Skip,
         },
         vocab: model.vocab_size,

@@ -12,7 +12,6 @@ use kfc_ops::model::LoraSpec;
 use kfc_ops::step::TrainedParam;
 use kfc_ops::step::update::EwcTerm;
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 
 /// What the penalty is on, and which parameters have a learning-rate factor.
