@@ -12,6 +12,7 @@ pub mod load;
 pub mod loader;
 pub mod order;
 pub mod pack;
+pub mod report;
 pub mod rows;
 pub mod source;
 #[cfg(test)]
@@ -23,9 +24,10 @@ pub mod word_level;
 
 pub use documents::{Documents, IGNORE};
 pub use error::DataError;
-pub use load::{DataConfig, DataReport, LongRows, OnError, load};
+pub use load::{DataConfig, LongRows, OnError, load};
 pub use loader::{Cursor, Loader, LoaderConfig, MicroBatch, StepBatch};
 pub use pack::RowSet;
+pub use report::DataReport;
 pub use source::Format;
 pub use tokenizer::Tokenizer;
 pub use word_level::{save_word_level, words_of};
