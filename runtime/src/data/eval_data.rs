@@ -43,8 +43,8 @@ pub struct EntityItem {
 
 /// Reads multiple-choice rows (JSON lines or an array). Forms, by keys:
 ///
-/// - `question`, `options` {letter: text} or [text], `answer_idx` or `answer` (MedQA): the options are listed, letters are scored.
-/// - `question`, `choices` [text] or {text, label} (ARC), `answer` or `answerKey`, `label`, `gold`: texts are scored.
+/// - `question`, `options` (texts by letter, or a list), `answer_idx` or `answer` (MedQA): the options are listed, letters are scored.
+/// - `question`, `choices` (a list, or lists `text` and `label` as in ARC), `answer` or `answerKey`, `label`, `gold`: texts are scored.
 /// - `ctx`, `context` or `query`, with `endings` or `choices`, and `label`, `gold` or `answer` (HellaSwag): texts.
 ///
 /// The right choice is given as an index from 0, a letter (or a label of the row), or its text.

@@ -4,7 +4,7 @@
 //! |--------------|----------------------------|---------------------------------------------------------------------|
 //! | `jsonl`      | `.jsonl` `.ndjson` `.json` | a JSON object a line, or one JSON array of objects                  |
 //! | `text`       | `.txt` `.text` `.md`       | one document a file                                                 |
-//! | `tokens`     | `.safetensors`             | `input_ids` [N,T], `labels` [N,T] (see [`super::token_file`])        |
+//! | `tokens`     | `.safetensors`             | `input_ids`, `labels`: `[N,T]` (see [`super::token_file`])           |
 //! | `webdataset` | `.tar`                     | samples of a `.json` or `.txt` member (see [`super::webdataset`])    |
 
 use std::fs;
