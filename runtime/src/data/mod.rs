@@ -13,6 +13,7 @@ pub mod loader;
 pub mod order;
 pub mod pack;
 pub mod report;
+pub mod row_buffers;
 pub mod rows;
 pub mod source;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use load::{DataConfig, LongRows, OnError, load};
 pub use loader::{Cursor, Loader, LoaderConfig, MicroBatch, StepBatch};
 pub use pack::RowSet;
 pub use report::DataReport;
+pub use row_buffers::RowBuffers;
 pub use source::Format;
 pub use tokenizer::Tokenizer;
 pub use word_level::{save_word_level, words_of};
