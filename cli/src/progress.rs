@@ -122,7 +122,7 @@ impl Summary {
     pub fn rows(&self) -> Vec<(String, String)> {
         let mut rows = vec![
             ("steps", self.steps.to_string()),
-            ("tokens", self.tokens.to_string()),
+            ("tokens", grouped(self.tokens)),
             ("final loss", format!("{:.4}", self.loss)),
             ("tokens/s", rate(self.tokens_per_s)),
             ("peak memory", format_bytes(self.peak_bytes)),
@@ -161,6 +161,19 @@ impl Summary {
             rows.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect();
         output::write_stdout(&lines.concat())
     }
+}
+
+/// Digits in groups of three.
+fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// A rate with as many digits as mean something.
@@ -218,7 +231,7 @@ mod tests {
         };
         assert_eq!(
             text(&summary),
-            "steps=10 tokens=81920 final loss=1.2346 tokens/s=1234 peak memory=1.50 GiB wall time=1m06s \
+            "steps=10 tokens=81,920 final loss=1.2346 tokens/s=1234 peak memory=1.50 GiB wall time=1m06s \
              adapter=runs/job/adapter report=runs/job/report.html"
         );
         assert!(text(&Summary { skipped: 2, ..summary }).contains("skipped steps=2 (gradient not finite)"));

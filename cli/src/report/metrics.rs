@@ -55,7 +55,7 @@ pub fn run_charts(rows: &[Value]) -> Vec<Chart> {
             true,
             terms.map(|(key, name)| series(rows, key, name)).into(),
         ),
-        chart("EWC penalty, unweighted", Unit::Number, true, vec![series(rows, "ewc", "EWC")]),
+        chart("EWC penalty, unweighted", Unit::Number, false, vec![series(rows, "ewc", "EWC")]),
         chart("Accuracy on labelled tokens", Unit::Number, true, vec![series(rows, "accuracy", "accuracy")]),
         chart("Learning rate", Unit::Number, false, vec![series(rows, "lr", "lr")]),
         chart("Gradient norm before clipping", Unit::Number, true, vec![series(rows, "grad_norm", "norm")]),

@@ -96,7 +96,8 @@ pub fn page(report: &Report) -> String {
     if !report.summary.is_empty() {
         html.push_str("<dl class=\"summary\">\n");
         for (name, value) in &report.summary {
-            let _ = writeln!(html, "<div><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(value));
+            let wide = if value.chars().count() > 14 { " class=\"wide\"" } else { "" };
+            let _ = writeln!(html, "<div{wide}><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(value));
         }
         html.push_str("</dl>\n");
     }

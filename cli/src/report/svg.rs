@@ -17,6 +17,8 @@ const COLUMNS: usize = 500;
 const BANDS: usize = 140;
 /// Colours in the style sheet.
 const COLOURS: usize = 8;
+/// Points from which a running mean is drawn.
+const MEAN_FROM: usize = 40;
 /// Ratio of largest to smallest value from which a logarithmic axis reads better.
 const LOG_FROM: f64 = 200.0;
 
@@ -34,7 +36,7 @@ pub(super) fn figure(chart: &Chart) -> Option<String> {
         })
         .filter(|curve: &Curve| !curve.points.is_empty())
         .collect();
-    let (x, y) = scales(&curves)?;
+    let (x, y) = scales(&curves, chart.unit)?;
 
     let mut html = String::from("<figure>\n");
     push_caption(&mut html, chart, &curves, unit);
@@ -42,7 +44,7 @@ pub(super) fn figure(chart: &Chart) -> Option<String> {
     let _ = writeln!(html, "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{label}\">");
     push_axes(&mut html, &x, &y, &chart.x_label);
     for curve in &curves {
-        push_curve(&mut html, curve, chart.smooth, &x, &y);
+        push_curve(&mut html, curve, chart.smooth, curves.len() <= 3, &x, &y);
     }
     push_bands(&mut html, &curves, &chart.x_label, unit, &x);
     html.push_str("</svg>\n</figure>\n");
@@ -70,7 +72,7 @@ fn display_unit(chart: &Chart) -> (f64, &'static str) {
         .unwrap_or((1.0, "B"))
 }
 
-fn scales(curves: &[Curve]) -> Option<(Scale, Scale)> {
+fn scales(curves: &[Curve], unit: Unit) -> Option<(Scale, Scale)> {
     let range = |values: &mut dyn Iterator<Item = f64>| {
         let first = values.next()?;
         Some(values.fold((first, first), |(low, high), value| (low.min(value), high.max(value))))
@@ -80,8 +82,8 @@ fn scales(curves: &[Curve]) -> Option<(Scale, Scale)> {
     let x = Scale::linear(x_low, x_high, 6, false, LEFT, WIDTH - RIGHT);
     let (bottom, top) = (HEIGHT - BOTTOM, TOP);
     // From 0 where the values come near it: a curve that floats above a cut axis looks steeper than it is.
-    let base = if y_low > 0.0 && y_low < 0.5 * y_high { 0.0 } else { y_low };
-    let y = if y_low > 0.0 && y_high / y_low >= LOG_FROM {
+    let base = if y_low > 0.0 && (y_low < 0.5 * y_high || unit == Unit::Bytes) { 0.0 } else { y_low };
+    let y = if unit == Unit::Number && y_low > 0.0 && y_high / y_low >= LOG_FROM {
         Scale::logarithmic(y_low, y_high, bottom, top)
     } else {
         Scale::linear(base, y_high, 4, true, bottom, top)
@@ -145,13 +147,16 @@ fn push_axes(html: &mut String, x: &Scale, y: &Scale, x_label: &str) {
     );
 }
 
-fn push_curve(html: &mut String, curve: &Curve, smooth: bool, x: &Scale, y: &Scale) {
-    let noisy = smooth && curve.points.len() >= 40;
-    let class = if noisy { "curve raw" } else { "curve" };
-    push_path(html, class, curve.colour, &thin(&curve.points), x, y);
-    if noisy {
-        push_path(html, "curve", curve.colour, &thin(&running_mean(&curve.points)), x, y);
+/// With several curves the points behind the means would hide each other, so only a few show them.
+fn push_curve(html: &mut String, curve: &Curve, smooth: bool, few: bool, x: &Scale, y: &Scale) {
+    if !smooth || curve.points.len() < MEAN_FROM {
+        push_path(html, "curve", curve.colour, &thin(&curve.points), x, y);
+        return;
     }
+    if few {
+        push_path(html, "curve raw", curve.colour, &thin(&curve.points), x, y);
+    }
+    push_path(html, "curve", curve.colour, &thin(&running_mean(&curve.points)), x, y);
 }
 
 fn push_path(html: &mut String, class: &str, colour: usize, points: &[(f64, f64)], x: &Scale, y: &Scale) {
@@ -190,16 +195,16 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     kept
 }
 
-/// Exponential mean over about a thirtieth of the curve, corrected for its start.
+/// Mean over a window of about a thirtieth of the curve around each point, cut at the ends.
 fn running_mean(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 30.0).max(1.0);
-    let (mut sum, mut weight) = (0.0, 0.0);
-    let mean = |(x, y): &(f64, f64)| {
-        sum = sum * keep + y;
-        weight = weight * keep + 1.0;
-        (*x, sum / weight)
+    let reach = points.len() / 60;
+    let mean = |index: usize| {
+        // As far to the left as to the right, so that a slope is not bent at the ends.
+        let reach = reach.min(index).min(points.len() - 1 - index);
+        let window = &points[index - reach..=index + reach];
+        (points[index].0, window.iter().map(|(_, y)| y).sum::<f64>() / window.len() as f64)
     };
-    points.iter().map(mean).collect()
+    (0..points.len()).map(mean).collect()
 }
 
 /// Transparent columns over the chart whose title lists every curve's value there.

@@ -35,7 +35,7 @@ fn demo() -> Report {
     Report {
         title: "Run: medical <facts> & \"figures\"".into(),
         summary: [
-            ("steps", "1000"), ("tokens", "8192000"), ("final loss", "0.5623"), ("tokens/s", "10412"),
+            ("steps", "1000"), ("tokens", "8,192,000"), ("final loss", "0.5623"), ("tokens/s", "10412"),
             ("peak memory", "3.17 GiB"), ("wall time", "13m07s"), ("adapter", "runs/job/adapter"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))

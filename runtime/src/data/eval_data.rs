@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::error::{DataError, Result};
 use super::rows::{kind, question_prompt, string};
-use super::source::json_rows;
+use super::source::JsonRows;
 
 /// A question with choices, of which one is right.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +43,8 @@ pub struct EntityItem {
 
 /// Reads multiple-choice rows (JSON lines or an array). Forms, by keys:
 ///
-/// - `question`, `options` {letter: text}, `answer_idx` or `answer` (MedQA): the options are listed, letters are scored.
-/// - `question`, `choices` [text] or {text, label} (ARC), `answer` or `answerKey`, `label`, `gold`: texts are scored.
+/// - `question`, `options` (texts by letter, or a list), `answer_idx` or `answer` (MedQA): the options are listed, letters are scored.
+/// - `question`, `choices` (a list, or lists `text` and `label` as in ARC), `answer` or `answerKey`, `label`, `gold`: texts are scored.
 /// - `ctx`, `context` or `query`, with `endings` or `choices`, and `label`, `gold` or `answer` (HellaSwag): texts.
 ///
 /// The right choice is given as an index from 0, a letter (or a label of the row), or its text.
@@ -158,7 +158,8 @@ type ItemResult<T> = std::result::Result<T, String>;
 
 fn items<T>(bytes: &[u8], name: &str, item: fn(&Map<String, Value>) -> ItemResult<T>) -> Result<Vec<T>> {
     let mut out = Vec::new();
-    for (place, row) in json_rows(bytes, name) {
+    let rows = JsonRows::new(bytes, name);
+    for (place, row) in (0..rows.len()).map(|i| rows.row(i)) {
         let one = row.and_then(|value| match &value {
             Value::Object(row) => item(row),
             other => Err(format!("a row must be a JSON object, this is {}", kind(other))),

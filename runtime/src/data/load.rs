@@ -4,26 +4,25 @@
 //! Rows longer than `seq_len`: plain text is cut into windows of `seq_len` tokens (each a document of its own, no token
 //! lost); rows of which only a part is trained are truncated at the end. Both are counted.
 
-use std::fmt;
 use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
 
 use rayon::prelude::*;
+use serde_json::Value;
 
 use super::documents::{Documents, IGNORE, is_trainable};
 use super::error::{DataError, Result};
 use super::pack::RowSet;
+use super::report::{DataReport, remember};
 use super::rows::{Row, parse_row};
-use super::source::{Format, Placed, Source, find, read_json_rows, read_text};
+use super::source::{Format, JsonRows, Placed, Source, find, read_text};
 use super::token_file::read_token_file;
 use super::tokenizer::{Encoded, Tokenizer};
 use super::webdataset::samples;
 
 /// Rows that are tokenised before the next are looked at, which bounds the memory in between.
 const CHUNK: usize = 4096;
-/// How many examples a report keeps of each kind of trouble.
-const EXAMPLES: usize = 5;
 
 /// What is done with rows longer than `seq_len`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,59 +90,6 @@ pub struct DataConfig {
     pub on_error: OnError,
     /// The size of the model's vocabulary: ids must be below it.
     pub vocab: usize,
-}
-
-/// What was read and what was left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DataReport {
-    /// Files.
-    pub files: usize,
-    /// Rows in them (lines, samples, whole text files, rows of token files).
-    pub read: usize,
-    /// Documents that are trained on (windows counted one by one).
-    pub documents: usize,
-    /// Training rows after packing.
-    pub rows: usize,
-    /// Tokens of a training row.
-    pub seq_len: usize,
-    /// Tokens of the documents.
-    pub tokens: usize,
-    /// Tokens that are targets.
-    pub trained_tokens: usize,
-    /// Rows that could not be used.
-    pub skipped: usize,
-    /// The first of these, with place and reason.
-    pub skipped_examples: Vec<String>,
-    /// Rows and windows without a token to train.
-    pub unlabelled: usize,
-    /// The places of the first of these.
-    pub unlabelled_examples: Vec<String>,
-    /// Rows that lost their end.
-    pub truncated: usize,
-    /// The places of the first of these.
-    pub truncated_examples: Vec<String>,
-    /// Rows that were cut into windows.
-    pub split: usize,
-}
-
-impl fmt::Display for DataReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let full = 100.0 * self.tokens as f64 / (self.rows * self.seq_len).max(1) as f64;
-        write!(
-            f,
-            "{} rows of {} tokens ({full:.1} % full) from {} documents in {} files; {} tokens, {} trained",
-            self.rows, self.seq_len, self.documents, self.files, self.tokens, self.trained_tokens
-        )?;
-        let mut line = |count: usize, what: &str, examples: &[String]| match count {
-            0 => Ok(()),
-            _ if examples.is_empty() => write!(f, "\n{count} {what}"),
-            _ => write!(f, "\n{count} {what}, first: {}", examples.join("; ")),
-        };
-        line(self.split, "rows longer than seq_len were cut into windows", &[])?;
-        line(self.truncated, "rows longer than seq_len lost their end", &self.truncated_examples)?;
-        line(self.unlabelled, "rows without a token to train", &self.unlabelled_examples)?;
-        line(self.skipped, "rows skipped", &self.skipped_examples)
-    }
 }
 
 /// Reads files and folders into training rows. Token files stand alone and need no tokenizer; everything else does.
@@ -226,7 +172,7 @@ fn finish(
     sources: &[Source],
 ) -> Result<(RowSet, DataReport)> {
     if documents.is_empty() {
-        return Err(DataError::Empty { sources: names(sources), reason: why_empty(&report) });
+        return Err(DataError::Empty { sources: names(sources), reason: report.why_empty() });
     }
     report.documents = documents.len();
     report.tokens = documents.total_tokens();
@@ -237,37 +183,12 @@ fn finish(
     Ok((rows, report))
 }
 
-fn why_empty(report: &DataReport) -> String {
-    if report.read == 0 {
-        return "the files have no rows; check data.train".into();
-    }
-    let mut reasons = vec![format!("{} rows were read", report.read)];
-    if report.skipped > 0 {
-        reasons.push(format!("{} skipped ({})", report.skipped, report.skipped_examples.join("; ")));
-    }
-    if report.unlabelled > 0 {
-        reasons.push(format!(
-            "{} have no token to train within data.seq_len = {} ({}); raise it if the prompts are longer",
-            report.unlabelled,
-            report.seq_len,
-            report.unlabelled_examples.join("; ")
-        ));
-    }
-    reasons.join(", ")
-}
-
 fn names(sources: &[Source]) -> String {
     let mut names: Vec<String> = sources.iter().take(3).map(|s| s.path.display().to_string()).collect();
     if sources.len() > 3 {
         names.push(format!("{} more", sources.len() - 3));
     }
     names.join(", ")
-}
-
-fn remember(examples: &mut Vec<String>, example: String) {
-    if examples.len() < EXAMPLES {
-        examples.push(example);
-    }
 }
 
 /// The state of reading text.
@@ -285,7 +206,7 @@ type Tokenised = Placed<(Encoded, bool)>;
 impl Reader<'_> {
     fn read(&mut self, source: &Source) -> Result<()> {
         let path = &source.path;
-        let rows = match source.format {
+        match source.format {
             Format::Text => {
                 let text = match read_text(path) {
                     Err(DataError::BadRow { place, reason }) => return self.admit((place, Err(reason))),
@@ -296,22 +217,34 @@ impl Reader<'_> {
                 } else {
                     self.encode(&Row::plain(text))
                 };
-                return self.admit((path.display().to_string(), row));
+                self.admit((path.display().to_string(), row))
             }
             Format::WebDataset => {
-                let bytes = fs::read(path).map_err(DataError::io(path))?;
-                let name = path.display().to_string();
-                samples(&bytes, &name).map_err(|reason| DataError::BadRow { place: name, reason })?
+                let (bytes, name) =
+                    (fs::read(path).map_err(DataError::io(path))?, path.display().to_string());
+                let rows =
+                    samples(&bytes, &name).map_err(|reason| DataError::BadRow { place: name, reason })?;
+                self.read_rows(rows.len(), &|i| rows[i].clone())
             }
-            Format::Jsonl | Format::Tokens => read_json_rows(path)?,
-        };
+            Format::Jsonl | Format::Tokens => {
+                let (bytes, name) =
+                    (fs::read(path).map_err(DataError::io(path))?, path.display().to_string());
+                let rows = JsonRows::new(&bytes, &name);
+                self.read_rows(rows.len(), &|i| rows.row(i))
+            }
+        }
+    }
+
+    fn read_rows(&mut self, count: usize, row: &(dyn Fn(usize) -> Placed<Value> + Sync)) -> Result<()> {
         let (style, eos) = (self.tokenizer.chat_style(), self.tokenizer.eos_text());
-        for chunk in rows.chunks(CHUNK) {
-            let tokenise = |(place, value): &Placed<_>| {
-                let row = value.as_ref().map_err(String::clone).and_then(|v| parse_row(v, style, eos));
-                (place.clone(), row.and_then(|row| self.encode(&row)))
+        for start in (0..count).step_by(CHUNK) {
+            let tokenise = |i: usize| {
+                let (place, value) = row(i);
+                let row = value.and_then(|v| parse_row(&v, style, eos));
+                (place, row.and_then(|row| self.encode(&row)))
             };
-            let tokenised: Vec<Tokenised> = chunk.par_iter().map(tokenise).collect();
+            let tokenised: Vec<Tokenised> =
+                (start..count.min(start + CHUNK)).into_par_iter().map(tokenise).collect();
             for row in tokenised {
                 self.admit(row)?;
             }
@@ -429,14 +362,14 @@ mod tests {
                {"prompt": "w0 w1 w2", "completion": " w3 w4 w5"}
                {"prompt": "w0 w1 w2 w3", "completion": " w4"}"#,
         );
-        let (rows, report) = load(&[path.clone()], &config(4), Some(&t)).unwrap();
+        let (rows, report) = load(std::slice::from_ref(&path), &config(4), Some(&t)).unwrap();
         assert_eq!(documents(&rows), [vec![3, 4, 5, 6], vec![7, 8, 2], vec![3, 4, 5, 6]]);
         assert_eq!(rows.documents().labels(2), [-100, -100, -100, 6]);
         assert_eq!((report.split, report.truncated, report.unlabelled, report.read), (1, 2, 1, 3));
         assert!(report.unlabelled_examples[0].ends_with("a.jsonl:3"), "{report}");
         assert_eq!((report.trained_tokens, report.tokens, report.rows), (3 + 2 + 1, 11, 3));
         let strict = DataConfig { long_rows: Some(LongRows::Error), ..config(4) };
-        let error = load(&[path.clone()], &strict, Some(&t)).unwrap_err().to_string();
+        let error = load(std::slice::from_ref(&path), &strict, Some(&t)).unwrap_err().to_string();
         assert!(error.contains("a.jsonl:1: 7 tokens do not fit data.seq_len = 4"), "{error}");
         let split = DataConfig { long_rows: Some(LongRows::Split), packing: false, ..config(4) };
         let (rows, report) = load(&[path], &split, Some(&t)).unwrap();
@@ -449,7 +382,7 @@ mod tests {
         let dir = TempDir::new("bad");
         let t = tokenizer(&dir);
         let good = dir.file("a.jsonl", "{\"text\": \"w1 w2\"}\n{\"txt\": 1}\n{\n");
-        let error = load(&[good.clone()], &config(8), Some(&t)).unwrap_err().to_string();
+        let error = load(std::slice::from_ref(&good), &config(8), Some(&t)).unwrap_err().to_string();
         assert!(error.contains("a.jsonl:2: no known form among the keys [txt]"), "{error}");
         let skip = DataConfig { on_error: OnError::Skip, ..config(8) };
         let (_, report) = load(&[good], &skip, Some(&t)).unwrap();
@@ -477,7 +410,8 @@ mod tests {
         let dir = TempDir::new("settings");
         let t = tokenizer(&dir);
         let path = dir.file("a.txt", "w1 w2 w3");
-        let error = |config: DataConfig, t| load(&[path.clone()], &config, t).unwrap_err().to_string();
+        let error =
+            |config: DataConfig, t| load(std::slice::from_ref(&path), &config, t).unwrap_err().to_string();
         assert!(error(config(8), None).starts_with("data.tokenizer: "));
         assert!(error(DataConfig { seq_len: None, ..config(8) }, Some(&t)).starts_with("data.seq_len: "));
         assert!(error(config(1), Some(&t)).contains("1 is too short"));
@@ -499,7 +433,7 @@ mod tests {
         };
         let (a, b) = (save("a.safetensors", [3, 4]), save("b.safetensors", [2, 5]));
         let open = DataConfig { seq_len: None, ..config(8) };
-        let (rows, report) = load(&[a.clone()], &open, None).unwrap();
+        let (rows, report) = load(std::slice::from_ref(&a), &open, None).unwrap();
         assert_eq!((rows.len(), rows.seq_len(), report.trained_tokens), (3, 4, 9));
         assert_eq!(documents(&rows)[1], [4, 5, 6, 7]);
         assert!(
@@ -511,6 +445,20 @@ mod tests {
         assert!(
             load(&[a], &config(8), None).unwrap_err().to_string().contains("4 tokens but data.seq_len is 8")
         );
+    }
+
+    #[test]
+    fn threads_change_nothing() {
+        let dir = TempDir::new("threads");
+        let t = tokenizer(&dir);
+        let lines: Vec<String> =
+            (0..9000).map(|i| format!("{{\"text\": \"w{} w{}\"}}", i % 50, i % 7)).collect();
+        let path = dir.file("a.jsonl", lines.join("\n"));
+        let print = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| load(std::slice::from_ref(&path), &config(16), Some(&t)).unwrap().0.fingerprint())
+        };
+        assert_eq!(print(1), print(4));
     }
 
     #[test]

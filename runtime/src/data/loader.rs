@@ -4,7 +4,7 @@
 //! dropped, unless the whole epoch is shorter than a step: then the step is padded with empty rows. Rows come in the order
 //! of the source, or in that of [`permutation`]; general rows have an order and epochs of their own.
 //!
-//! A step is a pure function of the rows, the settings and a [`Cursor`]. A thread builds up to [`AHEAD`] steps ahead;
+//! A step is a pure function of the rows, the settings and a [`Cursor`]. A thread builds two steps ahead;
 //! the cursor of the loader counts only what was taken out of it.
 
 use std::sync::Arc;
@@ -142,6 +142,11 @@ impl Loader {
                          shuffle, seed, general text) is not that of the checkpoint; restore it, or start a new run from \
                          the adapter"
                     .into(),
+            });
+        }
+        if u32::try_from(cursor.epoch).is_err() {
+            return Err(DataError::Cursor {
+                reason: format!("there was no epoch {}; use an earlier checkpoint", cursor.epoch),
             });
         }
         if cursor.step_in_epoch >= self.plan.steps_per_epoch as u64 {
@@ -536,6 +541,8 @@ mod tests {
         }
         let far = Cursor { step_in_epoch: 3, ..cursor };
         assert!(loader.seek(&far).unwrap_err().to_string().contains("step 3 of an epoch that has 3"));
+        let never = Cursor { epoch: u64::MAX, ..loader.cursor() };
+        assert!(loader.seek(&never).unwrap_err().to_string().contains("there was no epoch"));
         assert!(Cursor::from_json(&json!({"epoch": 1})).unwrap_err().to_string().contains("damaged"));
     }
 

@@ -47,7 +47,7 @@ impl RowSet {
             return Err(DataError::Config { setting: "data.train", reason });
         }
         let rows = if packing {
-            first_fit(&documents, seq_len)
+            best_fit(&documents, seq_len)
         } else {
             (0..documents.len() as u32).map(|d| vec![d]).collect()
         };
@@ -121,13 +121,14 @@ fn clear(values: &mut [i32], with: i32) {
     values.iter_mut().for_each(|v| *v = with);
 }
 
-fn first_fit(documents: &Documents, seq_len: usize) -> Vec<Vec<u32>> {
+fn best_fit(documents: &Documents, seq_len: usize) -> Vec<Vec<u32>> {
     let mut rows: Vec<Vec<u32>> = Vec::new();
     // (row, room), oldest first.
     let mut open: Vec<(usize, usize)> = Vec::with_capacity(OPEN_ROWS + 1);
     for document in 0..documents.len() {
         let need = documents.tokens(document).len();
-        if let Some(slot) = open.iter().position(|&(_, room)| room >= need) {
+        let fitting = open.iter().enumerate().filter(|(_, (_, room))| *room >= need);
+        if let Some((slot, _)) = fitting.min_by_key(|(_, (_, room))| *room) {
             rows[open[slot].0].push(document as u32);
             open[slot].1 -= need;
             if open[slot].1 == 0 {
@@ -197,11 +198,11 @@ mod tests {
 
     #[test]
     fn a_packed_row() {
-        let rows = RowSet::new(documents(&[3, 6, 2, 2]), 8, true).unwrap();
+        let rows = RowSet::new(documents(&[3, 7, 2, 2]), 8, true).unwrap();
         assert_eq!(rows.len(), 2);
         let expected = Filled {
-            tokens: vec![1, 2, 3, 10, 11, 12, 13, 0],
-            labels: vec![2, 3, -100, 11, -100, 13, -100, -100],
+            tokens: vec![1, 2, 3, 11, 12, 13, 14, 0],
+            labels: vec![2, 3, -100, 12, -100, 14, -100, -100],
             positions: vec![0, 1, 2, 0, 1, 0, 1, 0],
             segments: vec![0, 0, 0, 1, 1, 2, 2, -1],
         };
@@ -265,7 +266,7 @@ mod tests {
         fn packing_leaves_at_most_one_row_half_empty(lengths in prop::collection::vec(1usize..20, 1..60)) {
             let rows = RowSet::new(documents(&lengths), 20, true).unwrap();
             let used = |r: usize| rows.row(r).iter().map(|&d| lengths[d as usize]).sum::<usize>();
-            // With fewer rows than stay open, first fit leaves at most one row that is not more than half full.
+            // With fewer rows than stay open, best fit leaves at most one row that is not more than half full.
             prop_assert!((0..rows.len()).filter(|&r| used(r) * 2 <= 20).count() <= 1);
         }
     }

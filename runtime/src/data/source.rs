@@ -4,13 +4,12 @@
 //! |--------------|----------------------------|---------------------------------------------------------------------|
 //! | `jsonl`      | `.jsonl` `.ndjson` `.json` | a JSON object a line, or one JSON array of objects                  |
 //! | `text`       | `.txt` `.text` `.md`       | one document a file                                                 |
-//! | `tokens`     | `.safetensors`             | `input_ids` [N,T], `labels` [N,T] (see [`super::token_file`])        |
+//! | `tokens`     | `.safetensors`             | `input_ids`, `labels`: `[N,T]` (see [`super::token_file`])           |
 //! | `webdataset` | `.tar`                     | samples of a `.json` or `.txt` member (see [`super::webdataset`])    |
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use serde_json::Value;
 
 use super::error::{DataError, Result};
@@ -121,39 +120,65 @@ fn expand(path: &Path) -> Vec<PathBuf> {
 /// Where a row stands and what it is, or what is wrong with it.
 pub type Placed<T> = (String, std::result::Result<T, String>);
 
-/// The JSON rows of a file with their places (`file:line`, or the row of an array). Blank lines are no rows.
-pub fn read_json_rows(path: &Path) -> Result<Vec<Placed<Value>>> {
-    let bytes = fs::read(path).map_err(DataError::io(path))?;
-    Ok(json_rows(&bytes, &path.display().to_string()))
+/// The JSON rows of a file's content, parsed one by one so that a large file is never held as values.
+#[derive(Debug)]
+pub struct JsonRows<'a> {
+    name: &'a str,
+    content: Content<'a>,
 }
 
-/// The same for the content of a file; `name` is what places start with.
-pub fn json_rows(bytes: &[u8], name: &str) -> Vec<Placed<Value>> {
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-    let first = bytes.iter().find(|b| !b.is_ascii_whitespace());
-    if first == Some(&b'[') {
-        return match serde_json::from_slice::<Vec<Value>>(bytes) {
-            Ok(rows) => rows
-                .into_iter()
-                .enumerate()
-                .map(|(i, row)| (format!("{name}, row {}", i + 1), Ok(row)))
-                .collect(),
-            Err(e) => {
-                vec![(format!("{name}:{}", e.line()), Err(format!("the JSON array cannot be read: {e}")))]
+#[derive(Debug)]
+enum Content<'a> {
+    /// Lines that are not blank, with their numbers.
+    Lines(Vec<(usize, &'a [u8])>),
+    Array(Vec<Value>),
+    /// An array that cannot be read: the line and why.
+    Broken(usize, String),
+}
+
+impl<'a> JsonRows<'a> {
+    /// Lines of JSON, or one array; `name` is what places start with. Blank lines are no rows.
+    pub fn new(bytes: &'a [u8], name: &'a str) -> JsonRows<'a> {
+        let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+        let first = bytes.iter().find(|b| !b.is_ascii_whitespace());
+        let content = if first == Some(&b'[') {
+            match serde_json::from_slice(bytes) {
+                Ok(rows) => Content::Array(rows),
+                Err(e) => Content::Broken(e.line(), format!("the JSON array cannot be read: {e}")),
             }
+        } else {
+            let lines = (1..).zip(bytes.split(|&b| b == b'\n'));
+            Content::Lines(lines.filter(|(_, line)| line.iter().any(|b| !b.is_ascii_whitespace())).collect())
         };
+        JsonRows { name, content }
     }
-    let lines: Vec<(usize, &[u8])> = bytes
-        .split(|&b| b == b'\n')
-        .enumerate()
-        .filter(|(_, line)| line.iter().any(|b| !b.is_ascii_whitespace()))
-        .collect();
-    lines
-        .into_par_iter()
-        .map(|(i, line)| {
-            (format!("{name}:{}", i + 1), serde_json::from_slice(line).map_err(|e| broken(line, &e)))
-        })
-        .collect()
+
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        match &self.content {
+            Content::Lines(lines) => lines.len(),
+            Content::Array(rows) => rows.len(),
+            Content::Broken(..) => 1,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Row `index`, below [`JsonRows::len`], with its place: `file:line`, or the row of an array (from 1).
+    pub fn row(&self, index: usize) -> Placed<Value> {
+        let name = self.name;
+        match &self.content {
+            Content::Lines(lines) => {
+                let (number, line) = lines[index];
+                (format!("{name}:{number}"), serde_json::from_slice(line).map_err(|e| broken(line, &e)))
+            }
+            Content::Array(rows) => (format!("{name}, row {}", index + 1), Ok(rows[index].clone())),
+            Content::Broken(line, reason) => (format!("{name}:{line}"), Err(reason.clone())),
+        }
+    }
 }
 
 fn broken(line: &[u8], error: &serde_json::Error) -> String {
@@ -169,9 +194,10 @@ fn broken(line: &[u8], error: &serde_json::Error) -> String {
     format!("not JSON: {text}")
 }
 
-/// The text of a file.
+/// The text of a file, without a byte order mark.
 pub fn read_text(path: &Path) -> Result<String> {
     let bytes = fs::read(path).map_err(DataError::io(path))?;
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").map(<[u8]>::to_vec).unwrap_or(bytes);
     String::from_utf8(bytes).map_err(|e| {
         let before = &e.as_bytes()[..e.utf8_error().valid_up_to()];
         let line = 1 + before.iter().filter(|&&b| b == b'\n').count();
@@ -225,6 +251,11 @@ mod tests {
         for other in ["a.tar", "{a..b}", "{3..1}", "{1}", "{0..99999999999}"] {
             assert_eq!(expand(Path::new(other)), [PathBuf::from(other)]);
         }
+    }
+
+    fn json_rows(bytes: &[u8], name: &str) -> Vec<Placed<Value>> {
+        let rows = JsonRows::new(bytes, name);
+        (0..rows.len()).map(|i| rows.row(i)).collect()
     }
 
     #[test]

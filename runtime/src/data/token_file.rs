@@ -1,4 +1,4 @@
-//! Token files: safetensors with `input_ids` [N,T] and, where not every token is trained, `labels` [N,T] (-100 where not),
+//! Token files: safetensors with `input_ids` `[N,T]` and, where not every token is trained, `labels` `[N,T]` (-100 where not),
 //! both i64, i32 or u32. Rows are documents as they are: nothing is added, packed or left out.
 
 use std::fs::File;

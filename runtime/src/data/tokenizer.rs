@@ -36,6 +36,9 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
+/// Token ids, and for each token the bytes `start..end` of the text that it stands for.
+pub type WithOffsets = (Vec<i32>, Vec<(usize, usize)>);
+
 /// Token ids of a text with what of it is trained.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoded {
@@ -195,7 +198,7 @@ impl Tokenizer {
     }
 
     /// Token ids of a text without BOS, each with the bytes `start..end` of the text that it stands for.
-    pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<i32>, Vec<(usize, usize)>)> {
+    pub fn encode_with_offsets(&self, text: &str) -> Result<WithOffsets> {
         let encoding = self.inner.encode(text, false).map_err(|e| self.failed(&e))?;
         Ok((encoding.get_ids().iter().map(|&id| id as i32).collect(), encoding.get_offsets().to_vec()))
     }
@@ -372,6 +375,61 @@ mod tests {
         let row = t.encode_row(&[Piece::new(format!("a{}", t.eos_text()), true)], true).unwrap();
         assert_eq!(row.tokens, [t.id("a").unwrap() as i32, t.eos().unwrap() as i32]);
         assert_eq!(t.decode(&row.tokens, true).unwrap(), "a");
+    }
+
+    /// A byte-level BPE without merges: a token a byte.
+    fn byte_level(dir: &TempDir) -> Tokenizer {
+        use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+        let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
+        alphabet.sort_unstable();
+        let vocab: serde_json::Map<String, Value> =
+            alphabet.iter().enumerate().map(|(i, c)| (c.to_string(), i.into())).collect();
+        let byte_level = serde_json::json!(
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true});
+        let markers = ["<|im_start|>", "<|im_end|>"].iter().enumerate().map(|(i, token)| {
+            serde_json::json!(
+            {"id": 256 + i, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+             "normalized": false, "special": true})
+        });
+        let json = serde_json::json!({"version": "1.0", "added_tokens": markers.collect::<Vec<_>>(),
+            "pre_tokenizer": byte_level, "decoder": byte_level,
+            "model": {"type": "BPE", "vocab": vocab, "merges": []}});
+        dir.file("tokenizer.json", json.to_string());
+        dir.file("config.json", r#"{"eos_token_id": 257}"#);
+        Tokenizer::load(dir.path()).unwrap()
+    }
+
+    #[test]
+    fn byte_level_masks_and_markers() {
+        let dir = TempDir::new("bytes");
+        let t = byte_level(&dir);
+        assert_eq!(
+            (t.chat_style(), t.eos_text(), t.cuts_at_newline),
+            (ChatStyle::ChatMl, "<|im_end|>", true)
+        );
+        let row = serde_json::json!({"messages": [{"role": "user", "content": "é?"}, {"role": "assistant", "content": "naïve ß"}]});
+        let row = super::super::rows::parse_row(&row, t.chat_style(), t.eos_text()).unwrap();
+        let encoded = t.encode_row(&row.pieces, row.eos).unwrap();
+        let trained: Vec<i32> = encoded.labels.iter().copied().filter(|&l| l != -100).collect();
+        assert_eq!(t.decode(&trained, false).unwrap(), "naïve ß<|im_end|>");
+        assert_eq!((trained.len(), trained.last()), ("naïve ß".len() + 1, Some(&257)));
+        assert_eq!(encoded.tokens.iter().filter(|&&id| id == 256).count(), 2);
+        assert_eq!(t.encode("naïve").unwrap().len(), "naïve".len());
+    }
+
+    #[test]
+    fn text_is_cut_only_where_the_tokenizer_allows_it() {
+        let dir = TempDir::new("metaspace");
+        let vocab: serde_json::Map<String, Value> = ["<unk>", "▁", "a", "b", "c", "d", ".", "\n"]
+            .iter()
+            .enumerate()
+            .map(|(i, c)| (c.to_string(), i.into()))
+            .collect();
+        let json = serde_json::json!({"version": "1.0", "added_tokens": [],
+            "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": false},
+            "model": {"type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>"}});
+        dir.file("tokenizer.json", json.to_string());
+        assert!(!Tokenizer::load(dir.path()).unwrap().cuts_at_newline);
     }
 
     #[test]
