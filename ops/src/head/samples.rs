@@ -1,5 +1,5 @@
-//! Applications of the head for the generic tests: every kind of distillation and divergence, vocabularies of unequal
-//! size, ignored labels, positions without weight, cached tokens outside the vocabulary.
+//! Applications of the head for the generic tests: every kind of distillation and divergence, vocabularies of
+//! unequal size, ignored labels, positions without weight, cached tokens outside the vocabulary.
 
 use super::{Divergence, KdKind};
 use crate::common::{exact, sample, uniform, unit};
@@ -17,23 +17,34 @@ struct Case {
     kd: KdKind,
     divergence: Divergence,
     teacher_vocab: usize,
+    /// Cached probabilities of nearly 0 and 1, and a sum above 1 by rounding.
+    sharp: bool,
 }
 
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [DType::F32, DType::Bf16, DType::F16] {
-        cases.push(Case { dtype, kd: KdKind::None, divergence: Divergence::ForwardKl, teacher_vocab: V });
+        cases.push(Case {
+            dtype,
+            kd: KdKind::None,
+            divergence: Divergence::ForwardKl,
+            teacher_vocab: V,
+            sharp: false,
+        });
         for (divergence, teacher_vocab) in [
             (Divergence::ForwardKl, 13),
             (Divergence::ReverseKl, 9),
             (Divergence::Jsd, V),
             (Divergence::Jsd, 7),
         ] {
-            cases.push(Case { dtype, kd: KdKind::Logits, divergence, teacher_vocab });
+            cases.push(Case { dtype, kd: KdKind::Logits, divergence, teacher_vocab, sharp: false });
         }
         for divergence in Divergence::ALL {
-            cases.push(Case { dtype, kd: KdKind::TopK, divergence, teacher_vocab: V });
+            cases.push(Case { dtype, kd: KdKind::TopK, divergence, teacher_vocab: V, sharp: false });
         }
+    }
+    for divergence in Divergence::ALL {
+        cases.push(Case { dtype: DType::F32, kd: KdKind::TopK, divergence, teacher_vocab: V, sharp: true });
     }
     cases
 }
@@ -63,11 +74,15 @@ impl Case {
             }
             KdKind::TopK => {
                 let ids = [3., 0., 10., 1., 11., 2., 9., 4., -1., 5., 6., 7., 8., 2., 0., 30., 10., 3.];
-                inputs.extend([
-                    exact(DType::I32, &[B, T, K], &ids),
-                    unit(DType::F32, &[B, T, K]),
-                    uniform(DType::F32, &[B, T], 1.6, 2.5),
-                ]);
+                inputs.push(exact(DType::I32, &[B, T, K], &ids));
+                if self.sharp {
+                    let row = [8.0, -60.0, 1.0];
+                    inputs.push(exact(DType::F32, &[B, T, K], &row.repeat(B * T)));
+                    inputs.push(uniform(DType::F32, &[B, T], 3.15, 3.2));
+                } else {
+                    inputs.push(unit(DType::F32, &[B, T, K]));
+                    inputs.push(uniform(DType::F32, &[B, T], 1.6, 2.5));
+                }
             }
         }
         inputs.push(exact(DType::F32, &[B, T], &[1.0, 0.5, 0.25, 0.0, 0.75, 1.25]));

@@ -3,7 +3,8 @@
 use kfc_graph::Attrs;
 use kfc_graph::interp::Tensor;
 
-/// One head of one sequence: how to index the operands, which stand in the order q, k, v, seg_q, pos_q, seg_k, pos_k.
+/// One head of one sequence: how to index the operands, which stand in the order q, k, v, seg_q, pos_q,
+/// seg_k, pos_k.
 struct Head<'a> {
     x: [&'a Tensor; 7],
     batch: usize,

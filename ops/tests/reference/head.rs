@@ -33,8 +33,8 @@ impl<'a> Operands<'a> {
         logits(&self.x[0], &self.x[1], m)
     }
 
-    /// The student's and the teacher's probabilities of the outcomes, and the Jacobian of the student's with respect to
-    /// its logits, an outcome a row.
+    /// The student's and the teacher's probabilities of the outcomes, and the Jacobian of the student's with
+    /// respect to its logits, an outcome a row.
     fn outcomes(&self, m: usize) -> (Vec<f64>, Vec<f64>, Vec<Vec<f64>>) {
         let z = self.logits(m);
         if self.kd == "logits" {

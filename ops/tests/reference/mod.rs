@@ -1,4 +1,5 @@
-//! What each operation computes, as plain f64 loops written from its definition and not from its decomposition.
+//! What each operation computes, as plain f64 loops written from its definition and not from its
+//! decomposition.
 
 mod attention;
 mod head;
