@@ -80,10 +80,16 @@ impl<'a> Operands<'a> {
     /// Gradient of the divergence with respect to the logits of position m.
     fn divergence_grad(&self, m: usize) -> Vec<f64> {
         let (p, q, jacobian) = self.outcomes(m);
+        // Slope of an outcome's term in p; below the floor a logarithm is constant.
+        let live = |v: f64| if v > FLOOR { 1.0 } else { 0.0 };
+        let log = |v: f64| v.max(FLOOR).ln();
         let slope = |p: f64, q: f64| match self.divergence.as_str() {
-            "forward_kl" => -q / p,
-            "reverse_kl" => p.ln() - q.max(FLOOR).ln() + 1.0,
-            _ => 0.5 * (2.0 * p / (p + q)).ln(),
+            "forward_kl" => -q / p * live(p),
+            "reverse_kl" => log(p) - log(q) + live(p),
+            _ => {
+                let m = (p + q) / 2.0;
+                0.5 * (log(p) - log(m) + live(p)) - 0.25 * (p + q) / m * live(m)
+            }
         };
         (0..self.logits(m).len())
             .map(|j| p.iter().zip(&q).zip(&jacobian).map(|((p, q), row)| slope(*p, *q) * row[j]).sum())
