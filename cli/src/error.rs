@@ -1,9 +1,10 @@
 //! How a command ends: exit codes, and which errors are the user's to mend.
 //!
-//! Commands return `anyhow::Result<Outcome>`. An error whose chain holds an [`InputError`] or a
-//! [`ConfigError`] ends with exit code 2 (bad usage or input); any other error with 1.
+//! Commands return `anyhow::Result<Outcome>`. An error whose chain holds an [`InputError`], a
+//! [`ConfigError`] or a [`RunError`] about its input ends with exit code 2 (bad usage or input); any other error with 1.
 
 use crate::config::ConfigError;
+use kfc_runtime::RunError;
 use std::fmt;
 
 /// How a command that did not fail ended.
@@ -74,7 +75,11 @@ impl<T, E: Into<anyhow::Error>> InputResult<T> for Result<T, E> {
 
 /// The exit code that `error` ends the program with.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    let input = error.chain().any(|cause| cause.is::<InputError>() || cause.is::<ConfigError>());
+    let input = error.chain().any(|cause| {
+        cause.is::<InputError>()
+            || cause.is::<ConfigError>()
+            || cause.downcast_ref::<RunError>().is_some_and(RunError::is_input)
+    });
     if input { BAD_INPUT } else { FAILED }
 }
 

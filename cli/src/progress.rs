@@ -99,6 +99,8 @@ impl Progress {
 pub struct Summary {
     /// Optimiser steps done, those of resumed runs included.
     pub steps: usize,
+    /// Optimiser steps of the whole job.
+    pub total: usize,
     /// Tokens trained on.
     pub tokens: u64,
     /// Loss of the last step.
@@ -111,17 +113,19 @@ pub struct Summary {
     pub seconds: f64,
     /// Steps whose gradient was not finite, and which changed nothing.
     pub skipped: usize,
-    /// What was trained.
-    pub adapter: PathBuf,
+    /// What was trained: an adapter or model folder, or the checkpoint of a run that was stopped.
+    pub result: PathBuf,
     /// The page with curves.
     pub report: PathBuf,
+    /// The run was interrupted before its last step.
+    pub stopped: bool,
 }
 
 impl Summary {
     /// Names and values for people; also the header of the report.
     pub fn rows(&self) -> Vec<(String, String)> {
         let mut rows = vec![
-            ("steps", self.steps.to_string()),
+            ("steps", format!("{} of {}", self.steps, self.total)),
             ("tokens", grouped(self.tokens)),
             ("final loss", format!("{:.4}", self.loss)),
             ("tokens/s", rate(self.tokens_per_s)),
@@ -131,7 +135,15 @@ impl Summary {
         if self.skipped > 0 {
             rows.push(("skipped steps", format!("{} (gradient not finite)", self.skipped)));
         }
-        rows.push(("adapter", self.adapter.display().to_string()));
+        if self.stopped {
+            rows.push(("stopped", "go on with --resume".into()));
+        }
+        let what = self.result.file_name().map_or("result", |n| match n.to_str() {
+            Some("adapter") => "adapter",
+            Some("model") => "model",
+            _ => "checkpoint",
+        });
+        rows.push((what, self.result.display().to_string()));
         rows.push(("report", self.report.display().to_string()));
         rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -145,13 +157,15 @@ impl Summary {
             return output::json_line(&json!({
                 "event": "summary",
                 "steps": self.steps,
+                "total_steps": self.total,
+                "stopped": self.stopped,
                 "tokens": self.tokens,
                 "loss": self.loss,
                 "tokens_per_s": self.tokens_per_s,
                 "peak_bytes": self.peak_bytes,
                 "seconds": self.seconds,
                 "skipped": self.skipped,
-                "adapter": self.adapter,
+                "result": self.result,
                 "report": self.report,
             }));
         }

@@ -67,6 +67,17 @@ struct Parts {
     important: Option<f64>,
 }
 
+/// Memory of a step in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepMemory {
+    /// Activations and gradients of a micro-batch.
+    pub arena: u64,
+    /// Parameters, accumulators, moments, tables and step data.
+    pub owned: u64,
+    /// Weights mapped from files.
+    pub mapped: u64,
+}
+
 /// Where step data goes.
 struct DataSlots {
     tokens: Option<Slot>,
@@ -200,6 +211,42 @@ impl Trainer {
     /// Share of penalised parameters that the update policy holds back, if it does.
     pub fn important_share(&self) -> Option<f64> {
         self.important
+    }
+
+    /// The student in a line: architecture, size, element type, what is trained.
+    pub fn describe(&self) -> String {
+        let c = &self.student.model.config;
+        let all: usize = c.parameters().iter().map(|p| p.elements()).sum();
+        let trained = self.trained_elements();
+        let how = match &self.student.lora {
+            Some(l) => format!("LoRA r={} on {} layers, {trained} parameters trained", l.r, l.modules.len()),
+            None => format!("all {trained} parameters trained"),
+        };
+        format!("{}, {all} parameters in {}, {how}", c.family.name(), self.student.model.dtype)
+    }
+
+    /// What a user should know about how the job was understood.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Some(Teacher::Model(teacher)) = &self.teacher {
+            let (own, theirs) = (self.student.model.config.vocab_size, teacher.config.vocab_size);
+            if own != theirs {
+                notes.push(format!(
+                    "student and teacher have {own} and {theirs} tokens: distillation compares the first {}",
+                    own.min(theirs)
+                ));
+            }
+        }
+        if let Some(share) = self.important {
+            notes.push(format!("{:.2} % of the penalised parameters are held back as important", share * 100.0));
+        }
+        notes
+    }
+
+    /// Bytes that the step holds.
+    pub fn memory(&self) -> StepMemory {
+        let (owned, mapped) = self.store.resident();
+        StepMemory { arena: self.micro.arena_bytes() as u64, owned, mapped }
     }
 
     /// The data.

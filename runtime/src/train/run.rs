@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Name of the metrics file in a run folder.
-pub const METRICS: &str = "metrics.jsonl";
+const METRICS: &str = "metrics.jsonl";
 
 /// Sees a run go by.
 pub trait Observer {
@@ -74,6 +74,9 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
     files::clean_stale(options.dir)?;
     if options.resume {
         resume(trainer, options.dir, observer)?;
+    }
+    if trainer.steps_done() == 0 {
+        trainer.write_snapshot(options.dir)?;
     }
     let mut metrics = Metrics::open(options.dir, trainer.steps_done())?;
     let (start, mut tokens, mut losses) = (Instant::now(), 0u64, Vec::new());

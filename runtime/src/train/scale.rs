@@ -11,19 +11,19 @@ const LARGEST: f64 = 16_777_216.0;
 
 /// The factor on the loss, and how it reacts.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LossScaler {
+pub(crate) struct LossScaler {
     /// The factor in force.
-    pub scale: f64,
+    pub(crate) scale: f64,
     /// Good steps since it last changed.
-    pub good: u64,
+    pub(crate) good: u64,
     /// Steps skipped so far.
-    pub skipped: u64,
+    pub(crate) skipped: u64,
     dynamic: bool,
 }
 
 impl LossScaler {
     /// The scaler of a configuration; without one, 256 for f16 and 1 otherwise.
-    pub fn new(config: Option<LossScale>, dtype: DType) -> Self {
+    pub(crate) fn new(config: Option<LossScale>, dtype: DType) -> Self {
         let (scale, dynamic) = match config {
             Some(LossScale::Static(s)) => (s, false),
             Some(LossScale::Dynamic) => (INITIAL, true),
@@ -33,7 +33,7 @@ impl LossScaler {
     }
 
     /// Takes note of a step: `finite` is whether its gradients were.
-    pub fn update(&mut self, finite: bool) {
+    pub(crate) fn update(&mut self, finite: bool) {
         if !finite {
             self.skipped += 1;
             self.good = 0;

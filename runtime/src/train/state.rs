@@ -90,20 +90,34 @@ impl Trainer {
     /// # Errors
     /// If a file cannot be written.
     pub fn write_result(&self, run_dir: &Path) -> Result<PathBuf> {
+        let path = run_dir.join(if self.student.lora.is_some() { "adapter" } else { "model" });
+        self.write_trained(&path)?;
+        Ok(path)
+    }
+
+    /// Writes `snapshot/`: what is trained, as it is before the first step. An earlier one stays.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write_snapshot(&self, run_dir: &Path) -> Result<()> {
+        let path = run_dir.join("snapshot");
+        if path.exists() { Ok(()) } else { self.write_trained(&path) }
+    }
+
+    /// Writes adapter or weights to a folder, complete or not at all; a folder that is there is replaced.
+    fn write_trained(&self, path: &Path) -> Result<()> {
         if self.student.lora.is_some() {
-            let path = run_dir.join("adapter");
-            let dir = AtomicDir::create(&path)?;
+            let dir = AtomicDir::create(path)?;
             self.write_adapter_files(dir.path())?;
             dir.commit()?;
-            return Ok(path);
+            return Ok(());
         }
-        let path = run_dir.join("model");
         if path.exists() {
-            crate::files::remove_dir(&path)?;
+            crate::files::remove_dir(path)?;
         }
-        write_model(&path, &self.model_json(), self.weight_tensors(), Some(&self.student.model.path))?;
-        self.write_projectors(&path)?;
-        Ok(path)
+        write_model(path, &self.model_json(), self.weight_tensors(), Some(&self.student.model.path))?;
+        self.write_projectors(path)?;
+        Ok(())
     }
 
     /// The adapter as it is now; `None` in full fine-tuning.
