@@ -118,7 +118,10 @@ fn wrong_configurations_end_with_2_before_anything_is_written() {
     std::fs::write(job, "[model]\npath = 'm'\n[train]\nsteps = 0\n").unwrap();
     for command in [&["train"][..], &["fisher"], &["teach"]] {
         let message = fails(2, &[command, &[job, "--out", out]].concat());
-        assert_eq!(message, format!("error: {job}:1: data: the section is missing; add [data] with `train`\n"));
+        assert_eq!(
+            message,
+            format!("error: {job}:1: data: the section is missing; add [data] with `train`\n")
+        );
     }
     std::fs::write(job, [0xff, 0xfe]).unwrap();
     assert!(fails(2, &["compile", job, "--emit", out]).contains("not UTF-8"));

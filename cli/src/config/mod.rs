@@ -54,6 +54,7 @@ pub fn parse_with(text: &str, path: &Path, overrides: &[String]) -> Result<JobCo
     for text in overrides {
         node::apply_override(&mut root, text)?;
     }
+    relations::displace_length(&mut root);
     let context = Context::new(path)?;
     let job = schema::decode_job(&root, &context)?;
     relations::check(&job, &root, &context)?;

@@ -54,6 +54,16 @@ impl Node {
         self.entries().iter().find(|entry| entry.key == key).map(|entry| &entry.node)
     }
 
+    /// Takes `section.key` away.
+    pub(super) fn remove(&mut self, section: &str, key: &str) {
+        let Value::Table(sections) = &mut self.value else { return };
+        for entry in sections.iter_mut().filter(|entry| entry.key == section) {
+            if let Value::Table(keys) = &mut entry.node.value {
+                keys.retain(|entry| entry.key != key);
+            }
+        }
+    }
+
     /// What it is, for "found ..." in an error: the type, and the value where that is short.
     pub(super) fn describe(&self) -> String {
         match &self.value {

@@ -12,7 +12,8 @@ pub fn reference_markdown() -> String {
          `--set section.key=value` overrides a key from the command line, as often as needed. The value is TOML, or a bare\n\
          string: `--set train.steps=10`, `--set data.train=new.jsonl`, `--set 'lora.targets=[\"q_proj\", \"v_proj\"]'`,\n\
          `--set distill.features.0.weight=0.5` (lists count from 0). Relative paths in an override start from the current\n\
-         folder. A run writes the configuration it used, with every default filled in, to `config.toml` in its folder.\n",
+         folder. Overriding one of `train.steps` and `train.epochs` drops the other.\n\n\
+         A run writes the configuration it used, with every default filled in, to `config.toml` in its folder.\n",
     );
     markdown_section(&mut page, &schema::model(), "Required.");
     markdown_section(&mut page, &schema::lora(), "");

@@ -15,6 +15,18 @@ pub(super) fn check(job: &JobConfig, root: &Node, context: &Context) -> Result<(
     }
 }
 
+/// Overriding one of `steps` and `epochs` drops the other where it came from the file: they say the same thing.
+pub(super) fn displace_length(root: &mut Node) {
+    let given =
+        |root: &Node, key| root.get("train").and_then(|train| train.get(key)).map(|node| node.at.clone());
+    let dropped = match (given(root, "steps"), given(root, "epochs")) {
+        (Some(Origin::Set(_)), Some(Origin::Line(_))) => "epochs",
+        (Some(Origin::Line(_)), Some(Origin::Set(_))) => "steps",
+        _ => return,
+    };
+    root.remove("train", dropped);
+}
+
 /// Where `section.key` was written, or else the section.
 fn origin<'a>(root: &'a Node, section: &str, key: &str) -> &'a Origin {
     match root.get(section) {

@@ -488,8 +488,8 @@ fn with_default_mode(mut ewc: EwcSection, root: &Node) -> EwcSection {
 }
 
 fn section_hint(key: &str) -> String {
-    if let Some((section, name)) = known_elsewhere(key) {
-        return format!("`{name}` belongs in [{section}]");
+    if let Some((_, name)) = known_elsewhere(key) {
+        return format!("`{name}` belongs in {}", sections_of(name));
     }
     match nearest(key, SECTIONS) {
         Some(near) => format!("did you mean [{near}]?"),
@@ -502,6 +502,12 @@ fn known_elsewhere(key: &str) -> Option<(&'static str, &'static str)> {
     let foreign =
         FOREIGN_NAMES.iter().find(|(name, _)| *name == key).and_then(|(_, ours)| ours.split_once('.'));
     foreign.or_else(|| all_keys().into_iter().find(|(_, name)| *name == key))
+}
+
+/// The sections that have a key `name`: `[lora] or [distill]`.
+fn sections_of(name: &str) -> String {
+    let having = all_keys().into_iter().filter(|(_, key)| *key == name);
+    having.map(|(section, _)| format!("[{section}]")).collect::<Vec<_>>().join(" or ")
 }
 
 fn decode_required<T>(section: &Section<T>, root: &Node, context: &Context) -> Result<T, ConfigError> {
@@ -567,7 +573,7 @@ fn unknown_key<T>(section: &Section<T>, key: &str) -> String {
         (_, Some((other, name))) if other == section.name => {
             format!("unknown key; it is called `{name}` here; {list}")
         }
-        (_, Some((other, name))) => format!("unknown key; `{name}` belongs in [{other}]; {list}"),
+        (_, Some((_, name))) => format!("unknown key; `{name}` belongs in {}; {list}", sections_of(name)),
         (Some(near), None) => format!("unknown key; did you mean `{near}`? {list}"),
         (None, None) => format!("unknown key; {list}"),
     }

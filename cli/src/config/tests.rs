@@ -67,6 +67,14 @@ fn overrides_index_and_append_to_lists() {
 }
 
 #[test]
+fn overriding_the_length_displaces_the_other_way_to_give_it() {
+    assert_eq!(with(&["train.epochs=2"]).unwrap().train.length, Length::Epochs(2.0));
+    let epochs = SMALL.replace("steps = 10", "epochs = 3");
+    let job = parse_with(&epochs, Path::new("job.toml"), &["train.steps=5".to_owned()]).unwrap();
+    assert_eq!(job.train.length, Length::Steps(5));
+}
+
+#[test]
 fn ewc_mode_follows_lora() {
     let ewc = ["ewc.lambda=1", "ewc.fisher=/f"];
     assert_eq!(with(&ewc).unwrap().ewc.unwrap().mode, EwcMode::Weights);

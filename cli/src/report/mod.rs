@@ -52,7 +52,7 @@ pub struct Chart {
     pub unit: Unit,
     /// Draw a running mean over noisy points.
     pub smooth: bool,
-    /// The curves. Points that are not finite are gaps.
+    /// The curves. Points that are not finite are left out.
     pub series: Vec<Series>,
 }
 

@@ -199,9 +199,7 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 fn running_mean(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let reach = points.len() / 60;
     let mean = |index: usize| {
-        // As far to the left as to the right, so that a slope is not bent at the ends.
-        let reach = reach.min(index).min(points.len() - 1 - index);
-        let window = &points[index - reach..=index + reach];
+        let window = &points[index.saturating_sub(reach)..(index + reach + 1).min(points.len())];
         (points[index].0, window.iter().map(|(_, y)| y).sum::<f64>() / window.len() as f64)
     };
     (0..points.len()).map(mean).collect()
