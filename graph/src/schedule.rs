@@ -162,7 +162,9 @@ impl<'g> Scheduler<'g> {
         }
         let storages = self.storages(id);
         let bytes = |v: &ValueId| self.graph.ty(*v).bytes() as u128;
-        let dies = |v: &&ValueId| !self.pinned[v.index()] && self.unread[v.index()] == 1;
+        // A leaf that has not run takes no memory yet.
+        let exists = |v: ValueId| matches!(self.graph.def(v), Def::Node(id, _) if self.done[id.index()]);
+        let dies = |v: &&ValueId| !self.pinned[v.index()] && self.unread[v.index()] == 1 && exists(**v);
         let freed: u128 = storages.iter().filter(dies).map(bytes).sum();
         // What updates a state that the node reads goes into the state's own storage.
         let in_place =

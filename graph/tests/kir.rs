@@ -4,12 +4,14 @@
 
 mod common;
 
-use common::{defs, random_inputs};
+use common::{check_plan, defs, inplace, random_inputs, workspace};
 use kfc_graph::interp::run;
+use kfc_graph::memory::{Options, Place, plan};
 use kfc_graph::passes::{canonicalise, cse, dce, decompose, fuse_head, optimise};
+use kfc_graph::schedule::schedule;
 use kfc_graph::text::{parse, print};
 use kfc_graph::verify::verify;
-use kfc_graph::{Graph, Result};
+use kfc_graph::{Graph, NodeId, Result};
 use std::fs;
 use std::path::Path;
 
@@ -50,6 +52,8 @@ fn execute(source: &str, commands: &str) -> Result<String> {
     let mut graph = original.clone();
     for command in commands.split_whitespace() {
         graph = match command {
+            "schedule" => return Ok(show_schedule(&graph)),
+            "memory" => return Ok(show_memory(&graph)),
             "verify" => return Ok("valid\n".into()),
             "canonicalise" => canonicalise::run(&graph)?,
             "cse" => cse::run(&graph),
@@ -63,6 +67,42 @@ fn execute(source: &str, commands: &str) -> Result<String> {
     }
     same_results(&original, &graph);
     Ok(print(&graph))
+}
+
+fn line(graph: &Graph, id: NodeId) -> String {
+    let node = graph.node(id);
+    let outputs: Vec<String> = node.outputs.iter().map(|v| format!("%{}", v.0)).collect();
+    format!("{} = {}", outputs.join(", "), node.op.name())
+}
+
+fn show_schedule(graph: &Graph) -> String {
+    schedule(graph).into_iter().map(|id| line(graph, id) + "\n").collect()
+}
+
+/// One line a step: the places of its results and its workspace.
+fn show_memory(graph: &Graph) -> String {
+    let order = schedule(graph);
+    let options = Options { inplace: &inplace, workspace: &workspace };
+    let plan = plan(graph, &order, &options);
+    check_plan(graph, &order, &plan);
+    let mut out = format!("arena {} bytes, at least {}\n", plan.arena_bytes, plan.lower_bound);
+    for id in order {
+        out += &line(graph, id);
+        for v in &graph.node(id).outputs {
+            out += &match plan.places[v.index()] {
+                Place::Input(i) => format!(" in \"{}\"", graph.inputs()[i as usize].name),
+                Place::Arena(s) => format!(" at {}+{}", s.offset, s.bytes),
+            };
+        }
+        if let Some(s) = plan.workspaces[id.index()] {
+            out += &format!(" workspace {}+{}", s.offset, s.bytes);
+        }
+        out += "\n";
+    }
+    for i in plan.copied_updates {
+        out += &format!("copy output \"{}\"\n", graph.outputs()[i].name);
+    }
+    out
 }
 
 fn same_results(a: &Graph, b: &Graph) {

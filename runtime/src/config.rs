@@ -143,6 +143,17 @@ pub enum EwcMode {
     Weights,
 }
 
+impl EwcMode {
+    /// Its name in configurations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            EwcMode::Delta => "delta",
+            EwcMode::Adapter => "adapter",
+            EwcMode::Weights => "weights",
+        }
+    }
+}
+
 /// `ewc.important`: update policy of parameters with a large Fisher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Important {

@@ -146,14 +146,9 @@ fn write(store: &Store, wrt: &[String], mode: EwcMode, rows: usize, out: &Path) 
             Some(TensorOut::typed(file_name(name), t.ty().dtype, &t.ty().dims, t.bytes()))
         })
         .collect();
-    let mode = match mode {
-        EwcMode::Adapter => "adapter",
-        EwcMode::Delta => "delta",
-        EwcMode::Weights => "weights",
-    };
     let metadata = BTreeMap::from([
         ("format".to_string(), "pt".to_string()),
-        ("kfc.fisher".to_string(), mode.to_string()),
+        ("kfc.fisher".to_string(), mode.name().to_string()),
         ("kfc.rows".to_string(), rows.to_string()),
     ]);
     write_safetensors(out, tensors, &metadata)?;

@@ -107,11 +107,18 @@ impl TeacherCache {
         Ok(TeacherCache { description: d, files })
     }
 
-    /// Checks that the cache belongs to this job's rows and temperature.
+    /// Checks that the cache belongs to this job's rows (training rows, general rows, tokens a row; their hash) and
+    /// temperature.
     ///
     /// # Errors
     /// Says what differs.
-    pub fn check(&self, job: &JobConfig, path: &Path, rows: usize, general: usize, seq: usize, fingerprint: u64) -> Result<()> {
+    pub fn check(
+        &self,
+        job: &JobConfig,
+        path: &Path,
+        [rows, general, seq]: [usize; 3],
+        fingerprint: u64,
+    ) -> Result<()> {
         let d = &self.description;
         let differ = |what: &str, cache: String, job: String| {
             Err(RunError::Input(format!(

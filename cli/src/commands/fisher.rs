@@ -15,7 +15,7 @@ use serde_json::json;
 /// # Errors
 /// If the input is wrong or the work fails.
 pub fn run(args: &FisherArgs, global: &Global) -> anyhow::Result<Outcome> {
-    let mut job = config::load_for(&args.config, &args.set, config::Purpose::Fisher)?;
+    let mut job = config::load(&args.config, &args.set)?;
     job.data.packing = false;
     job.distill = None;
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;

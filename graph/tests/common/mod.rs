@@ -1,9 +1,21 @@
 //! Shared by the integration tests: small composites and a random generator.
-#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 mod ops;
+mod plans;
+mod random;
 
 pub use ops::defs;
+pub use plans::{check_order, check_plan, inplace, workspace};
+pub use random::random_graph;
 
 use kfc_graph::interp::Tensor;
 use kfc_graph::{DType, Graph, TensorType};

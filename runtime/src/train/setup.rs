@@ -125,7 +125,7 @@ pub fn place_adapter(store: &mut Store, lora: &LoraSpec, adapter: Option<&Adapte
 ///
 /// # Errors
 /// If it is missing or damaged.
-pub fn open_teacher(job: &JobConfig) -> Result<Option<Teacher>> {
+fn open_teacher(job: &JobConfig) -> Result<Option<Teacher>> {
     let Some(distill) = &job.distill else { return Ok(None) };
     if is_cache(&distill.teacher) {
         return Ok(Some(Teacher::Cache(TeacherCache::open(&distill.teacher)?)));
@@ -138,7 +138,7 @@ pub fn open_teacher(job: &JobConfig) -> Result<Option<Teacher>> {
 ///
 /// # Errors
 /// Names the first differing token.
-pub fn check_tokenizers(job: &JobConfig, teacher: &Teacher) -> Result<()> {
+fn check_tokenizers(job: &JobConfig, teacher: &Teacher) -> Result<()> {
     let (Some(distill), Teacher::Model(teacher)) = (&job.distill, teacher) else { return Ok(()) };
     let own = job.data.tokenizer.as_deref().unwrap_or(&job.model.path);
     let has = |p: &Path| p.is_file() || p.join("tokenizer.json").is_file();
@@ -155,7 +155,7 @@ pub fn check_tokenizers(job: &JobConfig, teacher: &Teacher) -> Result<()> {
 }
 
 /// The training graph's specification.
-pub fn train_spec<'a>(
+fn train_spec<'a>(
     job: &'a JobConfig,
     student: &'a Student,
     teacher: Option<&'a Teacher>,
@@ -185,15 +185,57 @@ pub fn train_spec<'a>(
     }
 }
 
-/// The two graphs of a training step, and what they train. `penalty` comes from [`ewc::load`].
+/// The graphs of a training step.
+pub struct StepGraphs {
+    /// Forward, losses and backward of a micro-batch.
+    pub train: TrainGraph,
+    /// Penalties, clipping and AdamW.
+    pub update: Graph,
+}
+
+/// Models in their store, and the graphs that run on them.
+struct Prepared {
+    student: Student,
+    teacher: Option<Teacher>,
+    store: Store,
+    penalty: Option<ewc::Penalty>,
+    graphs: StepGraphs,
+}
+
+/// The graphs of a job for rows of `seq` tokens.
 ///
 /// # Errors
-/// If shapes contradict each other.
-pub fn step_graphs(
-    job: &JobConfig,
-    spec: &TrainSpec<'_>,
-    penalty: Option<&ewc::Penalty>,
-) -> Result<(TrainGraph, Graph)> {
+/// As [`Trainer::new`].
+pub fn graphs(job: &JobConfig, seq: usize) -> Result<StepGraphs> {
+    Ok(prepare(job, seq)?.graphs)
+}
+
+/// Opens everything the job names, fills a store and builds the graphs.
+fn prepare(job: &JobConfig, seq: usize) -> Result<Prepared> {
+    check_modes(job)?;
+    let student = open_student(job)?;
+    let teacher = open_teacher(job)?;
+    let mut store = Store::new();
+    place_student(&mut store, job, &student, seq)?;
+    if let Some(teacher) = &teacher {
+        check_tokenizers(job, teacher)?;
+    }
+    if let Some(Teacher::Model(model)) = &teacher {
+        model.place(&mut store, "teacher.", false)?;
+        model.place_rope(&mut store, "teacher.", seq)?;
+    }
+    let spec = train_spec(job, &student, teacher.as_ref(), seq);
+    let params = trained_params(&spec);
+    place_projectors(&mut store, job, &params)?;
+    let penalty = match &job.ewc {
+        Some(section) => Some(ewc::load(section, &params, student.lora.as_ref(), &mut store)?),
+        None => None,
+    };
+    let graphs = step_graphs(job, &spec, penalty.as_ref())?;
+    Ok(Prepared { student, teacher, store, penalty, graphs })
+}
+
+fn step_graphs(job: &JobConfig, spec: &TrainSpec<'_>, penalty: Option<&ewc::Penalty>) -> Result<StepGraphs> {
     let train = train_graph(spec)?;
     let none = Default::default();
     let update = update_graph(&UpdateSpec {
@@ -206,7 +248,7 @@ pub fn step_graphs(
         lr_scaled: penalty.map_or(&none, |p| &p.lr_scaled),
         cast: master_copies(spec),
     })?;
-    Ok((train, update))
+    Ok(StepGraphs { train, update })
 }
 
 /// The 16-bit type that trained weights are kept in beside their f32 masters, if any.
@@ -220,25 +262,13 @@ impl Trainer {
     /// # Errors
     /// If anything that the job names is missing, damaged or does not fit, or memory runs out.
     pub fn new(job: &JobConfig, loader: Loader) -> Result<Trainer> {
-        let student = open_student(job)?;
-        let teacher = open_teacher(job)?;
-        let seq = loader.seq_len();
-        let mut store = Store::new();
-        place_student(&mut store, job, &student, seq)?;
-        if let Some(teacher) = &teacher {
-            check_tokenizers(job, teacher)?;
-            place_teacher(&mut store, job, teacher, &loader)?;
+        let Prepared { student, teacher, mut store, penalty, graphs: StepGraphs { train, update } } =
+            prepare(job, loader.seq_len())?;
+        if let Some(Teacher::Cache(cache)) = &teacher {
+            check_cache(job, cache, &loader)?;
         }
-        let spec = train_spec(job, &student, teacher.as_ref(), seq);
-        let params = trained_params(&spec);
-        place_projectors(&mut store, job, &params)?;
-        let penalty = match &job.ewc {
-            Some(section) => Some(ewc::load(section, &params, student.lora.as_ref(), &mut store)?),
-            None => None,
-        };
-        let (train, update) = step_graphs(job, &spec, penalty.as_ref())?;
         for graph in [&train.graph, &update] {
-            for input in graph.inputs().iter().filter(|i| i.kind != InputKind::Weight || i.name.starts_with("grad.")) {
+            for input in graph.inputs().iter().filter(|i| i.kind != InputKind::Weight) {
                 store.allocate(&input.name, graph.ty(input.value))?;
             }
         }
@@ -275,19 +305,10 @@ fn place_student(store: &mut Store, job: &JobConfig, student: &Student, seq: usi
     }
 }
 
-fn place_teacher(store: &mut Store, job: &JobConfig, teacher: &Teacher, loader: &Loader) -> Result<()> {
-    match teacher {
-        Teacher::Model(model) => {
-            model.place(store, "teacher.", false)?;
-            Ok(model.place_rope(store, "teacher.", loader.seq_len())?)
-        }
-        Teacher::Cache(cache) => {
-            let (main, general) = (loader.rows(), loader.general_rows());
-            let path = job.distill.as_ref().map(|d| d.teacher.clone()).unwrap_or_default();
-            let general_rows = general.map_or(0, |g| g.len());
-            cache.check(job, &path, main.len(), general_rows, loader.seq_len(), rows_fingerprint(loader))
-        }
-    }
+fn check_cache(job: &JobConfig, cache: &TeacherCache, loader: &Loader) -> Result<()> {
+    let path = job.distill.as_ref().map(|d| d.teacher.clone()).unwrap_or_default();
+    let general = loader.general_rows().map_or(0, |g| g.len());
+    cache.check(job, &path, [loader.rows().len(), general, loader.seq_len()], rows_fingerprint(loader))
 }
 
 /// Hash of the tokens of all rows of a job.
@@ -322,11 +343,8 @@ fn place_projectors(store: &mut Store, job: &JobConfig, params: &[TrainedParam])
     Ok(())
 }
 
-/// Checks that a full fine-tuning job and its penalty fit together; the configuration reader does the same by line.
-///
-/// # Errors
-/// If `[lora]` and `ewc.mode` contradict each other.
-pub fn check_modes(job: &JobConfig) -> Result<()> {
+/// Jobs built in code do not pass the configuration reader, which refuses the same by line.
+fn check_modes(job: &JobConfig) -> Result<()> {
     match (&job.ewc, &job.lora) {
         (Some(e), Some(_)) if e.mode == EwcMode::Weights => {
             Err(RunError::Input("ewc.mode = \"weights\" is for full fine-tuning; with [lora] use \"adapter\" or \"delta\"".into()))
