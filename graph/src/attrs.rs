@@ -148,7 +148,9 @@ impl Attrs {
     /// A required list of non-negative integers.
     pub fn usizes(&self, name: &str) -> Result<Vec<usize>> {
         match self.get(name) {
-            Some(AttrValue::Ints(v)) if v.iter().all(|&x| x >= 0) => Ok(v.iter().map(|&x| x as usize).collect()),
+            Some(AttrValue::Ints(v)) if v.iter().all(|&x| x >= 0) => {
+                Ok(v.iter().map(|&x| x as usize).collect())
+            }
             other => Err(wrong(name, "a list of non-negative integers", other)),
         }
     }

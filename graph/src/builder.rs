@@ -55,7 +55,12 @@ impl<'g> Builder<'g> {
     ///
     /// # Errors
     /// If the operands do not fit.
-    pub fn composite(&mut self, def: &'static dyn OpDef, attrs: Attrs, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
+    pub fn composite(
+        &mut self,
+        def: &'static dyn OpDef,
+        attrs: Attrs,
+        inputs: &[ValueId],
+    ) -> Result<Vec<ValueId>> {
         self.op(Op::Composite(Composite { def, attrs }), inputs)
     }
 

@@ -247,8 +247,11 @@ impl Graph {
         scope: u32,
     ) -> Vec<ValueId> {
         let id = NodeId(self.nodes.len() as u32);
-        let outputs: Vec<ValueId> =
-            results.into_iter().enumerate().map(|(i, ty)| self.add_value(ty, Def::Node(id, i as u32))).collect();
+        let outputs: Vec<ValueId> = results
+            .into_iter()
+            .enumerate()
+            .map(|(i, ty)| self.add_value(ty, Def::Node(id, i as u32)))
+            .collect();
         self.nodes.push(Node { op, inputs, outputs: outputs.clone(), phase, scope });
         outputs
     }

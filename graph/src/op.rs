@@ -2,8 +2,8 @@
 
 use crate::attrs::Attrs;
 use crate::builder::Builder;
-use crate::error::Result;
-use crate::graph::ValueId;
+use crate::error::{GraphError, Result};
+use crate::graph::{Graph, InputKind, ValueId};
 use crate::prim::Prim;
 use crate::types::TensorType;
 use std::collections::BTreeMap;
@@ -58,6 +58,31 @@ impl PartialEq for Composite {
     fn eq(&self, other: &Self) -> bool {
         self.def.name() == other.def.name() && self.attrs == other.attrs
     }
+}
+
+/// The decomposition of a composite as a graph of its own: its operands are the inputs `0`, `1`, .. in order, its
+/// results the outputs in order.
+///
+/// # Errors
+/// If the operands do not fit, or the decomposition's result types are not those that the definition infers.
+pub fn decomposition(composite: &Composite, operands: &[TensorType]) -> Result<Graph> {
+    let (def, attrs) = (composite.def, &composite.attrs);
+    let expected = def.infer(attrs, operands)?;
+    let mut graph = Graph::new(def.name());
+    let inputs: Vec<ValueId> = operands
+        .iter()
+        .enumerate()
+        .map(|(i, ty)| graph.add_input(i.to_string(), InputKind::Data, ty.clone()))
+        .collect();
+    let results = def.decompose(&mut Builder::new(&mut graph), attrs, &inputs)?;
+    let found: Vec<TensorType> = results.iter().map(|&v| graph.ty(v).clone()).collect();
+    if found != expected {
+        let list = |types: &[TensorType]| types.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", ");
+        let m = format!("decomposes to ({}), but its results are ({})", list(&found), list(&expected));
+        return Err(GraphError::ty(def.name(), m));
+    }
+    results.into_iter().enumerate().for_each(|(i, v)| graph.add_output(i.to_string(), v, None));
+    Ok(graph)
 }
 
 /// Work of one application.

@@ -223,7 +223,8 @@ impl Prim {
             }
             Prim::Select => {
                 arity(3)?;
-                if inputs[0].dtype != DType::I32 || inputs[0].dims != inputs[1].dims || inputs[1] != inputs[2] {
+                if inputs[0].dtype != DType::I32 || inputs[0].dims != inputs[1].dims || inputs[1] != inputs[2]
+                {
                     return fail(format!("operands do not fit: {}, {}, {}", inputs[0], inputs[1], inputs[2]));
                 }
                 Ok(inputs[1].clone())
@@ -231,7 +232,11 @@ impl Prim {
             Prim::Reshape { dims } => {
                 arity(1)?;
                 if dims.iter().product::<usize>() != inputs[0].elements() {
-                    return fail(format!("{} has {} elements, {dims:?} has not", inputs[0], inputs[0].elements()));
+                    return fail(format!(
+                        "{} has {} elements, {dims:?} has not",
+                        inputs[0],
+                        inputs[0].elements()
+                    ));
                 }
                 Ok(TensorType::new(inputs[0].dtype, dims.clone()))
             }
@@ -309,8 +314,10 @@ impl Prim {
                 if r < 2 || b.rank() != r || a.dims[..r - 2] != b.dims[..r - 2] || !out.is_float() {
                     return fail(format!("operands do not fit: {a} and {b}"));
                 }
-                let (m, ka) = if *ta { (a.dims[r - 1], a.dims[r - 2]) } else { (a.dims[r - 2], a.dims[r - 1]) };
-                let (n, kb) = if *tb { (b.dims[r - 2], b.dims[r - 1]) } else { (b.dims[r - 1], b.dims[r - 2]) };
+                let (m, ka) =
+                    if *ta { (a.dims[r - 1], a.dims[r - 2]) } else { (a.dims[r - 2], a.dims[r - 1]) };
+                let (n, kb) =
+                    if *tb { (b.dims[r - 2], b.dims[r - 1]) } else { (b.dims[r - 1], b.dims[r - 2]) };
                 if ka != kb {
                     return fail(format!("inner extents differ: {a} (ta={ta}) and {b} (tb={tb})"));
                 }
@@ -362,5 +369,9 @@ impl Prim {
 }
 
 fn float(op: &str, t: &TensorType) -> Result<()> {
-    if t.dtype.is_float() { Ok(()) } else { Err(GraphError::ty(op, format!("needs a float operand, got {t}"))) }
+    if t.dtype.is_float() {
+        Ok(())
+    } else {
+        Err(GraphError::ty(op, format!("needs a float operand, got {t}")))
+    }
 }
