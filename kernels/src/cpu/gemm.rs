@@ -6,7 +6,7 @@
 //! per cent of the work), and results that are not `f32` are rounded once, at the end.
 
 use crate::cpu::float::{Dst, Src};
-use crate::cpu::philox::Stream;
+use crate::cpu::philox::Dropout;
 use crate::cpu::scratch::{self, Cut};
 use crate::cpu::{par, reduce};
 use kfc_graph::DType;
@@ -28,13 +28,6 @@ const TILES: usize = 16;
 
 /// Most scratch of one tile: two panels and two copies of the tile.
 pub const SCRATCH_BYTES: usize = (2 * TILE * KC + 2 * TILE_AREA) * size_of::<f32>();
-
-/// Inverted dropout of a tensor whose elements are numbered from its first on.
-#[derive(Clone, Copy)]
-pub(crate) struct Dropout {
-    pub(crate) stream: Stream,
-    pub(crate) p: f32,
-}
 
 /// A matrix operand; element `(i, j)` is at `i * rs + j * cs`.
 #[derive(Clone, Copy)]
@@ -87,7 +80,7 @@ impl Mat {
             // SAFETY: by contract.
             unsafe { self.src.load(at + r * stride, run) };
             if let Some(d) = self.dropout {
-                d.stream.dropout(d.p, (at + r * stride) as u64, run);
+                d.apply(at + r * stride, run);
             }
         }
         let (rs, cs) = if by_rows { (len, 1) } else { (1, len) };
@@ -190,7 +183,7 @@ impl<'a> Job<'a> {
                             }
                             if product(p, (i, m), (j, n), (pa, pb), (pd.as_mut_ptr(), n), false) {
                                 for (r, part) in pd.chunks_exact_mut(n).enumerate() {
-                                    d.stream.dropout(d.p, ((i + r) * self.n + j) as u64, part);
+                                    d.apply((i + r) * self.n + j, part);
                                     reduce::axpy(1.0, part, row(r));
                                 }
                             }

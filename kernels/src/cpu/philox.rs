@@ -22,25 +22,43 @@ impl Stream {
         uniform(self.key, self.stream, start, out);
     }
 
-    /// Dropout: zeroes each element with probability `p` and multiplies the others by `1 / (1 - p)`; `x` stands at
-    /// elements `start..` of the dropped tensor.
-    pub(crate) fn dropout(self, p: f32, start: u64, x: &mut [f32]) {
+}
+
+/// Inverted dropout of a tensor whose elements are numbered from its first on.
+#[derive(Clone, Copy)]
+pub(crate) struct Dropout {
+    stream: Stream,
+    /// The smallest uniform number that keeps an element.
+    threshold: f32,
+    /// Factor of a kept element.
+    keep: f32,
+}
+
+impl Dropout {
+    /// Drops an element iff its uniform number is below `p`.
+    pub(crate) fn new(stream: Stream, p: f64) -> Dropout {
+        // Uniform numbers are multiples of 2^-24, so the next multiple decides as `p` does and is exact.
+        let threshold = ((p * 16_777_216.0).ceil() / 16_777_216.0) as f32;
+        Dropout { stream, threshold, keep: (1.0 / (1.0 - p)) as f32 }
+    }
+
+    /// Applies it to `x`, which stands at elements `start..` of the tensor.
+    pub(crate) fn apply(&self, start: usize, x: &mut [f32]) {
         let mut u = [0.0; 512];
-        let mut at = start;
+        let mut at = start as u64;
         for part in x.chunks_mut(512) {
             let u = &mut u[..part.len()];
-            self.uniform(at, u);
-            mask(p, u, part);
+            self.stream.uniform(at, u);
+            mask(self.threshold, self.keep, u, part);
             at += part.len() as u64;
         }
     }
 }
 
 simd! {
-    fn mask(p: f32, u: &[f32], x: &mut [f32]) {
-        let keep = 1.0 / (1.0 - p);
+    fn mask(threshold: f32, keep: f32, u: &[f32], x: &mut [f32]) {
         for (x, u) in x.iter_mut().zip(u) {
-            *x = if *u >= p { *x * keep } else { 0.0 };
+            *x = if *u >= threshold { *x * keep } else { 0.0 };
         }
     }
 
