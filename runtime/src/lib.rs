@@ -1,1 +1,3 @@
-//! TODO
+//! What runs a compiled plan: devices, executor, training loop, data loader, model folders and checkpoints.
+
+pub mod config;
