@@ -37,7 +37,12 @@ pub(super) struct Shape {
 impl Shape {
     /// # Errors
     /// If heads do not divide the widths.
-    pub(super) fn new(attrs: &Attrs, q: &TensorType, k: &TensorType, v: &TensorType) -> Result<Shape, KernelError> {
+    pub(super) fn new(
+        attrs: &Attrs,
+        q: &TensorType,
+        k: &TensorType,
+        v: &TensorType,
+    ) -> Result<Shape, KernelError> {
         let (heads, kv_heads) = (attrs.usize("heads")?, attrs.usize("kv_heads")?);
         if kv_heads == 0 || heads % kv_heads != 0 || q.last() % heads != 0 || v.last() % kv_heads != 0 {
             return Err(KernelError::Operand {
@@ -201,7 +206,19 @@ impl Attention {
                     s.load_keys(v, key_tile, s.dv, vt);
                     let scores = &mut scores[..rows * n];
                     let (p, strides) = (scores.as_mut_ptr(), (s.d, 1));
-                    gemm::kernel(rows, n, s.d, p, n, false, qt.as_ptr(), strides, kt.as_ptr(), (1, s.d), s.scale);
+                    gemm::kernel(
+                        rows,
+                        n,
+                        s.d,
+                        p,
+                        n,
+                        false,
+                        qt.as_ptr(),
+                        strides,
+                        kt.as_ptr(),
+                        (1, s.d),
+                        s.scale,
+                    );
                     if sight == Sight::Part {
                         queries.mask(&keys, f32::NEG_INFINITY, scores);
                     }
@@ -210,7 +227,19 @@ impl Attention {
                         softmax_row(&mut scores[r * n..(r + 1) * n], acc, &mut max[r], &mut sum[r]);
                     }
                     let acc = acc.as_mut_ptr();
-                    gemm::kernel(rows, s.dv, n, acc, s.dv, true, scores.as_ptr(), (n, 1), vt.as_ptr(), (s.dv, 1), 1.0);
+                    gemm::kernel(
+                        rows,
+                        s.dv,
+                        n,
+                        acc,
+                        s.dv,
+                        true,
+                        scores.as_ptr(),
+                        (n, 1),
+                        vt.as_ptr(),
+                        (s.dv, 1),
+                        1.0,
+                    );
                 }
                 self.store(call, at, acc, max, sum);
             }

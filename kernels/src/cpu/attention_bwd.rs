@@ -115,7 +115,19 @@ impl AttentionBwd {
             s.load_rows(call.src(0, s.x), q_at, s.dv, dot_);
             let lse = call.input::<f32>(5);
             let (q_s, o_s, p_s) = ((s.d, 1), (s.dv, 1), (n, 1));
-            gemm::kernel(rows, n, s.d, p.as_mut_ptr(), n, false, qt.as_ptr(), q_s, kt.as_ptr(), (1, s.d), scale);
+            gemm::kernel(
+                rows,
+                n,
+                s.d,
+                p.as_mut_ptr(),
+                n,
+                false,
+                qt.as_ptr(),
+                q_s,
+                kt.as_ptr(),
+                (1, s.d),
+                scale,
+            );
             if sight == Sight::Part {
                 queries.mask(&keys, f32::NEG_INFINITY, p);
             }
@@ -124,12 +136,48 @@ impl AttentionBwd {
                 let i = (q_at.batch * s.heads() + head) * s.tq + q_at.start + r % q_at.n;
                 exp_in_place(lse[i], row);
             }
-            gemm::kernel(n, s.dv, rows, dv.as_mut_ptr(), s.dv, true, p.as_ptr(), (1, n), dot_.as_ptr(), o_s, 1.0);
-            gemm::kernel(rows, n, s.dv, ds.as_mut_ptr(), n, false, dot_.as_ptr(), o_s, vt.as_ptr(), (1, s.dv), 1.0);
+            gemm::kernel(
+                n,
+                s.dv,
+                rows,
+                dv.as_mut_ptr(),
+                s.dv,
+                true,
+                p.as_ptr(),
+                (1, n),
+                dot_.as_ptr(),
+                o_s,
+                1.0,
+            );
+            gemm::kernel(
+                rows,
+                n,
+                s.dv,
+                ds.as_mut_ptr(),
+                n,
+                false,
+                dot_.as_ptr(),
+                o_s,
+                vt.as_ptr(),
+                (1, s.dv),
+                1.0,
+            );
             for (r, (ds, p)) in ds.chunks_exact_mut(n).zip(p.chunks_exact(n)).enumerate() {
                 softmax_gradient(delta[first + r], p, ds);
             }
-            gemm::kernel(n, s.d, rows, dk.as_mut_ptr(), s.d, true, ds.as_ptr(), (1, n), qt.as_ptr(), q_s, scale);
+            gemm::kernel(
+                n,
+                s.d,
+                rows,
+                dk.as_mut_ptr(),
+                s.d,
+                true,
+                ds.as_ptr(),
+                (1, n),
+                qt.as_ptr(),
+                q_s,
+                scale,
+            );
             let dq = dq[first * s.d..].as_mut_ptr();
             gemm::kernel(rows, s.d, n, dq, s.d, true, ds.as_ptr(), p_s, kt.as_ptr(), (s.d, 1), scale);
         }

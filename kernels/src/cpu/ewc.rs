@@ -69,8 +69,9 @@ impl Kernel for EwcDelta {
     unsafe fn run(&self, call: &Call<'_>) {
         let d = self.0;
         // SAFETY: by contract of `run`; the workspace has the size asked for.
-        let (a, b, partials) =
-            unsafe { (call.input::<f32>(0), call.input::<f32>(1), call.work::<f64>(0, d.outputs.div_ceil(ROWS))) };
+        let (a, b, partials) = unsafe {
+            (call.input::<f32>(0), call.input::<f32>(1), call.work::<f64>(0, d.outputs.div_ceil(ROWS)))
+        };
         let fisher = call.src(2, d.fisher);
         let shared = par::Shared::new(partials);
         par::ranges(d.outputs, ROWS, |rows| {
@@ -123,13 +124,33 @@ impl EwcDeltaBwd {
     }
 
     /// Adds the rows of one tile to both gradients. The tile holds `d loss / d (B·A)`.
-    fn add(&self, (i, m): (usize, usize), (j, n): (usize, usize), t: &[f32], ab: (&[f32], &[f32]), da: &mut [f32], db: Dst) {
+    fn add(
+        &self,
+        (i, m): (usize, usize),
+        (j, n): (usize, usize),
+        t: &[f32],
+        ab: (&[f32], &[f32]),
+        da: &mut [f32],
+        db: Dst,
+    ) {
         let Delta { inputs, rank, .. } = self.delta;
         let (a, b) = (&ab.0[j..], &ab.1[i * rank..]);
         // SAFETY: extents are within the operands; the rows of `db` belong to this group.
         unsafe {
             let db = db.raw::<f32>(i * rank, m * rank);
-            gemm::kernel(m, rank, n, db.as_mut_ptr(), rank, j > 0, t.as_ptr(), (n, 1), a.as_ptr(), (1, inputs), 1.0);
+            gemm::kernel(
+                m,
+                rank,
+                n,
+                db.as_mut_ptr(),
+                rank,
+                j > 0,
+                t.as_ptr(),
+                (n, 1),
+                a.as_ptr(),
+                (1, inputs),
+                1.0,
+            );
             let da = da[j..].as_mut_ptr();
             gemm::kernel(rank, n, m, da, inputs, true, b.as_ptr(), (1, rank), t.as_ptr(), (n, 1), 1.0);
         }

@@ -66,7 +66,14 @@ impl Mat {
     ///
     /// # Safety
     /// In bounds of the operand and of the panel.
-    unsafe fn block(&self, i: usize, j: usize, m: usize, n: usize, panel: &mut [f32]) -> (*const f32, usize, usize) {
+    unsafe fn block(
+        &self,
+        i: usize,
+        j: usize,
+        m: usize,
+        n: usize,
+        panel: &mut [f32],
+    ) -> (*const f32, usize, usize) {
         let at = i * self.rs + j * self.cs;
         if self.is_direct() {
             // SAFETY: by contract.

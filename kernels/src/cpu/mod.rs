@@ -11,19 +11,30 @@ use bytemuck::Pod;
 use kfc_graph::{Composite, DType, GraphError, Op, Prim, TensorType};
 use thiserror::Error;
 
+mod attention;
+mod attention_bwd;
+mod composite;
+mod ewc;
+mod feature;
 mod fill;
 mod float;
 pub mod gemm;
+mod head;
 mod index;
+mod lora;
 pub mod math;
 mod matmul;
 mod movement;
+mod norm;
+mod optim;
 mod par;
 mod philox;
 mod pointwise;
 mod reduce;
+mod rope;
 pub mod scratch;
 pub mod simd;
+mod swiglu;
 
 use float::{Dst, Src};
 
@@ -143,9 +154,11 @@ pub enum KernelError {
 }
 
 /// Whether the CPU has a kernel of its own for this composite (else it is decomposed into primitives).
-pub fn claims(c: &Composite, inputs: &[TensorType]) -> bool {
-    let _ = (c, inputs);
-    false
+///
+/// Every claimed kernel takes all operand types that the operation's own rules allow, so only the name decides today;
+/// the operands are part of the question so that a kernel may restrict itself.
+pub fn claims(c: &Composite, _inputs: &[TensorType]) -> bool {
+    composite::NAMES.contains(&c.def.name())
 }
 
 /// Builds the kernel of one node. All attributes are read and all decisions about shapes made here.
@@ -155,7 +168,8 @@ pub fn claims(c: &Composite, inputs: &[TensorType]) -> bool {
 pub fn build(op: &Op, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Box<dyn Kernel>, KernelError> {
     match op {
         Op::Prim(p) => prim(p, inputs, outputs),
-        Op::Composite(c) => Err(KernelError::Unclaimed(c.def.name().to_string())),
+        Op::Composite(c) => composite::build(c, inputs, outputs)
+            .unwrap_or_else(|| Err(KernelError::Unclaimed(c.def.name().to_string()))),
     }
 }
 
@@ -180,7 +194,9 @@ fn prim(p: &Prim, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Box<d
         Prim::Reshape { .. } => Box::new(movement::StridedCopy::reshape(&inputs[0])),
         Prim::Transpose { perm } => Box::new(movement::StridedCopy::transpose(&inputs[0], perm)),
         Prim::Broadcast { dims } => Box::new(movement::StridedCopy::broadcast(&inputs[0], dims)),
-        Prim::Slice { axis, start, end } => Box::new(movement::StridedCopy::slice(&inputs[0], *axis, *start, *end)),
+        Prim::Slice { axis, start, end } => {
+            Box::new(movement::StridedCopy::slice(&inputs[0], *axis, *start, *end))
+        }
         Prim::Pad { axis, lo, hi } => Box::new(movement::Segments::pad(&inputs[0], *axis, *lo, *hi)),
         Prim::Concat { axis } => Box::new(movement::Segments::concat(inputs, *axis)),
         Prim::ReduceSum { axes } => Box::new(reduce::Reduce::new(reduce::Kind::Sum, &inputs[0], axes)),

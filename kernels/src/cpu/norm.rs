@@ -84,7 +84,8 @@ impl Kernel for RmsNormBwd {
                 let (sw, sx, sy, sd) = (cut.take(h), cut.take(h), cut.take(h), cut.take(h));
                 // SAFETY: by contract of `run`; rows and partial sums are written by one task each.
                 unsafe {
-                    let dw = shared.slice(if self.need_dw { rows.start / grain * h } else { 0 }, if self.need_dw { h } else { 0 });
+                    let partial = if self.need_dw { (rows.start / grain * h, h) } else { (0, 0) };
+                    let dw = shared.slice(partial.0, partial.1);
                     dw.fill(0.0);
                     let w = w.read(0, h, sw);
                     for r in rows {

@@ -21,7 +21,6 @@ impl Stream {
     pub(crate) fn uniform(self, start: u64, out: &mut [f32]) {
         uniform(self.key, self.stream, start, out);
     }
-
 }
 
 /// Inverted dropout of a tensor whose elements are numbered from its first on.
@@ -129,7 +128,10 @@ mod tests {
     fn known_answers() {
         let mut words = [[0; LANES]; 4];
         block([0, 0], 0, 0, &mut words);
-        assert_eq!([0, 1, 2, 3].map(|w: usize| words[w][0]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(
+            [0, 1, 2, 3].map(|w: usize| words[w][0]),
+            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
+        );
     }
 
     #[test]

@@ -98,7 +98,8 @@ impl Reduce {
                 let base = locate(&self.kept, i);
                 let total = (0..reduced).fold(self.kind.identity(), |t, j| {
                     // SAFETY: the run lies within the operand.
-                    self.kind.join(t, unsafe { reduce_run(self.kind, a, base + locate(&self.reduced, j), run) })
+                    self.kind
+                        .join(t, unsafe { reduce_run(self.kind, a, base + locate(&self.reduced, j), run) })
                 });
                 // SAFETY: each result is written by one task.
                 unsafe { out.store(i, &[total as f32]) }

@@ -4,7 +4,7 @@
 use crate::cpu::scratch::{self, Cut};
 use crate::cpu::simd::simd;
 use crate::cpu::{Call, Kernel, KernelError, par};
-use kfc_graph::{DType, TensorType};
+use kfc_graph::{Attrs, DType, TensorType};
 
 /// `rope`. Positions outside the table take its nearest row.
 pub(crate) struct Rope {
@@ -17,7 +17,8 @@ pub(crate) struct Rope {
 }
 
 impl Rope {
-    pub(crate) fn new(inputs: &[TensorType], head_dim: usize, inverse: bool) -> Result<Rope, KernelError> {
+    pub(crate) fn new(attrs: &Attrs, inputs: &[TensorType]) -> Result<Rope, KernelError> {
+        let (head_dim, inverse) = (attrs.usize("head_dim")?, attrs.bool("inverse")?);
         let x = &inputs[0];
         if head_dim == 0 || head_dim % 2 != 0 || x.last() % head_dim != 0 {
             return Err(KernelError::Operand {

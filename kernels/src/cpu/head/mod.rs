@@ -1,0 +1,354 @@
+//! The output layer with its losses: `linear_cross_entropy_kd`, its gradient, the two fused, and `linear_token_scores`.
+//!
+//! Tokens that count are taken in chunks; student and teacher logits of a chunk stand in the workspace, one pass a row
+//! turns them into losses and (in place) into gradients, and two products turn these into `dh` and `dw`. Losses are
+//! summed in `f64` in the order of tokens.
+
+pub(super) mod rows;
+mod scores;
+mod topk;
+
+pub(crate) use scores::TokenScores;
+
+use crate::cpu::float::Dst;
+use crate::cpu::gemm::{Job, Mat, Product};
+use crate::cpu::{Call, Kernel, KernelError, par};
+use kfc_graph::{Attrs, DType, TensorType};
+use kfc_ops::head::{HeadAttrs, KdKind};
+use rows::Softened;
+
+/// Bytes of logits that a chunk aims at.
+const CHUNK_BYTES: usize = 16 << 20;
+
+/// Fewest tokens of a chunk: fewer would make the products inefficient.
+const CHUNK_ROWS: usize = 64;
+
+/// Tokens of a chunk for `n` tokens and `vocab` logits a token.
+fn chunk_rows(n: usize, vocab: usize) -> usize {
+    let rows = CHUNK_BYTES / (vocab.max(1) * size_of::<f32>());
+    rows.max(CHUNK_ROWS).next_multiple_of(16).min(n).max(1)
+}
+
+/// Which of the three operations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mode {
+    Forward,
+    Backward,
+    Fused,
+}
+
+/// A matrix of rows that are multiplied by a weight.
+#[derive(Clone, Copy)]
+struct Projection {
+    width: usize,
+    vocab: usize,
+    x: DType,
+    w: DType,
+}
+
+impl Projection {
+    fn new(h: &TensorType, w: &TensorType) -> Projection {
+        Projection { width: h.last(), vocab: w.dims[0], x: h.dtype, w: w.dtype }
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.width * self.x.size()
+    }
+}
+
+/// `linear_cross_entropy_kd`, `_bwd` and `_fused`.
+pub(crate) struct Head {
+    attrs: HeadAttrs,
+    mode: Mode,
+    tokens: usize,
+    student: Projection,
+    teacher: Option<Projection>,
+    /// Cached tokens of a position.
+    top: usize,
+    chunk: usize,
+    layout: Layout,
+}
+
+/// Where things stand in the workspace, in bytes.
+#[derive(Clone, Copy, Default)]
+struct Layout {
+    active: usize,
+    z: usize,
+    zt: usize,
+    h: usize,
+    ht: usize,
+    dh: usize,
+    losses: usize,
+    total: usize,
+}
+
+impl Head {
+    pub(crate) fn new(
+        op: &str,
+        mode: Mode,
+        attrs: &Attrs,
+        inputs: &[TensorType],
+    ) -> Result<Head, KernelError> {
+        let attrs = HeadAttrs::parse(op, attrs)?;
+        let mut head = Head {
+            attrs,
+            mode,
+            tokens: 0,
+            student: Projection { width: 0, vocab: 0, x: DType::F32, w: DType::F32 },
+            teacher: None,
+            top: 0,
+            chunk: 1,
+            layout: Layout::default(),
+        };
+        let o = head.first();
+        head.tokens = inputs[o].rows();
+        head.student = Projection::new(&inputs[o], &inputs[o + 1]);
+        match attrs.kd {
+            KdKind::None => {}
+            KdKind::Logits => head.teacher = Some(Projection::new(&inputs[o + 4], &inputs[o + 5])),
+            KdKind::TopK => head.top = inputs[o + 4].last(),
+        }
+        let teacher_vocab = head.teacher.map_or(0, |t| t.vocab);
+        head.chunk = chunk_rows(head.tokens, head.student.vocab + teacher_vocab);
+        head.layout = head.lay_out(teacher_vocab);
+        Ok(head)
+    }
+
+    fn lay_out(&self, teacher_vocab: usize) -> Layout {
+        let mut at = 0;
+        let mut next = |bytes: usize| {
+            let start = at;
+            at += bytes.next_multiple_of(64);
+            start
+        };
+        let teacher_row = self.teacher.map_or(0, |t| t.row_bytes());
+        let dh_row = if self.mode == Mode::Forward { 0 } else { self.student.row_bytes() };
+        let mut layout = Layout {
+            active: next(self.tokens * size_of::<u32>()),
+            z: next(self.chunk * self.student.vocab * size_of::<f32>()),
+            zt: next(self.chunk * teacher_vocab * size_of::<f32>()),
+            h: next(self.chunk * self.student.row_bytes()),
+            ht: next(self.chunk * teacher_row),
+            dh: next(self.chunk * dh_row),
+            losses: next(self.chunk * size_of::<[f64; 3]>()),
+            total: 0,
+        };
+        layout.total = at;
+        layout
+    }
+
+    /// Position of h among the operands: gradients of the losses stand before.
+    fn first(&self) -> usize {
+        match self.mode {
+            Mode::Forward => 0,
+            _ => 1 + usize::from(self.attrs.distils()),
+        }
+    }
+
+    /// Position of w_kd.
+    fn w_kd(&self) -> usize {
+        self.first() + if self.attrs.kd == KdKind::TopK { 7 } else { 6 }
+    }
+
+    /// Position of dh among the results.
+    fn dh(&self) -> usize {
+        match self.mode {
+            Mode::Fused => 2 + usize::from(self.attrs.distils()),
+            _ => 0,
+        }
+    }
+
+    /// Lists the tokens with a loss; returns how many there are.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn list_active(&self, call: &Call<'_>) -> usize {
+        let o = self.first();
+        // SAFETY: by contract.
+        unsafe {
+            let (labels, w_ce) = (call.input::<i32>(o + 2), call.input::<f32>(o + 3));
+            let w_kd = if self.attrs.distils() { call.input::<f32>(self.w_kd()) } else { &[] };
+            let active = call.work::<u32>(self.layout.active, self.tokens);
+            let mut n = 0;
+            for i in 0..self.tokens {
+                let counts = self.label(labels[i]).is_some() && w_ce[i] != 0.0;
+                if counts || w_kd.get(i).is_some_and(|w| *w != 0.0) {
+                    active[n] = i as u32;
+                    n += 1;
+                }
+            }
+            n
+        }
+    }
+
+    fn label(&self, label: i32) -> Option<usize> {
+        usize::try_from(label).ok().filter(|l| *l < self.student.vocab)
+    }
+
+    /// Logits of the rows `active` of operand `x`, gathered at `rows_at`, written at `z_at`.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn logits(
+        &self,
+        call: &Call<'_>,
+        x: usize,
+        p: Projection,
+        active: &[u32],
+        rows_at: usize,
+        z_at: usize,
+    ) {
+        let n = active.len();
+        let bytes = p.row_bytes();
+        // SAFETY: by contract; the parts of the workspace do not overlap.
+        unsafe {
+            let all = call.input::<u8>(x);
+            let rows = call.work::<u8>(rows_at, n * bytes);
+            for (to, i) in rows.chunks_exact_mut(bytes).zip(active) {
+                to.copy_from_slice(&all[*i as usize * bytes..][..bytes]);
+            }
+            let h = Dst::new(rows.as_mut_ptr(), p.x).src();
+            let w = Mat::rows(call.src(x + 1, p.w), p.width);
+            let z = Dst::floats(call.work(z_at, n * p.vocab));
+            Job::new(n, p.vocab, &[Product::new(Mat::rows(h, p.width), w.t(), p.width)], z).run();
+        }
+    }
+
+    /// Turns the logits of a chunk into losses and gradients.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`], after [`Head::logits`].
+    unsafe fn rows(&self, call: &Call<'_>, active: &[u32]) {
+        let (o, v) = (self.first(), self.student.vocab);
+        let vt = self.teacher.map_or(0, |t| t.vocab);
+        let n = active.len();
+        // SAFETY: by contract; rows are disjoint.
+        unsafe {
+            let z = par::Shared::new(call.work::<f32>(self.layout.z, n * v));
+            let zt = call.work::<f32>(self.layout.zt, n * vt);
+            let losses = par::Shared::new(call.work::<[f64; 3]>(self.layout.losses, n));
+            let (labels, w_ce) = (call.input::<i32>(o + 2), call.input::<f32>(o + 3));
+            let distils = self.attrs.distils();
+            let w_kd = if distils { call.input::<f32>(self.w_kd()) } else { &[] };
+            let with_gradient = self.mode != Mode::Forward;
+            let g_ce = if with_gradient { call.input::<f32>(0)[0] } else { 0.0 };
+            let g_kd = if with_gradient && distils { call.input::<f32>(1)[0] } else { 0.0 };
+            let t = self.attrs.temperature;
+            par::ranges(n, par::rows_grain(4 * (v + vt)), |range| {
+                for r in range {
+                    let i = active[r] as usize;
+                    let z = z.slice(r * v, v);
+                    let label = self.label(labels[i]);
+                    let w_ce = if label.is_some() { w_ce[i] } else { 0.0 };
+                    let w_kd = w_kd.get(i).copied().unwrap_or(0.0);
+                    let ce = rows::cross_entropy(z, label);
+                    let (a, b) = (g_ce * w_ce, g_kd * w_kd * t as f32);
+                    let kd = match self.attrs.kd {
+                        KdKind::None => {
+                            if with_gradient {
+                                rows::scaled_softmax(a, ce.lse as f32, z);
+                            }
+                            0.0
+                        }
+                        KdKind::Logits => {
+                            let zt = &zt[r * vt..(r + 1) * vt];
+                            let common = v.min(vt);
+                            let pair = Softened::new(&z[..common], &zt[..common], t as f32);
+                            pair.run(self.attrs.divergence, a, b, ce.lse as f32, z, zt, with_gradient)
+                        }
+                        KdKind::TopK => {
+                            let k = self.top;
+                            let cache = topk::Cache {
+                                ids: &call.input::<i32>(o + 4)[i * k..][..k],
+                                logits: &call.input::<f32>(o + 5)[i * k..][..k],
+                                lse: call.input::<f32>(o + 6)[i],
+                            };
+                            topk::run(self.attrs.divergence, t, &cache, a, b, ce.lse as f32, z, with_gradient)
+                        }
+                    };
+                    if let (true, Some(l)) = (with_gradient, label) {
+                        z[l] -= a;
+                    }
+                    let correct = w_ce > 0.0 && label == Some(ce.argmax);
+                    losses.slice(r, 1)[0] = [
+                        f64::from(w_ce) * ce.loss,
+                        f64::from(w_kd) * t * t * kd,
+                        f64::from(u8::from(correct)),
+                    ];
+                }
+            });
+        }
+    }
+
+    /// Gradients of a chunk from those of its logits.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`], after [`Head::rows`].
+    unsafe fn gradients(&self, call: &Call<'_>, active: &[u32], is_first: bool) {
+        let (o, n, p) = (self.first(), active.len(), self.student);
+        let bytes = p.row_bytes();
+        // SAFETY: by contract; the parts of the workspace do not overlap.
+        unsafe {
+            let dz = Mat::rows(Dst::floats(call.work(self.layout.z, n * p.vocab)).src(), p.vocab);
+            let w = Mat::rows(call.src(o + 1, p.w), p.width);
+            let dh = call.work::<u8>(self.layout.dh, n * bytes);
+            let to = Dst::new(dh.as_mut_ptr(), p.x);
+            Job::new(n, p.width, &[Product::new(dz, w, p.vocab)], to).run();
+            let all = call.output::<u8>(self.dh());
+            for (row, i) in dh.chunks_exact(bytes).zip(active) {
+                all[*i as usize * bytes..][..bytes].copy_from_slice(row);
+            }
+            if self.attrs.need_dw {
+                let h = Dst::new(call.work::<u8>(self.layout.h, n * bytes).as_mut_ptr(), p.x).src();
+                let products = [Product::new(dz.t(), Mat::rows(h, p.width), n)];
+                let dw = call.dst(self.dh() + 1, DType::F32);
+                Job { accumulate: !is_first, ..Job::new(p.vocab, p.width, &products, dw) }.run();
+            }
+        }
+    }
+}
+
+impl Kernel for Head {
+    unsafe fn run(&self, call: &Call<'_>) {
+        let o = self.first();
+        let mut totals = [0.0f64; 3];
+        // SAFETY: by contract of `run`; the workspace has the size asked for.
+        unsafe {
+            let count = self.list_active(call);
+            let active = &*call.work::<u32>(self.layout.active, count);
+            if self.mode != Mode::Forward {
+                if count < self.tokens {
+                    call.output::<u8>(self.dh()).fill(0);
+                }
+                if count == 0 && self.attrs.need_dw {
+                    call.output::<f32>(self.dh() + 1).fill(0.0);
+                }
+            }
+            for (c, chunk) in active.chunks(self.chunk).enumerate() {
+                self.logits(call, o, self.student, chunk, self.layout.h, self.layout.z);
+                if let Some(teacher) = self.teacher {
+                    self.logits(call, o + 4, teacher, chunk, self.layout.ht, self.layout.zt);
+                }
+                self.rows(call, chunk);
+                for losses in call.work::<[f64; 3]>(self.layout.losses, chunk.len()).iter() {
+                    totals.iter_mut().zip(losses).for_each(|(t, l)| *t += l);
+                }
+                if self.mode != Mode::Forward {
+                    self.gradients(call, chunk, c == 0);
+                }
+            }
+            if self.mode != Mode::Backward {
+                let [ce, kd, correct] = totals.map(|t| t as f32);
+                call.output::<f32>(0)[0] = ce;
+                if self.attrs.distils() {
+                    call.output::<f32>(1)[0] = kd;
+                }
+                call.output::<f32>(1 + usize::from(self.attrs.distils()))[0] = correct;
+            }
+        }
+    }
+
+    fn workspace_bytes(&self) -> usize {
+        self.layout.total
+    }
+}
