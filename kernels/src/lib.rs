@@ -1,7 +1,3 @@
-//! What runs: kernels of each device, and plans compiled from graphs.
+//! What runs: kernels for each device and the compiled plans that name them.
 
-pub mod compile;
 pub mod cpu;
-pub mod plan;
-
-pub use cpu::KernelError;

@@ -1,0 +1,169 @@
+//! Runs one operation on the CPU kernels and on the `f64` interpreter and compares.
+
+#![allow(dead_code)]
+
+use half::{bf16, f16};
+use kfc_graph::interp::{self, Tensor};
+use kfc_graph::{Builder, DType, Graph, InputKind, Op, Sample, SampleInput, TensorType};
+use kfc_kernels::cpu::{self, Buf, Call};
+use kfc_ops::samples;
+
+/// Encodes elements in their type.
+pub fn encode(ty: &TensorType, data: &[f64]) -> Vec<u8> {
+    data.iter()
+        .flat_map(|&v| match ty.dtype {
+            DType::F32 => (v as f32).to_le_bytes().to_vec(),
+            DType::Bf16 => bf16::from_f64(v).to_le_bytes().to_vec(),
+            DType::F16 => f16::from_f64(v).to_le_bytes().to_vec(),
+            DType::I32 => (v as i32).to_le_bytes().to_vec(),
+        })
+        .collect()
+}
+
+/// Inverse of [`encode`].
+pub fn decode(ty: &TensorType, bytes: &[u8]) -> Vec<f64> {
+    bytes
+        .chunks_exact(ty.dtype.size())
+        .map(|b| match ty.dtype {
+            DType::F32 => f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+            DType::Bf16 => f64::from(bf16::from_le_bytes([b[0], b[1]])),
+            DType::F16 => f64::from(f16::from_le_bytes([b[0], b[1]])),
+            DType::I32 => f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+        })
+        .collect()
+}
+
+/// Bytes with a 64-byte aligned start.
+struct Aligned {
+    words: Vec<[u64; 8]>,
+    bytes: usize,
+}
+
+impl Aligned {
+    fn new(bytes: usize, fill: u8) -> Aligned {
+        // One word more, so that an empty buffer still has an address of its own; `[u64; 8]` need not be 64-byte aligned.
+        Aligned { words: vec![[u64::from_ne_bytes([fill; 8]); 8]; bytes.div_ceil(64) + 2], bytes }
+    }
+
+    fn buf(&mut self) -> Buf {
+        let ptr = self.words.as_mut_ptr().cast::<u8>();
+        // SAFETY: less than one word further, and there are two to spare.
+        Buf { ptr: unsafe { ptr.add(ptr.align_offset(64)) }, bytes: self.bytes }
+    }
+
+    fn slice(&mut self) -> &mut [u8] {
+        let b = self.buf();
+        // SAFETY: within the words.
+        unsafe { std::slice::from_raw_parts_mut(b.ptr, b.bytes) }
+    }
+}
+
+/// Runs an operation on the CPU; returns the bytes of its results. Results and workspace hold garbage before.
+pub fn run_cpu(op: &Op, inputs: &[TensorType], data: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let outputs = op.infer(inputs).unwrap();
+    let kernel = cpu::build(op, inputs, &outputs).unwrap();
+    let mut ins: Vec<Aligned> = data
+        .iter()
+        .map(|d| {
+            let mut a = Aligned::new(d.len(), 0);
+            a.slice().copy_from_slice(d);
+            a
+        })
+        .collect();
+    let mut outs: Vec<Aligned> = outputs.iter().map(|t| Aligned::new(t.bytes(), 0xff)).collect();
+    for &(i, o) in kernel.inplace() {
+        outs[o].slice().copy_from_slice(&data[i]);
+        // The contract forbids to read this operand.
+        ins[i].slice().fill(0xff);
+    }
+    let mut workspace = Aligned::new(kernel.workspace_bytes(), 0xff);
+    let in_bufs: Vec<Buf> = ins.iter_mut().map(Aligned::buf).collect();
+    let out_bufs: Vec<Buf> = outs.iter_mut().map(Aligned::buf).collect();
+    // SAFETY: buffers have the sizes of their types and do not overlap.
+    unsafe { kernel.run(&Call { inputs: &in_bufs, outputs: &out_bufs, workspace: workspace.buf() }) };
+    outs.iter_mut().map(|o| o.slice().to_vec()).collect()
+}
+
+/// Runs an operation on the interpreter.
+pub fn run_interp(op: &Op, inputs: &[TensorType], data: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let mut g = Graph::new("one");
+    let ids: Vec<_> = inputs
+        .iter()
+        .enumerate()
+        .map(|(i, t)| g.add_input(format!("i{i}"), InputKind::Data, t.clone()))
+        .collect();
+    let results = Builder::new(&mut g).op(op.clone(), &ids).unwrap();
+    results.iter().enumerate().for_each(|(i, r)| g.add_output(format!("o{i}"), *r, None));
+    let tensors: Vec<Tensor> =
+        inputs.iter().zip(data).map(|(t, d)| Tensor::new(t.dims.clone(), d.clone())).collect();
+    interp::run(&g, &tensors).unwrap().into_iter().map(|t| t.data).collect()
+}
+
+/// Largest error allowed, relative to the largest element of the exact result.
+pub fn tolerance(inputs: &[TensorType], out: &TensorType) -> f64 {
+    let of = |d: DType| match d {
+        DType::F32 => 1e-5,
+        DType::Bf16 => 1e-2,
+        DType::F16 => 2e-3,
+        DType::I32 => 0.0,
+    };
+    // A result in f32 from narrow operands is computed in f32, whatever they are.
+    let _ = inputs;
+    of(out.dtype)
+}
+
+/// Compares the CPU with the interpreter on these operands, and thread counts with each other.
+pub fn check(what: &str, op: &Op, inputs: &[TensorType], data: &[Vec<f64>]) {
+    let bytes: Vec<Vec<u8>> = inputs.iter().zip(data).map(|(t, d)| encode(t, d)).collect();
+    let outputs = op.infer(inputs).unwrap();
+    let exact = run_interp(op, inputs, data);
+    let in_pool = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| run_cpu(op, inputs, &bytes))
+    };
+    let got = in_pool(1);
+    for threads in [2, 3] {
+        assert_eq!(in_pool(threads), got, "{what}: {} differs with {threads} threads", op.name());
+    }
+    for (j, (ty, exact)) in outputs.iter().zip(&exact).enumerate() {
+        let got = decode(ty, &got[j]);
+        let scale = exact.iter().fold(0.0f64, |m, v| m.max(v.abs())).max(1e-3);
+        let tol = tolerance(inputs, ty) * scale;
+        for (i, (g, e)) in got.iter().zip(exact).enumerate() {
+            let close = g == e || (g - e).abs() <= tol || (g.is_nan() && e.is_nan());
+            assert!(
+                close,
+                "{what}: {} result {j} {ty}, element {i}: {g} instead of {e}, tolerance {tol:e}\noperands {}",
+                op.name(),
+                inputs.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", ")
+            );
+        }
+    }
+}
+
+/// Checks one sample.
+pub fn check_sample(what: &str, op: &Op, sample: &Sample, seed: u64) {
+    let types: Vec<TensorType> = sample.inputs.iter().map(|(t, _)| t.clone()).collect();
+    let data: Vec<Vec<f64>> = sample
+        .inputs
+        .iter()
+        .enumerate()
+        .map(|(i, (t, c))| samples::fill(t, c, seed.wrapping_mul(1000).wrapping_add(i as u64)))
+        .collect();
+    check(what, op, &types, &data);
+}
+
+/// Checks an operation on uniform operands in `lo..hi` (integers for `i32`).
+pub fn check_uniform(op: &Op, types: &[TensorType], lo: f64, hi: f64) {
+    let inputs = types
+        .iter()
+        .map(|t| {
+            let c = match t.dtype {
+                DType::I32 => SampleInput::Integers(lo as i64, hi as i64),
+                _ => SampleInput::Uniform(lo, hi),
+            };
+            (t.clone(), c)
+        })
+        .collect();
+    check_sample("uniform", op, &Sample { attrs: kfc_graph::Attrs::new(), inputs }, 1);
+}
