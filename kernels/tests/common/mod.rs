@@ -1,6 +1,6 @@
 //! Runs one operation on the CPU kernels and on the `f64` interpreter and compares.
 
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use half::{bf16, f16};
 use kfc_graph::interp::{self, Tensor};
