@@ -18,7 +18,7 @@ const KC: usize = 512;
 const PANEL_PADDING: usize = 16;
 
 /// Rows at a multiple of this distance, in bytes, meet in the same cache sets; such operands are copied into panels.
-const BAD_STRIDE: usize = 2048;
+const BAD_STRIDE: usize = 256;
 
 /// Rows of a result up to which columns are computed as dot products ([`Job::dots`]).
 const DOT_ROWS: usize = 4;
