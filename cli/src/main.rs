@@ -1,2 +1,7 @@
 //! The `kfc` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(kfc::app::main(std::env::args_os().collect()))
+}

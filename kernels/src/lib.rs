@@ -1,3 +1,7 @@
-//! What runs: kernels for each device and the compiled plans that name them.
+//! What runs: kernels of each device, and plans compiled from graphs.
 
+pub mod compile;
 pub mod cpu;
+pub mod plan;
+
+pub use cpu::KernelError;

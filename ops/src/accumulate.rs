@@ -1,5 +1,5 @@
-//! `accumulate` and `accumulate_square`: running sums of gradients and of their squares. Both update their first
-//! operand.
+//! `accumulate` and `accumulate_square`: running sums of gradients and of their squares. Both update their
+//! first operand.
 
 use crate::common::{Operands, f32, fail, sample, square, take, times_scalar, unit};
 use kfc_graph::{Attrs, Builder, Cost, DType, OpDef, Result, Sample, TensorType, ValueId, Vjp};
@@ -7,8 +7,8 @@ use kfc_graph::{Attrs, Builder, Cost, DType, OpDef, Result, Sample, TensorType, 
 /// Operands: acc `f32 S` (state), g `S` of any float type. Result `f32 S`, which replaces acc: `acc + g`.
 pub struct Accumulate;
 
-/// Operands: acc `f32 S` (state), g `S` of any float type, weight `f32 [1]`. Result `f32 S`, which replaces acc:
-/// `acc + weight·g²`, the estimate of a Fisher diagonal.
+/// Operands: acc `f32 S` (state), g `S` of any float type, weight `f32 [1]`. Result `f32 S`, which replaces
+/// acc: `acc + weight·g²`, the estimate of a Fisher diagonal.
 pub struct AccumulateSquare;
 
 /// The definition of the plain sum.

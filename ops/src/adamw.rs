@@ -3,10 +3,10 @@
 use crate::common::{Operands, Values, exact, fail, sample, square, times_scalar, uniform, unit};
 use kfc_graph::{Attrs, Builder, Cost, DType, OpDef, Result, Sample, TensorType, ValueId, Vjp};
 
-/// Attributes `beta1`, `beta2`, `eps`, `weight_decay`, `lr_scale` (bool), `cast` (`none`, `bf16`, `f16`). Operands: p, m, v
-/// (state) and g, all `f32 S`; lr `f32 [1]`; coef `f32 [1]`, by which g is multiplied; bc `f32 [2]` = `1−β1^t, 1−β2^t`; ok
-/// `i32 [1]`, 0 to change nothing; (lr_scale `f32 S`, a factor of lr an element); (pc, p in the type `cast`, state).
-/// Results p', m', v', (pc'), each replacing its operand.
+/// Attributes `beta1`, `beta2`, `eps`, `weight_decay`, `lr_scale` (bool), `cast` (`none`, `bf16`, `f16`).
+/// Operands: p, m, v (state) and g, all `f32 S`; lr `f32 [1]`; coef `f32 [1]`, by which g is multiplied; bc
+/// `f32 [2]` = `1−β1^t, 1−β2^t`; ok `i32 [1]`, 0 to change nothing; (lr_scale `f32 S`, a factor of lr an
+/// element); (pc, p in the type `cast`, state). Results p', m', v', (pc'), each replacing its operand.
 pub struct AdamWDef;
 
 /// The definition.

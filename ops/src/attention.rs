@@ -1,8 +1,8 @@
 //! `attention` and `attention_bwd`: causal attention within segments, with grouped key and value heads.
 //!
-//! Query i sees key j iff `seg_q[i] >= 0`, `seg_q[i] == seg_k[j]` and `pos_k[j] <= pos_q[i]`; this covers packed rows,
-//! padding (segment -1) and a key-value cache. A query that sees nothing has o = 0 and lse = 0. Query head h reads key
-//! head `h / (heads / kv_heads)`. Scores are f32.
+//! Query i sees key j iff `seg_q[i] >= 0`, `seg_q[i] == seg_k[j]` and `pos_k[j] <= pos_q[i]`; this covers
+//! packed rows, padding (segment -1) and a key-value cache. A query that sees nothing has o = 0 and lse = 0.
+//! Query head h reads key head `h / (heads / kv_heads)`. Scores are f32.
 
 use crate::common::{Operands, take, unit, zero_unless};
 use crate::common::{
@@ -12,13 +12,14 @@ use kfc_graph::{
     Attrs, Builder, CmpOp, Cost, DType, OpDef, Result, Sample, TensorType, ValueId, Vjp, VjpArgs,
 };
 
-/// Forward. Attributes `heads`, `kv_heads`, `scale`. Operands: q `[B,Tq,heads·D]`, k `[B,Tk,kv_heads·D]`,
-/// v `[B,Tk,kv_heads·Dv]` of one float type X; seg_q, pos_q `i32 [B,Tq]`; seg_k, pos_k `i32 [B,Tk]`. Results:
-/// o `[B,Tq,heads·Dv]` X and lse `f32 [B,heads,Tq]`, the logarithm of each row's softmax denominator. Only o carries a
-/// gradient.
+/// Forward. Attributes `heads`, `kv_heads`, `scale`. Operands: q `[B,Tq,heads·D]`, k `[B,Tk,kv_heads·D]`, v
+/// `[B,Tk,kv_heads·Dv]` of one float type X; seg_q, pos_q `i32 [B,Tq]`; seg_k, pos_k `i32 [B,Tk]`. Results: o
+/// `[B,Tq,heads·Dv]` X and lse `f32 [B,heads,Tq]`, the logarithm of each row's softmax denominator. Only o
+/// carries a gradient.
 pub struct AttentionDef;
 
-/// Backward. The same attributes. Operands: do, q, k, v, o, lse, seg_q, pos_q, seg_k, pos_k. Results: dq, dk, dv (X).
+/// Backward. The same attributes. Operands: do, q, k, v, o, lse, seg_q, pos_q, seg_k, pos_k. Results: dq, dk,
+/// dv (X).
 pub struct AttentionBwd;
 
 /// The definition of the forward operation.
@@ -88,7 +89,7 @@ impl Extents {
         let fits = q.last() == heads * d
             && d > 0
             && k.last() == kv_heads * d
-            && v.last() % kv_heads == 0
+            && v.last().is_multiple_of(kv_heads)
             && k.dims[0] == q.dims[0]
             && v.dims[..2] == k.dims[..2]
             && k.dtype == q.dtype
@@ -243,8 +244,8 @@ impl OpDef for AttentionDef {
     }
 }
 
-/// FLOPs of products over all query-key pairs: `n_d` products of depth D and `n_dv` of depth Dv. A square causal
-/// problem computes half of them.
+/// FLOPs of products over all query-key pairs: `n_d` products of depth D and `n_dv` of depth Dv. A square
+/// causal problem computes half of them.
 fn pair_flops(op: &str, attrs: &Attrs, qkv: &[TensorType], n_d: u64, n_dv: u64) -> u64 {
     let Ok(e) = Extents::new(op, attrs, &qkv[0], &qkv[1], &qkv[2]) else { return 0 };
     let rows = e.batch * e.heads * e.tq;
@@ -312,7 +313,8 @@ impl OpDef for AttentionBwd {
         let p = b.exp(log_p)?;
         let p = zero_unless(b, mask, p)?;
 
-        // ds = p · (do·vᵀ − Σ do·o), the softmax's Jacobian with Σ_j p_j (do·v_j) taken from o (Dao et al., 2022).
+        // ds = p · (do·vᵀ − Σ do·o), the softmax's Jacobian with Σ_j p_j (do·v_j) taken from o (Dao et al.,
+        // 2022).
         let dv = b.matmul(p, dout, true, false, DType::F32)?;
         let dp = b.matmul(dout, v, false, true, DType::F32)?;
         let product = b.mul(dout, o)?;
@@ -392,7 +394,21 @@ impl Case {
 }
 
 fn cases() -> Vec<Case> {
-    let mut cases = Vec::new();
+    // Longer than a vector register and no multiple of one; two documents of 10 and 9.
+    let seg: Vec<f64> = (0..19).map(|i| f64::from(i / 10)).collect();
+    let pos: Vec<f64> = (0..19).map(|i| f64::from(i % 10)).collect();
+    let mut cases = vec![Case {
+        dtype: DType::F32,
+        batch: 1,
+        heads: 2,
+        kv_heads: 1,
+        d: 18,
+        dv: 17,
+        seg_q: seg.clone(),
+        pos_q: pos.clone(),
+        seg_k: seg,
+        pos_k: pos,
+    }];
     for dtype in [DType::F32, DType::Bf16, DType::F16] {
         // Two documents and padding in the first row, one document in the second.
         let seg = vec![0., 0., 0., 1., 1., -1., -1., 0., 0., 0., 0., 0., 0., 0.];

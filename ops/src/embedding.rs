@@ -5,8 +5,8 @@ use kfc_graph::{
     Attrs, Builder, Cost, DType, OpDef, Prim, Result, Sample, TensorType, ValueId, Vjp, VjpArgs,
 };
 
-/// Token embedding. Operands: table `[V,H]` of a float type, ids `i32 [B,T]` in `0..V`. Result `[B,T,H]` of the
-/// table's type. The gradient of the table is `f32 [V,H]`.
+/// Token embedding. Operands: table `[V,H]` of a float type, ids `i32 [B,T]` in `0..V`. Result `[B,T,H]` of
+/// the table's type. The gradient of the table is `f32 [V,H]`.
 pub struct Embedding;
 
 /// The definition.

@@ -1,10 +1,11 @@
-//! `ewc_penalty` and `ewc_penalty_bwd`: the quadratic penalty of elastic weight consolidation (Kirkpatrick et al., 2017).
+//! `ewc_penalty` and `ewc_penalty_bwd`: the quadratic penalty of elastic weight consolidation (Kirkpatrick et
+//! al., 2017).
 
 use crate::common::{Operands, check_vjp, f32, grad, sample, square, take, times_scalar, uniform, unit};
 use kfc_graph::{Attrs, Builder, Cost, DType, OpDef, Result, Sample, TensorType, ValueId, Vjp, VjpArgs};
 
-/// Forward. Operands: theta `f32 S`, fisher `S` (f32 or bf16), anchor `f32 S`. Result `f32 [1]`: `½ Σ F·(θ−θ*)²`.
-/// Only theta has a gradient.
+/// Forward. Operands: theta `f32 S`, fisher `S` (f32 or bf16), anchor `f32 S`. Result `f32 [1]`: `½ Σ
+/// F·(θ−θ*)²`. Only theta has a gradient.
 pub struct EwcPenalty;
 
 /// Backward. Operands: g `f32 [1]`, theta, fisher, anchor. Result dtheta `f32 S` = `g·F·(θ−θ*)`.

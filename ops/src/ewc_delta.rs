@@ -8,8 +8,8 @@ use crate::common::{
 use crate::ewc::check_fisher;
 use kfc_graph::{Attrs, Builder, Cost, DType, OpDef, Result, Sample, TensorType, ValueId, Vjp, VjpArgs};
 
-/// Forward. Attribute `scale`. Operands: a `f32 [r,I]`, b `f32 [O,r]`, fisher `[O,I]` (f32 or bf16). Result `f32 [1]`:
-/// `½ Σ F·(scale·B·A)²`.
+/// Forward. Attribute `scale`. Operands: a `f32 [r,I]`, b `f32 [O,r]`, fisher `[O,I]` (f32 or bf16). Result
+/// `f32 [1]`: `½ Σ F·(scale·B·A)²`.
 pub struct EwcDelta;
 
 /// Backward. Attribute `scale`. Operands: g `f32 [1]`, a, b, fisher. Results: da `f32 [r,I]`, db `f32 [O,r]`.

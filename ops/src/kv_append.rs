@@ -3,8 +3,8 @@
 use crate::common::{Operands, and, at_least, at_most_int, exact, fail, sample, take, unit};
 use kfc_graph::{Attrs, Builder, CmpOp, Cost, DType, OpDef, Prim, Result, Sample, TensorType, ValueId, Vjp};
 
-/// Operands: cache `[B,C,W]` (state), new `[B,T,W]` of the same float type, start `i32 [B]`. Result: the cache with rows
-/// `start[b]..start[b]+T` replaced; rows outside `0..C` are dropped.
+/// Operands: cache `[B,C,W]` (state), new `[B,T,W]` of the same float type, start `i32 [B]`. Result: the
+/// cache with rows `start[b]..start[b]+T` replaced; rows outside `0..C` are dropped.
 pub struct KvAppend;
 
 /// The definition.

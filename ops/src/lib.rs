@@ -1,8 +1,9 @@
 //! What kfc computes: composite operations, losses and model families.
 //!
-//! An operation is one file: a unit struct that implements [`kfc_graph::OpDef`], a `static` of it, and a typed function
-//! that appends it to a graph. Its meaning is its decomposition into primitives; backends replace it by kernels. A file
-//! holds an operation together with its backward siblings. [`registry::registry`] lists them all.
+//! An operation is one file: a unit struct that implements [`kfc_graph::OpDef`], a `static` of it, and a
+//! typed function that appends it to a graph. Its meaning is its decomposition into primitives; backends
+//! replace it by kernels. A file holds an operation together with its backward siblings.
+//! [`registry::registry`] lists them all.
 //!
 //! Invariants:
 //! - decompositions compute in f32 and round to the activation type once, at the end;
@@ -28,6 +29,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod samples;
 pub mod select_rows;
+pub mod step;
 pub mod sum_squares;
 pub mod swiglu;
 pub mod token_scores;

@@ -3,8 +3,8 @@
 use crate::common::{Operands, Values, check_vjp, f32, fail, gemm_flops, grad, rows2d, sample, unit};
 use kfc_graph::{Attrs, Builder, Cost, DType, OpDef, Result, Sample, TensorType, ValueId, Vjp, VjpArgs};
 
-/// Linear layer. Attribute `bias`. Operands: x `[..,I]`, w `[O,I]`, (bias `[O]`), all of one float type. Result
-/// `[..,O]` of that type. Gradients of w and bias are `f32`.
+/// Linear layer. Attribute `bias`. Operands: x `[..,I]`, w `[O,I]`, (bias `[O]`), all of one float type.
+/// Result `[..,O]` of that type. Gradients of w and bias are `f32`.
 pub struct Linear;
 
 /// The definition.
@@ -90,6 +90,11 @@ impl OpDef for Linear {
                 samples.push(sample(Attrs::new().with("bias", bias), inputs));
             }
         }
+        // Longer than a vector register and no multiple of one.
+        samples.push(sample(
+            Attrs::new().with("bias", false),
+            vec![unit(DType::F32, &[9, 33]), unit(DType::F32, &[19, 33])],
+        ));
         samples
     }
 }

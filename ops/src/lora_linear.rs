@@ -1,8 +1,8 @@
 //! `lora_linear` and `lora_linear_bwd`: a linear layer with a low-rank adapter (Hu et al., 2021).
 //!
-//! `y = x·wᵀ + scale · s·bᵀ (+ bias)` with `s = dropout(x)·aᵀ`. The adapter is computed in f32 whatever the type of x.
-//! The dropout mask is never stored: element `i` (row-major in x) is kept iff the `i`-th number of the stream is at
-//! least the dropout probability, so the backward pass draws the same mask again.
+//! `y = x·wᵀ + scale · s·bᵀ (+ bias)` with `s = dropout(x)·aᵀ`. The adapter is computed in f32 whatever the
+//! type of x. The dropout mask is never stored: element `i` (row-major in x) is kept iff the `i`-th number of
+//! the stream is at least the dropout probability, so the backward pass draws the same mask again.
 
 use crate::common::{Operands, Values, check_vjp, exact, f32, fail, gemm_flops, grad, rows2d, sample, unit};
 use crate::linear::{add_bias, bias_grad, check_weight, weight_grad, with_last};
@@ -10,13 +10,13 @@ use kfc_graph::{
     Attrs, Builder, CmpOp, Cost, DType, OpDef, Prim, Result, Sample, TensorType, ValueId, Vjp, VjpArgs,
 };
 
-/// Forward. Attributes `bias`, `scale`, `dropout` (in `[0,1)`), `stream`. Operands: x `[..,I]` X, w `[O,I]` X,
-/// a `f32 [r,I]`, b `f32 [O,r]`, (bias `[O]` X), (seed `i32 [2]` if dropout > 0). Results: y `[..,O]` X and
-/// s `f32 [..,r]`, unscaled. Only y carries a gradient; those of a, b, w and bias are `f32`.
+/// Forward. Attributes `bias`, `scale`, `dropout` (in `[0,1)`), `stream`. Operands: x `[..,I]` X, w `[O,I]`
+/// X, a `f32 [r,I]`, b `f32 [O,r]`, (bias `[O]` X), (seed `i32 [2]` if dropout > 0). Results: y `[..,O]` X
+/// and s `f32 [..,r]`, unscaled. Only y carries a gradient; those of a, b, w and bias are `f32`.
 pub struct LoraLinearDef;
 
-/// Backward. Attributes `scale`, `dropout`, `stream`, `need_dx`. Operands: dy `[..,O]`, x, w, a, b, s, (seed).
-/// Results: (dx X if `need_dx`), da `f32 [r,I]`, db `f32 [O,r]`.
+/// Backward. Attributes `scale`, `dropout`, `stream`, `need_dx`. Operands: dy `[..,O]`, x, w, a, b, s,
+/// (seed). Results: (dx X if `need_dx`), da `f32 [r,I]`, db `f32 [O,r]`.
 pub struct LoraLinearBwd;
 
 /// The definition of the forward operation.
@@ -200,8 +200,23 @@ impl OpDef for LoraLinearDef {
                 samples.push(sample(attrs, inputs));
             }
         }
+        samples.push(longer_sample());
         samples
     }
+}
+
+/// Rows longer than a vector register and no multiple of one.
+fn longer_sample() -> Sample {
+    let attrs =
+        Attrs::new().with("bias", false).with("scale", 2.0).with("dropout", 0.2).with("stream", 5usize);
+    let inputs = vec![
+        unit(DType::F32, &[9, 33]),
+        unit(DType::F32, &[19, 33]),
+        unit(DType::F32, &[3, 33]),
+        unit(DType::F32, &[19, 3]),
+        exact(DType::I32, &[2], &[7.0, 9.0]),
+    ];
+    sample(attrs, inputs)
 }
 
 fn vjp(b: &mut Builder<'_>, args: &VjpArgs<'_>) -> Result<Vec<Option<ValueId>>> {

@@ -1,4 +1,5 @@
-//! `rms_norm` and `rms_norm_bwd`: root-mean-square normalisation (Zhang and Sennrich, 2019) with a learnt gain.
+//! `rms_norm` and `rms_norm_bwd`: root-mean-square normalisation (Zhang and Sennrich, 2019) with a learnt
+//! gain.
 
 use crate::common::{
     Operands, check_vjp, f32, fail, grad, row_sum, rows2d, sample, spread, square, take, uniform, unit,
@@ -79,6 +80,10 @@ impl OpDef for RmsNorm {
         samples.push(sample(
             Attrs::new().with("eps", 1e-2),
             vec![uniform(DType::F32, &[3, 1], 0.1, 0.2), unit(DType::F32, &[1])],
+        ));
+        samples.push(sample(
+            Attrs::new().with("eps", 1e-6),
+            vec![unit(DType::F32, &[3, 67]), unit(DType::F32, &[67])],
         ));
         samples
     }

@@ -5,9 +5,9 @@ use kfc_graph::{
     Attrs, Builder, Cost, DType, OpDef, Prim, Result, Sample, TensorType, ValueId, Vjp, VjpArgs,
 };
 
-/// Rotation. Attributes `head_dim` = D (even), `inverse`. Operands: x `[B,T,C]` X with C a multiple of D, cos and sin
-/// `f32 [P,D/2]`, pos `i32 [B,T]` in `0..P`. Result `[B,T,C]` X: in each head elements i and i+D/2 are rotated by the
-/// angle of their position; `inverse` rotates back (which is also the transpose).
+/// Rotation. Attributes `head_dim` = D (even), `inverse`. Operands: x `[B,T,C]` X with C a multiple of D, cos
+/// and sin `f32 [P,D/2]`, pos `i32 [B,T]` in `0..P`. Result `[B,T,C]` X: in each head elements i and i+D/2
+/// are rotated by the angle of their position; `inverse` rotates back (which is also the transpose).
 pub struct Rope;
 
 /// The definition.
@@ -15,8 +15,8 @@ pub static ROPE: Rope = Rope;
 
 const NAME: &str = "rope";
 
-/// Rotates the heads of `x` `[B,T,heads·head_dim]` by the angles of `pos` `i32 [B,T]` in the tables `cos`, `sin`
-/// `f32 [P,head_dim/2]`.
+/// Rotates the heads of `x` `[B,T,heads·head_dim]` by the angles of `pos` `i32 [B,T]` in the tables `cos`,
+/// `sin` `f32 [P,head_dim/2]`.
 ///
 /// # Errors
 /// If the operands do not fit.

@@ -1,6 +1,16 @@
 //! Contents of sample operands: the same numbers for every test, on every machine.
 
-use kfc_graph::{DType, SampleInput, TensorType};
+use kfc_graph::interp::Tensor;
+use kfc_graph::{DType, Sample, SampleInput, TensorType};
+
+/// All operands of a sample, exactly representable in their types. Equal seeds give equal contents.
+pub fn materialise(sample: &Sample, seed: u64) -> Vec<Tensor> {
+    let operand = |(i, (ty, content)): (usize, &(TensorType, SampleInput))| {
+        // Far apart starting points for the operands.
+        Tensor::new(ty.dims.clone(), fill(ty, content, mix(seed ^ mix(i as u64 + 1))))
+    };
+    sample.inputs.iter().enumerate().map(operand).collect()
+}
 
 /// Elements of one operand, row-major, exactly representable in its type.
 pub fn fill(ty: &TensorType, content: &SampleInput, seed: u64) -> Vec<f64> {

@@ -17,7 +17,7 @@ pub static SWIGLU_BWD: SwigluBwd = SwigluBwd;
 const NAME: &str = "swiglu";
 const BWD: &str = "swiglu_bwd";
 const SHAPES: [(DType, &[usize]); 4] =
-    [(DType::F32, &[2, 3, 7]), (DType::Bf16, &[2, 3, 7]), (DType::F16, &[2, 3, 7]), (DType::F32, &[17])];
+    [(DType::F32, &[2, 3, 7]), (DType::Bf16, &[2, 3, 7]), (DType::F16, &[2, 3, 7]), (DType::F32, &[67])];
 
 /// `silu(gate)·up` with `silu(g) = g·sigmoid(g)`.
 ///

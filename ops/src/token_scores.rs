@@ -1,13 +1,13 @@
-//! `linear_token_scores`: log-probability of each label and the greedy prediction, without storing logits. For
-//! evaluation.
+//! `linear_token_scores`: log-probability of each label and the greedy prediction, without storing logits.
+//! For evaluation.
 
 use crate::common::{Operands, gemm_flops, take};
 use crate::head::logits::{argmax, logits, negative_log_likelihood};
 use crate::head::{check_student, samples};
 use kfc_graph::{Attrs, Builder, Cost, DType, OpDef, Result, Sample, TensorType, ValueId, Vjp};
 
-/// Operands: h `[B,T,H]` X, w `[V,H]` X, labels `i32 [B,T]`. Results: logp `f32 [B,T]` (0 where the label is ignored) and
-/// greedy `i32 [B,T]`, the index of the largest logit (the first of equals).
+/// Operands: h `[B,T,H]` X, w `[V,H]` X, labels `i32 [B,T]`. Results: logp `f32 [B,T]` (0 where the label is
+/// ignored) and greedy `i32 [B,T]`, the index of the largest logit (the first of equals).
 pub struct LinearTokenScores;
 
 /// The definition.

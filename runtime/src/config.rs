@@ -4,6 +4,7 @@
 //! Paths are already resolved (relative ones against the folder of the configuration file).
 
 use kfc_graph::DType;
+pub use kfc_ops::head::Divergence;
 use std::path::PathBuf;
 
 /// A whole job.
@@ -99,28 +100,6 @@ pub struct DistillSection {
     pub features: Vec<FeatureSection>,
 }
 
-/// `distill.divergence`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Divergence {
-    /// KL(teacher ‖ student).
-    ForwardKl,
-    /// KL(student ‖ teacher).
-    ReverseKl,
-    /// Jensen-Shannon.
-    Jsd,
-}
-
-impl Divergence {
-    /// Its name in configurations and op attributes.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Divergence::ForwardKl => "forward_kl",
-            Divergence::ReverseKl => "reverse_kl",
-            Divergence::Jsd => "jsd",
-        }
-    }
-}
-
 /// `[[distill.features]]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct FeatureSection {
@@ -162,6 +141,17 @@ pub enum EwcMode {
     Adapter,
     /// Full weights.
     Weights,
+}
+
+impl EwcMode {
+    /// Its name in configurations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            EwcMode::Delta => "delta",
+            EwcMode::Adapter => "adapter",
+            EwcMode::Weights => "weights",
+        }
+    }
 }
 
 /// `ewc.important`: update policy of parameters with a large Fisher.

@@ -1,3 +1,28 @@
 //! What runs a compiled plan: devices, executor, training loop, data loader, model folders and checkpoints.
+//!
+//! Invariants:
+//! - whatever a run writes is complete or not there;
+//! - the same job gives the same bytes for any number of threads, after a rerun, and after a kill and a resume;
+//! - a tensor that a file already holds in the right type is mapped, not copied.
 
+pub mod checkpoint;
 pub mod config;
+pub mod data;
+pub mod error;
+pub mod exec;
+pub mod files;
+pub mod fisher;
+pub mod hf;
+pub mod inference;
+pub mod logits;
+pub mod memory;
+pub mod merge;
+pub mod models;
+pub mod quantile;
+pub mod random;
+pub mod session;
+pub mod teach;
+pub mod teacher_cache;
+pub mod train;
+
+pub use error::{Result, RunError};

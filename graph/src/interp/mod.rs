@@ -12,7 +12,8 @@ pub use philox::{philox4x32, uniform_block};
 use crate::error::{GraphError, Result};
 use crate::graph::{Graph, Node, ValueId};
 use crate::op::{self, Op};
-use crate::types::TensorType;
+use crate::prim::Prim;
+use crate::types::{DType, TensorType};
 use std::borrow::Cow;
 
 /// Decompositions may contain composites; a chain longer than this is taken for an endless one.
@@ -60,6 +61,18 @@ pub fn run(graph: &Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
 pub fn run_values(graph: &Graph, inputs: &[Tensor], wanted: &[ValueId]) -> Result<Vec<Tensor>> {
     let inputs: Vec<&Tensor> = inputs.iter().collect();
     run_at_depth(graph, &inputs, wanted, 0)
+}
+
+/// A pointwise primitive of single elements; `None` if it is no pointwise primitive or has no result.
+pub(crate) fn pointwise(prim: &Prim, operands: &[f64], types: &[DType], result: DType) -> Option<f64> {
+    if !prim.is_pointwise() {
+        return None;
+    }
+    let types: Vec<TensorType> = types.iter().map(|&t| TensorType::new(t, [1])).collect();
+    let operands: Vec<Tensor> = operands.iter().map(|&v| Tensor::scalar(v)).collect();
+    let operands: Vec<&Tensor> = operands.iter().collect();
+    let result = TensorType::new(result, [1]);
+    prims::eval(prim, &operands, &types.iter().collect::<Vec<_>>(), &result).ok()?.data.first().copied()
 }
 
 fn run_at_depth(graph: &Graph, inputs: &[&Tensor], wanted: &[ValueId], depth: usize) -> Result<Vec<Tensor>> {

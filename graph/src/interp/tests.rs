@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::graph::InputKind;
-use crate::prim::{CmpOp, Prim};
-use crate::types::DType;
+use crate::prim::CmpOp;
 use crate::{Builder, Op};
 
 /// Applies one primitive to inputs of these types.

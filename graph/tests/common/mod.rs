@@ -1,11 +1,24 @@
 //! Shared by the integration tests: small composites and a random generator.
-#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 mod ops;
+mod plans;
+mod random;
 
 pub use ops::defs;
+pub use plans::{check_order, check_plan, inplace, workspace};
+pub use random::random_graph;
 
 use kfc_graph::interp::Tensor;
+use kfc_graph::{DType, Graph, TensorType};
 
 /// SplitMix64: a small seeded generator.
 pub struct Rng(pub u64);
@@ -30,4 +43,17 @@ impl Rng {
             (0..n).map(|_| lo + (hi - lo) * (self.next() >> 11) as f64 / (1u64 << 53) as f64).collect();
         Tensor::new(dims, data)
     }
+}
+
+/// Contents for every input of a graph: floats in [-1, 1), integers in 0..2.
+pub fn random_inputs(g: &Graph, seed: u64) -> Vec<Tensor> {
+    let mut rng = Rng(seed);
+    let mut fill = |ty: &TensorType| match ty.dtype {
+        DType::I32 => {
+            let t = rng.uniform(&ty.dims, 0.0, 2.0);
+            Tensor::new(t.dims, t.data.into_iter().map(f64::floor).collect::<Vec<_>>())
+        }
+        _ => rng.uniform(&ty.dims, -1.0, 1.0),
+    };
+    g.inputs().iter().map(|i| fill(g.ty(i.value))).collect()
 }

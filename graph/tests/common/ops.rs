@@ -121,6 +121,9 @@ impl OpDef for Accumulate {
     }
     fn infer(&self, _: &Attrs, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
         same(self.name, inputs, inputs.len().clamp(1, 2))?;
+        if inputs[0].dtype != DType::F32 {
+            return Err(GraphError::ty(self.name, "accumulates in f32"));
+        }
         Ok(vec![inputs[0].clone()])
     }
     fn decompose(&self, b: &mut Builder<'_>, _: &Attrs, x: &[ValueId]) -> Result<Vec<ValueId>> {

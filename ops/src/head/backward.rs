@@ -5,8 +5,9 @@ use super::{HeadAttrs, HeadValues, check_operands, gradient_flops, logits_flops,
 use crate::common::{Operands, Values, rows2d};
 use kfc_graph::{Attrs, Builder, Cost, DType, OpDef, Result, Sample, TensorType, ValueId, Vjp};
 
-/// Attributes of the forward operation and `need_dw`. Operands: g_ce `f32 [1]`, (g_kd `f32 [1]` unless `kd` is `none`),
-/// then those of the forward operation. Results: dh `[B,T,H]` X, (dw `f32 [V,H]`). The logits are computed again.
+/// Attributes of the forward operation and `need_dw`. Operands: g_ce `f32 [1]`, (g_kd `f32 [1]` unless `kd`
+/// is `none`), then those of the forward operation. Results: dh `[B,T,H]` X, (dw `f32 [V,H]`). The logits are
+/// computed again.
 pub struct LinearCrossEntropyKdBwd;
 
 /// The definition.

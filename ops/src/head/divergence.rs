@@ -1,5 +1,5 @@
-//! The distillation losses and their gradients, over whole distributions (in logarithms) and over a few outcomes
-//! (in probabilities, floored inside logarithms).
+//! The distillation losses and their gradients, over whole distributions (in logarithms) and over a few
+//! outcomes (in probabilities, floored inside logarithms).
 
 use super::Divergence;
 use crate::common::{f32, row_sum, spread};

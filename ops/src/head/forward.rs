@@ -6,10 +6,10 @@ use super::{HeadAttrs, HeadValues, check_operands, logits_flops, loss_types, sam
 use crate::common::{Operands, Values, check_vjp, grad};
 use kfc_graph::{Attrs, Builder, Cost, DType, OpDef, Result, Sample, TensorType, ValueId, Vjp, VjpArgs};
 
-/// Attributes `kd` (`none`, `logits`, `topk`), `temperature`, `divergence`. Operands: h `[B,T,H]` X, w `[V,H]` X, labels
-/// `i32 [B,T]`, w_ce `f32 [B,T]`; for `logits` ht `[B,T,Ht]`, wt `[Vt,Ht]`, w_kd `f32 [B,T]`; for `topk` top_ids
-/// `i32 [B,T,K]`, top_logits `f32 [B,T,K]`, top_lse `f32 [B,T]`, w_kd `f32 [B,T]`. Results, each `f32 [1]`: ce, (kd),
-/// correct. Only h and w have gradients.
+/// Attributes `kd` (`none`, `logits`, `topk`), `temperature`, `divergence`. Operands: h `[B,T,H]` X, w
+/// `[V,H]` X, labels `i32 [B,T]`, w_ce `f32 [B,T]`; for `logits` ht `[B,T,Ht]`, wt `[Vt,Ht]`, w_kd `f32
+/// [B,T]`; for `topk` top_ids `i32 [B,T,K]`, top_logits `f32 [B,T,K]`, top_lse `f32 [B,T]`, w_kd `f32 [B,T]`.
+/// Results, each `f32 [1]`: ce, (kd), correct. Only h and w have gradients.
 pub struct LinearCrossEntropyKd;
 
 /// The definition.

@@ -1,5 +1,5 @@
-//! `linear_cross_entropy_kd_fused`: losses and gradients from one computation of the logits. A pass makes it of a forward
-//! and a backward operation with the same operands.
+//! `linear_cross_entropy_kd_fused`: losses and gradients from one computation of the logits. A pass makes it
+//! of a forward and a backward operation with the same operands.
 
 use super::backward::{check, gradients};
 use super::logits::{logits, losses};

@@ -1,4 +1,5 @@
-//! Pieces of the decompositions: logits, losses and their gradients with `[tokens, vocabulary]` values spelt out.
+//! Pieces of the decompositions: logits, losses and their gradients with `[tokens, vocabulary]` values spelt
+//! out.
 //!
 //! N is the number of tokens; a column is `f32 [N,1]`.
 

@@ -1,13 +1,13 @@
-//! `linear_cross_entropy_kd` and its siblings: the output layer fused with the losses on its logits, so that no backend
-//! ever stores `[tokens, vocabulary]` values.
+//! `linear_cross_entropy_kd` and its siblings: the output layer fused with the losses on its logits, so that
+//! no backend ever stores `[tokens, vocabulary]` values.
 //!
 //! - [`forward`]: cross-entropy, distillation loss and the number of correct predictions;
 //! - [`backward`]: gradients of the hidden states and of the output weight;
 //! - [`fused`]: both in one sweep over the vocabulary;
 //! - `logits`: the pieces of the decompositions; `divergence`: the distillation losses; `samples`.
 //!
-//! Labels are already shifted; a negative label (-100) is ignored. Weights of positions (`w_ce`, `w_kd`) carry the
-//! normalisation, so the results are plain weighted sums.
+//! Labels are already shifted; a negative label (-100) is ignored. Weights of positions (`w_ce`, `w_kd`)
+//! carry the normalisation, so the results are plain weighted sums.
 
 mod backward;
 mod divergence;
@@ -127,7 +127,8 @@ pub enum Teacher {
     },
     /// The largest K of each position; the rest of the vocabulary is one more outcome.
     TopK {
-        /// Token ids `i32 [B,T,K]`, distinct within a position; those outside the student's vocabulary join the rest.
+        /// Token ids `i32 [B,T,K]`, distinct within a position; those outside the student's vocabulary join
+        /// the rest.
         ids: ValueId,
         /// Logits `f32 [B,T,K]`, not divided by the temperature.
         logits: ValueId,

@@ -1,0 +1,228 @@
+//! The command line: one file a subcommand, each with its arguments as plain data, its help and how matches become data.
+//!
+//! Values are checked here as far as the text alone tells; everything wrong here ends with exit code 2.
+
+mod compile;
+mod completions;
+mod eval;
+mod fisher;
+mod generate;
+mod logits;
+mod merge;
+mod parse;
+mod rollback;
+mod teach;
+mod train;
+
+pub use compile::{CompileArgs, Target};
+pub use completions::CompletionsArgs;
+pub use eval::{EvalArgs, Task};
+pub use fisher::FisherArgs;
+pub use generate::GenerateArgs;
+pub use logits::LogitsArgs;
+pub use merge::MergeArgs;
+pub use rollback::RollbackArgs;
+pub use teach::TeachArgs;
+pub use train::TrainArgs;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+/// What every subcommand understands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Global {
+    /// CPU threads; `None` leaves it to `RAYON_NUM_THREADS`, or else to the number of cores.
+    pub threads: Option<usize>,
+    /// One JSON object a line on standard output.
+    pub json: bool,
+    /// No progress on standard error.
+    pub quiet: bool,
+}
+
+/// Where a plan runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The CPU.
+    Cpu,
+}
+
+/// A subcommand with its arguments.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Invocation {
+    /// `kfc train`
+    Train(TrainArgs),
+    /// `kfc eval`
+    Eval(EvalArgs),
+    /// `kfc logits`
+    Logits(LogitsArgs),
+    /// `kfc fisher`
+    Fisher(FisherArgs),
+    /// `kfc teach`
+    Teach(TeachArgs),
+    /// `kfc merge`
+    Merge(MergeArgs),
+    /// `kfc generate`
+    Generate(GenerateArgs),
+    /// `kfc compile`
+    Compile(CompileArgs),
+    /// `kfc rollback`
+    Rollback(RollbackArgs),
+    /// `kfc completions`
+    Completions(CompletionsArgs),
+}
+
+const ABOUT: &str = "Inject knowledge into DeepSeek-family language models: compile a fine-tuning job into a static \
+                     plan of fused kernels under a memory budget, and run it";
+
+const EXAMPLES: &str = "\
+Examples:
+  kfc train                                        the built-in demo
+  kfc train job.toml --set train.steps=200         a job, with one key overridden
+  kfc eval --model model --adapter runs/job/adapter --task ppl --data held-out.jsonl
+  kfc merge --model model --adapter runs/job/adapter --out merged
+
+Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 a gate was missed.
+Results go to stdout, progress to stderr. `kfc COMMAND --help` has examples of each command;
+`kfc train --help-config` lists every key of a configuration.";
+
+/// Where the options of every subcommand stand in its help: after its own.
+const GLOBAL: usize = 100;
+
+/// The whole command line.
+pub fn command() -> Command {
+    Command::new("kfc")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(ABOUT)
+        .after_help(EXAMPLES)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .arg(
+            Arg::new("threads")
+                .long("threads")
+                .value_name("N")
+                .global(true)
+                .display_order(GLOBAL)
+                .value_parser(parse::threads)
+                .help("CPU threads [default: RAYON_NUM_THREADS, or else all cores]"),
+        )
+        .arg(flag("json", "Print one JSON object a line on stdout").global(true).display_order(GLOBAL + 1))
+        .arg(flag("quiet", "Show no progress on stderr").short('q').global(true).display_order(GLOBAL + 2))
+        .subcommand(train::command())
+        .subcommand(eval::command())
+        .subcommand(logits::command())
+        .subcommand(fisher::command())
+        .subcommand(teach::command())
+        .subcommand(merge::command())
+        .subcommand(generate::command())
+        .subcommand(compile::command())
+        .subcommand(rollback::command())
+        .subcommand(completions::command())
+}
+
+/// The matches of [`command`] as data.
+///
+/// # Errors
+/// What `clap` could not check: combinations of arguments.
+pub fn from_matches(matches: &ArgMatches) -> Result<(Global, Invocation), clap::Error> {
+    let Some((name, sub)) = matches.subcommand() else {
+        return Err(usage_error("a command is missing; `kfc --help` lists them"));
+    };
+    let global = Global {
+        threads: sub.get_one("threads").copied(),
+        json: sub.get_flag("json"),
+        quiet: sub.get_flag("quiet"),
+    };
+    let invocation = match name {
+        "train" => Invocation::Train(train::from_matches(sub)?),
+        "eval" => Invocation::Eval(eval::from_matches(sub)?),
+        "logits" => Invocation::Logits(logits::from_matches(sub)?),
+        "fisher" => Invocation::Fisher(fisher::from_matches(sub)?),
+        "teach" => Invocation::Teach(teach::from_matches(sub)?),
+        "merge" => Invocation::Merge(merge::from_matches(sub)?),
+        "generate" => Invocation::Generate(generate::from_matches(sub)?),
+        "compile" => Invocation::Compile(compile::from_matches(sub)?),
+        "rollback" => Invocation::Rollback(rollback::from_matches(sub)?),
+        "completions" => Invocation::Completions(completions::from_matches(sub)?),
+        other => {
+            return Err(usage_error(&format!("unknown command `{other}`; `kfc --help` lists them")));
+        }
+    };
+    Ok((global, invocation))
+}
+
+// Pieces that several subcommands share.
+
+fn flag(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+fn path(name: &'static str, value_name: &'static str, help: &'static str) -> Arg {
+    let parser = clap::builder::PathBufValueParser::new();
+    Arg::new(name).long(name).value_name(value_name).value_parser(parser).help(help)
+}
+
+fn config() -> Arg {
+    let parser = clap::builder::PathBufValueParser::new();
+    Arg::new("config").value_name("CONFIG.toml").value_parser(parser).help("The job's configuration")
+}
+
+fn set() -> Arg {
+    Arg::new("set")
+        .long("set")
+        .value_name("KEY=VALUE")
+        .action(ArgAction::Append)
+        .help("Override a key of the configuration, as in --set train.steps=10")
+}
+
+fn device() -> Arg {
+    Arg::new("device")
+        .long("device")
+        .value_name("DEVICE")
+        .value_parser(parse::device)
+        .default_value("cpu")
+        .help("Where to run: cpu")
+}
+
+fn mem_budget() -> Arg {
+    Arg::new("mem-budget")
+        .long("mem-budget")
+        .value_name("SIZE")
+        .value_parser(parse::bytes)
+        .help("Memory that the run may take, as in 8GiB [default: train.mem_budget]")
+}
+
+fn model() -> Arg {
+    path("model", "DIR", "A Hugging Face model folder").required(true)
+}
+
+fn adapter() -> Arg {
+    path("adapter", "DIR", "A PEFT adapter folder to apply on top")
+}
+
+fn count(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name("N").value_parser(parse::count).help(help)
+}
+
+fn seed() -> Arg {
+    Arg::new("seed")
+        .long("seed")
+        .value_name("N")
+        .value_parser(parse::seed)
+        .default_value("0")
+        .help("Seed of everything random")
+}
+
+/// A required argument's value, or the error that clap would have given.
+fn required<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str) -> Result<T, clap::Error> {
+    matches.get_one::<T>(name).cloned().ok_or_else(|| usage_error(&format!("--{name} is missing")))
+}
+
+/// An error about the combination of arguments.
+fn usage_error(message: &str) -> clap::Error {
+    clap::Error::raw(clap::error::ErrorKind::MissingRequiredArgument, message)
+}
+
+/// All values of a repeated argument.
+fn all<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str) -> Vec<T> {
+    matches.get_many::<T>(name).into_iter().flatten().cloned().collect()
+}

@@ -1,0 +1,34 @@
+//! What each subcommand does, one file each: `run(arguments, global) -> outcome`.
+
+pub mod compile;
+pub mod completions;
+pub mod eval;
+pub mod fisher;
+pub mod generate;
+pub mod logits;
+pub mod merge;
+pub mod rollback;
+pub mod teach;
+pub mod train;
+
+use crate::args::{Global, Invocation};
+use crate::error::Outcome;
+
+/// Runs `invocation`.
+///
+/// # Errors
+/// Whatever the command failed with; [`crate::error::exit_code`] tells the user's errors from others.
+pub fn run(invocation: &Invocation, global: &Global) -> anyhow::Result<Outcome> {
+    match invocation {
+        Invocation::Train(args) => train::run(args, global),
+        Invocation::Eval(args) => eval::run(args, global),
+        Invocation::Logits(args) => logits::run(args, global),
+        Invocation::Fisher(args) => fisher::run(args, global),
+        Invocation::Teach(args) => teach::run(args, global),
+        Invocation::Merge(args) => merge::run(args, global),
+        Invocation::Generate(args) => generate::run(args, global),
+        Invocation::Compile(args) => compile::run(args, global),
+        Invocation::Rollback(args) => rollback::run(args, global),
+        Invocation::Completions(args) => completions::run(args),
+    }
+}

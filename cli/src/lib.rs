@@ -1,0 +1,17 @@
+//! The `kfc` command as a library: what `main` calls, and what tests and fuzz targets reach into.
+//!
+//! `args` turns the command line into plain data, `commands` does the work, `app` stands around both. `config` reads
+//! jobs, `gate` checks results, `progress` and `report` show them, `run_dir` and `output` are where they go.
+
+pub mod app;
+pub mod args;
+pub mod commands;
+pub mod config;
+pub mod demo;
+pub mod error;
+pub mod gate;
+pub mod output;
+pub mod progress;
+pub mod report;
+pub mod run_dir;
+pub mod stop;

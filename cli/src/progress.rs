@@ -1,0 +1,253 @@
+//! What a user sees of a running job: a bar on a terminal, an occasional line elsewhere, nothing with `--quiet`; and the
+//! summary at the end. Progress is on standard error, the summary on standard output.
+
+use crate::args::Global;
+use crate::config::format_bytes;
+use crate::output;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Time between two lines where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Progress of a job of a known number of steps.
+pub struct Progress {
+    display: Display,
+    total: u64,
+    started: Instant,
+    /// Steps that an earlier run had done.
+    first: u64,
+}
+
+enum Display {
+    Silent,
+    Lines { last: Option<Instant> },
+    Bar(ProgressBar),
+}
+
+impl Progress {
+    /// A display of `total` steps, `done` of which an earlier run has done; `what` says what is counted ("step", "row").
+    pub fn new(what: &str, done: usize, total: usize, global: &Global) -> Progress {
+        let display = if global.quiet {
+            Display::Silent
+        } else if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::new(total as u64).with_position(done as u64);
+            let template = format!("{what} {{pos}}/{{len}} {{wide_bar}} {{msg}}  ETA {{eta}}");
+            // A template that does not parse would leave the default style, which serves as well.
+            if let Ok(style) = ProgressStyle::with_template(&template) {
+                bar.set_style(style.progress_chars("━╸ "));
+            }
+            bar.reset_eta();
+            Display::Bar(bar)
+        } else {
+            Display::Lines { last: None }
+        };
+        Progress { display, total: total as u64, started: Instant::now(), first: done as u64 }
+    }
+
+    /// Step `step` (from 1) is done.
+    pub fn step(&mut self, step: usize, loss: f64, tokens_per_s: f64) {
+        self.update(step, &format!("loss {loss:.4}  {} tok/s", rate(tokens_per_s)));
+    }
+
+    /// `done` rows, files or the like are done; `message` says what else there is to say.
+    pub fn update(&mut self, done: usize, message: &str) {
+        let done = done as u64;
+        match &mut self.display {
+            Display::Silent => {}
+            Display::Bar(bar) => {
+                bar.set_message(message.to_owned());
+                bar.set_position(done);
+            }
+            Display::Lines { last } => {
+                let now = Instant::now();
+                let due =
+                    last.is_none_or(|last| now.duration_since(last) >= LINE_EVERY) || done >= self.total;
+                if due {
+                    *last = Some(now);
+                    let fresh = done.saturating_sub(self.first).max(1);
+                    let left = self.total.saturating_sub(done) as f64;
+                    let eta = now.duration_since(self.started).as_secs_f64() / fresh as f64 * left;
+                    output::stderr_line(&format!("{done}/{}  {message}  ETA {}", self.total, duration(eta)));
+                }
+            }
+        }
+    }
+
+    /// A line that stays: a warning, a checkpoint written, a step skipped.
+    pub fn note(&self, line: &str) {
+        match &self.display {
+            Display::Silent => {}
+            Display::Lines { .. } => output::stderr_line(line),
+            Display::Bar(bar) => bar.suspend(|| output::stderr_line(line)),
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(self) {
+        if let Display::Bar(bar) = self.display {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// What a training run came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// Optimiser steps done, those of resumed runs included.
+    pub steps: usize,
+    /// Optimiser steps of the whole job.
+    pub total: usize,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Loss of the last step.
+    pub loss: f64,
+    /// Tokens a second over this process's steps.
+    pub tokens_per_s: f64,
+    /// Peak resident memory.
+    pub peak_bytes: u64,
+    /// Wall time of this process.
+    pub seconds: f64,
+    /// Steps whose gradient was not finite, and which changed nothing.
+    pub skipped: usize,
+    /// What was trained: an adapter or model folder, or the checkpoint of a run that was stopped.
+    pub result: PathBuf,
+    /// The page with curves.
+    pub report: PathBuf,
+    /// The run was interrupted before its last step.
+    pub stopped: bool,
+}
+
+impl Summary {
+    /// Names and values for people; also the header of the report.
+    pub fn rows(&self) -> Vec<(String, String)> {
+        let mut rows = vec![
+            ("steps", format!("{} of {}", self.steps, self.total)),
+            ("tokens", grouped(self.tokens)),
+            ("final loss", format!("{:.4}", self.loss)),
+            ("tokens/s", rate(self.tokens_per_s)),
+            ("peak memory", format_bytes(self.peak_bytes)),
+            ("wall time", duration(self.seconds)),
+        ];
+        if self.skipped > 0 {
+            rows.push(("skipped steps", format!("{} (gradient not finite)", self.skipped)));
+        }
+        if self.stopped {
+            rows.push(("stopped", "go on with --resume".into()));
+        }
+        let what = self.result.file_name().map_or("result", |n| match n.to_str() {
+            Some("adapter") => "adapter",
+            Some("model") => "model",
+            _ => "checkpoint",
+        });
+        rows.push((what, self.result.display().to_string()));
+        rows.push(("report", self.report.display().to_string()));
+        rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Prints the summary to standard output, as a table or with `--json` as one line with an `event` of `"summary"`.
+    ///
+    /// # Errors
+    /// If standard output cannot be written.
+    pub fn print(&self, global: &Global) -> std::io::Result<()> {
+        if global.json {
+            return output::json_line(&json!({
+                "event": "summary",
+                "steps": self.steps,
+                "total_steps": self.total,
+                "stopped": self.stopped,
+                "tokens": self.tokens,
+                "loss": self.loss,
+                "tokens_per_s": self.tokens_per_s,
+                "peak_bytes": self.peak_bytes,
+                "seconds": self.seconds,
+                "skipped": self.skipped,
+                "result": self.result,
+                "report": self.report,
+            }));
+        }
+        let rows = self.rows();
+        let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let lines: Vec<String> =
+            rows.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect();
+        output::write_stdout(&lines.concat())
+    }
+}
+
+/// Digits in groups of three.
+fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A rate with as many digits as mean something.
+fn rate(value: f64) -> String {
+    if value < 10.0 { format!("{value:.2}") } else { format!("{value:.0}") }
+}
+
+/// Seconds for people: `0.4 s`, `12 s`, `3m20s`, `2h05m`.
+pub fn duration(seconds: f64) -> String {
+    if !seconds.is_finite() || seconds < 0.0 {
+        return "?".into();
+    }
+    if seconds < 10.0 {
+        return format!("{seconds:.1} s");
+    }
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 => format!("{whole} s"),
+        60..3600 => format!("{}m{:02}s", whole / 60, whole % 60),
+        _ => format!("{}h{:02}m", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let shown: Vec<String> =
+            [0.44, 12.2, 59.7, 200.0, 7500.0, f64::NAN].into_iter().map(duration).collect();
+        assert_eq!(shown, ["0.4 s", "12 s", "1m00s", "3m20s", "2h05m", "?"]);
+    }
+
+    #[test]
+    fn summary_rows_mention_skipped_steps_only_if_there_are_any() {
+        let summary = Summary {
+            steps: 10,
+            tokens: 81920,
+            loss: 1.23456,
+            tokens_per_s: 1234.5,
+            peak_bytes: 3 << 29,
+            seconds: 66.4,
+            skipped: 0,
+            adapter: "runs/job/adapter".into(),
+            report: "runs/job/report.html".into(),
+        };
+        let text = |summary: &Summary| {
+            summary
+                .rows()
+                .into_iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(
+            text(&summary),
+            "steps=10 tokens=81,920 final loss=1.2346 tokens/s=1234 peak memory=1.50 GiB wall time=1m06s \
+             adapter=runs/job/adapter report=runs/job/report.html"
+        );
+        assert!(text(&Summary { skipped: 2, ..summary }).contains("skipped steps=2 (gradient not finite)"));
+    }
+}

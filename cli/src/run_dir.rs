@@ -1,0 +1,128 @@
+//! The run directory: where it is, what is in it, and the rule that an earlier run is never overwritten by accident.
+
+use crate::error::input_error;
+use anyhow::Context;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The directory of one run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// Accepts `path` for a new run if it does not exist or is empty, and for `resume` if it holds a run. Creates
+    /// nothing, so that a job that is refused later leaves no trace; see [`RunDir::create`].
+    ///
+    /// # Errors
+    /// An input error that says what to do.
+    pub fn check(path: &Path, resume: bool) -> anyhow::Result<RunDir> {
+        let shown = path.display();
+        let entries = match std::fs::read_dir(path) {
+            Ok(entries) => entries.count(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+                return Err(input_error(format!(
+                    "{shown} is a file; give a folder for the run with --out DIR"
+                )));
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("the run directory {shown} cannot be read"));
+            }
+        };
+        let run = RunDir { path: path.to_owned() };
+        if resume && !run.config().is_file() {
+            return Err(input_error(format!(
+                "{shown} holds no run to resume (there is no config.toml in it); leave out --resume, or name the run \
+                 with --out DIR"
+            )));
+        }
+        if !resume && entries > 0 {
+            return Err(input_error(format!(
+                "{shown} is not empty; go on with that run with --resume, choose another folder with --out DIR, or \
+                 remove it"
+            )));
+        }
+        Ok(run)
+    }
+
+    /// The run that is in `path`.
+    ///
+    /// # Errors
+    /// An input error if there is none.
+    pub fn open(path: &Path) -> anyhow::Result<RunDir> {
+        let run = RunDir { path: path.to_owned() };
+        if run.config().is_file() {
+            Ok(run)
+        } else {
+            Err(input_error(format!("{} is no run directory: there is no config.toml in it", path.display())))
+        }
+    }
+
+    /// Makes the directory.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn create(&self) -> anyhow::Result<()> {
+        std::fs::create_dir_all(&self.path)
+            .with_context(|| format!("the run directory {} cannot be made", self.path.display()))
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The resolved configuration.
+    pub fn config(&self) -> PathBuf {
+        self.path.join("config.toml")
+    }
+
+    /// One JSON object a step.
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// The trained adapter, in PEFT's layout.
+    pub fn adapter(&self) -> PathBuf {
+        self.path.join("adapter")
+    }
+
+    /// The state of what is trained, as it was before the first step.
+    pub fn snapshot(&self) -> PathBuf {
+        self.path.join("snapshot")
+    }
+
+    /// The page with curves.
+    pub fn report(&self) -> PathBuf {
+        self.path.join("report.html")
+    }
+}
+
+/// Writes `bytes` to `path` so that a reader finds the old file or the whole new one: a temporary file beside it, then a
+/// rename.
+///
+/// # Errors
+/// If any step fails; the temporary file is removed then.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let temporary = sibling(path);
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    write().with_context(|| {
+        let _ = std::fs::remove_file(&temporary);
+        format!("{} cannot be written", path.display())
+    })
+}
+
+/// A name beside `path` that no other process uses.
+pub(crate) fn sibling(path: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or("out".as_ref()));
+    name.push(format!(".{}.tmp", std::process::id()));
+    path.with_file_name(name)
+}

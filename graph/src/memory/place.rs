@@ -1,0 +1,174 @@
+//! Offsets for ranges with known life spans: best-fit in order of time, then greedily in orders of size and duration.
+
+use super::Span;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The time axis is cut into at most this many pieces, so that a range is compared with its neighbours only.
+const BUCKETS: usize = 512;
+
+/// Greedy placing looks at every pair of ranges that live together; above this many pairs only the sweep is tried.
+const MAX_PAIRS: usize = 20_000_000;
+
+/// Sets the offset of every span; `steps` bounds their times. Returns the size of the arena and its lower bound.
+pub(super) fn place(spans: &mut [Span], steps: usize) -> (usize, usize) {
+    let lower_bound = peak(spans, steps, |s| s.slot.bytes);
+    let mut best = sweep(spans);
+    if best.0 > lower_bound && spans.len() * peak(spans, steps, |_| 1) <= MAX_PAIRS {
+        for order in orders(spans) {
+            let found = place_in_order(spans, &order, steps);
+            if found.0 < best.0 {
+                best = found;
+            }
+            if best.0 == lower_bound {
+                break;
+            }
+        }
+    }
+    let (arena, offsets) = best;
+    spans.iter_mut().zip(offsets).for_each(|(s, offset)| s.slot.offset = offset);
+    (arena, lower_bound)
+}
+
+/// By size, by size times duration, by duration: the large or long ones first. Ties go by index, so the result is
+/// deterministic.
+fn orders(spans: &[Span]) -> [Vec<usize>; 3] {
+    let length = |i: usize| spans[i].last - spans[i].first + 1;
+    let bytes = |i: usize| spans[i].slot.bytes;
+    let mut orders = [const { Vec::new() }; 3];
+    orders.iter_mut().for_each(|o| *o = (0..spans.len()).collect());
+    orders[0].sort_by_key(|&i| (Reverse(bytes(i)), spans[i].first, i));
+    orders[1].sort_by_key(|&i| (Reverse(bytes(i) as u128 * length(i) as u128), i));
+    orders[2].sort_by_key(|&i| (Reverse(length(i)), Reverse(bytes(i)), i));
+    orders
+}
+
+/// Places spans in order of time, each into the smallest free block that fits.
+fn sweep(spans: &[Span]) -> (usize, Vec<usize>) {
+    let mut starts: Vec<usize> = (0..spans.len()).collect();
+    starts.sort_by_key(|&i| (spans[i].first, Reverse(spans[i].slot.bytes), i));
+    let mut ends: Vec<usize> = (0..spans.len()).collect();
+    ends.sort_by_key(|&i| (spans[i].last, i));
+    let mut ends = ends.into_iter().peekable();
+    let mut offsets = vec![0; spans.len()];
+    let mut heap = Heap::default();
+    for i in starts {
+        while let Some(ended) = ends.next_if(|&k| spans[k].last < spans[i].first) {
+            heap.free(offsets[ended], spans[ended].slot.bytes);
+        }
+        offsets[i] = heap.allocate(spans[i].slot.bytes);
+    }
+    (heap.end, offsets)
+}
+
+/// Free blocks below `end`, never adjacent to each other.
+#[derive(Default)]
+struct Heap {
+    end: usize,
+    by_offset: BTreeMap<usize, usize>,
+    by_size: BTreeSet<(usize, usize)>,
+}
+
+impl Heap {
+    fn allocate(&mut self, bytes: usize) -> usize {
+        if let Some(&(size, offset)) = self.by_size.range((bytes, 0)..).next() {
+            self.take(offset, size);
+            if size > bytes {
+                self.put(offset + bytes, size - bytes);
+            }
+            return offset;
+        }
+        // Grow, from the last block if that is free.
+        let last = self.by_offset.last_key_value().map(|(&offset, &size)| (offset, size));
+        let offset = match last {
+            Some((offset, size)) if offset + size == self.end => {
+                self.take(offset, size);
+                offset
+            }
+            _ => self.end,
+        };
+        self.end = offset + bytes;
+        offset
+    }
+
+    fn free(&mut self, mut offset: usize, mut bytes: usize) {
+        if let Some(size) = self.by_offset.get(&(offset + bytes)).copied() {
+            self.take(offset + bytes, size);
+            bytes += size;
+        }
+        let before = self.by_offset.range(..offset).next_back().map(|(&o, &s)| (o, s));
+        if let Some((start, size)) = before
+            && start + size == offset
+        {
+            self.take(start, size);
+            (offset, bytes) = (start, bytes + size);
+        }
+        self.put(offset, bytes);
+    }
+
+    fn take(&mut self, offset: usize, size: usize) {
+        self.by_offset.remove(&offset);
+        self.by_size.remove(&(size, offset));
+    }
+
+    fn put(&mut self, offset: usize, size: usize) {
+        self.by_offset.insert(offset, size);
+        self.by_size.insert((size, offset));
+    }
+}
+
+/// The largest sum of `weight` over spans alive at one time.
+fn peak(spans: &[Span], steps: usize, weight: impl Fn(&Span) -> usize) -> usize {
+    let mut change = vec![0i128; steps + 1];
+    for s in spans {
+        change[s.first] += weight(s) as i128;
+        change[s.last + 1] -= weight(s) as i128;
+    }
+    let mut live = 0;
+    let peak = change.into_iter().map(|c| {
+        live += c;
+        live
+    });
+    peak.max().unwrap_or(0) as usize
+}
+
+/// Size of the arena and the offset of each span when spans are placed in this order.
+fn place_in_order(spans: &[Span], order: &[usize], steps: usize) -> (usize, Vec<usize>) {
+    let width = steps.div_ceil(BUCKETS).max(1);
+    // What meets a span is alive in the bucket where it begins, or begins in a later one.
+    let mut alive: Vec<Vec<usize>> = vec![vec![]; steps.div_ceil(width)];
+    let mut beginning = alive.clone();
+    let mut offsets = vec![0; spans.len()];
+    let mut neighbours: Vec<(usize, usize)> = vec![];
+    let mut arena = 0;
+    for &i in order {
+        let span = &spans[i];
+        let (from, to) = (span.first / width, span.last / width);
+        neighbours.clear();
+        for &k in alive[from].iter().chain(beginning[from + 1..=to].iter().flatten()) {
+            let other = &spans[k];
+            if other.first <= span.last && span.first <= other.last {
+                neighbours.push((offsets[k], offsets[k] + other.slot.bytes));
+            }
+        }
+        neighbours.sort_unstable();
+        offsets[i] = best_gap(&neighbours, span.slot.bytes);
+        arena = arena.max(offsets[i] + span.slot.bytes);
+        alive[from..=to].iter_mut().for_each(|b| b.push(i));
+        beginning[from].push(i);
+    }
+    (arena, offsets)
+}
+
+/// The start of the smallest gap between taken ranges (sorted) that fits, or the end of the last.
+fn best_gap(taken: &[(usize, usize)], bytes: usize) -> usize {
+    let mut best: Option<(usize, usize)> = None;
+    let mut end = 0;
+    for &(from, to) in taken {
+        if from >= end + bytes && best.is_none_or(|(size, _)| from - end < size) {
+            best = Some((from - end, end));
+        }
+        end = end.max(to);
+    }
+    best.map_or(end, |(_, offset)| offset)
+}

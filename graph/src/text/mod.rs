@@ -1,0 +1,31 @@
+//! The text form of a graph, `.kir`: what dumps show, tests read and fuzzers speak.
+//!
+//! ```text
+//! graph train {
+//!   %0: i32[2,37] = data "tokens"
+//!   %1: f32[48,48] = weight "model.x.weight"
+//!   %2: f32[2,37,48] = gather(%1, %0) @forward "embed"
+//!   %3: f32[1], %4: f32[2,4] = some_composite(%2) {eps=1e-05, heads=4} @backward "layers.0"
+//!   output "loss" = %3
+//!   output "p.x" = %4 updates %9
+//! }
+//! ```
+//!
+//! One statement for each input, node and output, in order of value ids; types are written out, so that a text says
+//! what each value is, and `#` starts a comment. Parameters of primitives stand in braces as attributes; those that the
+//! result type already says (shapes, element types) are not repeated. The phase `@forward` and the empty scope are
+//! always written, so one graph has one text, and `print(parse(print(g))) == print(g)`.
+//!
+//! A text that parses is not yet a valid graph: [`crate::verify::verify`] says that.
+
+mod lexer;
+mod parser;
+mod prim;
+mod printer;
+
+pub use parser::parse;
+pub use printer::print;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests;

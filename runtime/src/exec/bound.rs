@@ -1,0 +1,129 @@
+//! A plan bound to memory: every buffer address is fixed, running it is a walk over a list of kernels.
+
+use super::buffer::HostBuffer;
+use super::store::{Store, StoreError};
+use bytemuck::Pod;
+use kfc_kernels::KernelError;
+use kfc_kernels::cpu::{self, Buf, Call, Kernel};
+use kfc_kernels::plan::{Place, Plan};
+use std::sync::Arc;
+use thiserror::Error;
+
+/// What can go wrong while a plan is bound.
+#[derive(Debug, Error)]
+pub enum ExecError {
+    /// A named tensor does not fit.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A step has no kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+/// A step ready to run.
+struct BoundStep {
+    kernel: Box<dyn Kernel>,
+    copies: Vec<(Buf, Buf)>,
+    inputs: Vec<Buf>,
+    outputs: Vec<Buf>,
+    workspace: Buf,
+}
+
+/// A plan bound to a store and an arena.
+pub struct BoundPlan {
+    steps: Vec<BoundStep>,
+    /// Copies into updated states that no kernel wrote in place, when all steps are done.
+    epilogue: Vec<(Buf, Buf)>,
+    outputs: Vec<Buf>,
+    names: Vec<String>,
+    arena: Arc<HostBuffer>,
+}
+
+impl BoundPlan {
+    /// Binds `plan` to the tensors of `store` and to `arena`, which must have at least `plan.arena_bytes`.
+    ///
+    /// The store must outlive the bound plan and must not replace tensors that it names; the session that owns both
+    /// sees to that.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another type, or a step has no kernel on this device.
+    pub fn new(plan: &Plan, store: &Store, arena: &Arc<HostBuffer>) -> Result<BoundPlan, ExecError> {
+        let updated: Vec<bool> = {
+            let mut u = vec![false; plan.inputs.len()];
+            plan.outputs.iter().filter_map(|o| o.updates).for_each(|i| u[i] = true);
+            u
+        };
+        let inputs = plan
+            .inputs
+            .iter()
+            .zip(&updated)
+            .map(|(i, &updated)| store.bind(&i.name, &i.ty, updated))
+            .collect::<Result<Vec<Buf>, StoreError>>()?;
+        let base = arena.buf();
+        let at = |place: &Place| match *place {
+            Place::Input(i) => inputs[i],
+            Place::Arena { offset, bytes } => {
+                assert!(offset + bytes <= base.bytes, "the arena is smaller than the plan's");
+                // SAFETY: inside the arena, as just checked.
+                Buf { ptr: unsafe { base.ptr.add(offset) }, bytes }
+            }
+        };
+        let mut steps = Vec::with_capacity(plan.steps.len());
+        for s in &plan.steps {
+            steps.push(BoundStep {
+                kernel: cpu::build(&s.op, &s.input_types, &s.output_types)?,
+                copies: s.copies.iter().map(|(from, to)| (at(from), at(to))).collect(),
+                inputs: s.inputs.iter().map(at).collect(),
+                outputs: s.outputs.iter().map(at).collect(),
+                workspace: at(&s.workspace),
+            });
+        }
+        let epilogue = plan.epilogue.iter().map(|(from, to)| (at(from), at(to))).collect();
+        let outputs = plan.outputs.iter().map(|o| at(&o.place)).collect();
+        let names = plan.outputs.iter().map(|o| o.name.clone()).collect();
+        Ok(BoundPlan { steps, epilogue, outputs, names, arena: Arc::clone(arena) })
+    }
+
+    /// Runs every step in order.
+    pub fn run(&mut self, _store: &mut Store) {
+        for step in &self.steps {
+            for (from, to) in &step.copies {
+                copy(*from, *to);
+            }
+            let call = Call { inputs: &step.inputs, outputs: &step.outputs, workspace: step.workspace };
+            // SAFETY: the memory plan gives every live value its own bytes, the buffers have the sizes of the types the
+            // kernel was built for, and in-place results hold their operand's content.
+            unsafe { step.kernel.run(&call) }
+        }
+        for (from, to) in &self.epilogue {
+            copy(*from, *to);
+        }
+    }
+
+    /// Size of the arena that the plan shares.
+    pub fn arena_bytes(&self) -> usize {
+        self.arena.len()
+    }
+
+    /// Position of the output of this name, for [`BoundPlan::output`].
+    pub fn output_index(&self, name: &str) -> Option<usize> {
+        self.names.iter().position(|n| n == name)
+    }
+
+    /// Contents of an output after a run, until another plan of the same arena runs.
+    pub fn output<T: Pod>(&self, index: usize) -> &[T] {
+        let b = self.outputs[index];
+        // SAFETY: the output's buffer lives in the arena or the store; arena offsets are 64-byte aligned.
+        unsafe { std::slice::from_raw_parts(b.ptr.cast::<T>(), b.bytes / size_of::<T>()) }
+    }
+
+    /// First element of an `f32` output; NaN if there is no such output.
+    pub fn scalar(&self, index: Option<usize>) -> f32 {
+        index.and_then(|i| self.output::<f32>(i).first().copied()).unwrap_or(f32::NAN)
+    }
+}
+
+fn copy(from: Buf, to: Buf) {
+    // SAFETY: both are live buffers of the plan with at least this many bytes; `copy` allows overlap.
+    unsafe { std::ptr::copy(from.ptr, to.ptr, from.bytes.min(to.bytes)) }
+}

@@ -1,0 +1,30 @@
+//! Resident memory of this process.
+
+/// Highest resident size so far in bytes (`VmHWM`); 0 where the system does not say.
+pub fn peak_resident() -> u64 {
+    status_field("VmHWM:")
+}
+
+/// Resident size now in bytes (`VmRSS`); 0 where the system does not say.
+pub fn resident() -> u64 {
+    status_field("VmRSS:")
+}
+
+/// Starts a new peak, so that a later [`peak_resident`] covers only what follows. Returns whether the system did it.
+pub fn reset_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+fn status_field(name: &str) -> u64 {
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return 0 };
+    let kib = status.lines().find_map(|l| l.strip_prefix(name)).and_then(|v| v.split_whitespace().next());
+    kib.and_then(|v| v.parse::<u64>().ok()).map_or(0, |v| v * 1024)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    #[test]
+    fn peak_covers_the_present() {
+        assert!(super::peak_resident() >= super::resident() && super::resident() > 0);
+    }
+}

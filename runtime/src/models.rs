@@ -1,0 +1,171 @@
+//! Models at run time: a folder's configuration and weights, placed in a store under the names that graphs use.
+
+use crate::config::ModelInit;
+use crate::error::{Result, RunError};
+use crate::exec::{Store, StoreError};
+use crate::hf::{ModelFolder, TensorView, Weights, dtype_of};
+use crate::random;
+use half::{bf16, f16};
+use kfc_graph::{DType, TensorType};
+use kfc_ops::model::{ModelConfig, Parameter, ParameterKind};
+use rayon::prelude::*;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A model folder, opened.
+pub struct Model {
+    /// The folder.
+    pub path: PathBuf,
+    /// Shape and arithmetic.
+    pub config: ModelConfig,
+    /// `config.json` as it stands, to be written beside trained weights.
+    pub json: Value,
+    /// Element type that it runs in.
+    pub dtype: DType,
+    weights: Source,
+}
+
+/// Where weights come from.
+enum Source {
+    Mapped(Arc<Weights>),
+    Random { seed: u64 },
+}
+
+impl Model {
+    /// Opens a folder. Without `dtype` the model runs in the type its weights are stored in.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, the architecture is not supported, or a weight is absent or of another shape.
+    pub fn open(path: &Path, dtype: Option<DType>, init: ModelInit, seed: u64) -> Result<Model> {
+        let folder = ModelFolder::open(path)?;
+        let json = folder.config.clone();
+        let in_path = |source| RunError::Model { path: path.display().to_string(), source };
+        let config = ModelConfig::from_json(&json).map_err(in_path)?;
+        let (weights, stored) = match init {
+            ModelInit::Random => (Source::Random { seed }, config.dtype.unwrap_or(DType::F32)),
+            ModelInit::Pretrained => {
+                let weights = folder.weights()?;
+                let mut stored = DType::F32;
+                for p in config.parameters() {
+                    let view = weights.require(&p.name, &p.dims)?;
+                    if p.kind == ParameterKind::Matrix {
+                        stored = dtype_of(view.dtype).unwrap_or(DType::F32);
+                    }
+                }
+                (Source::Mapped(Arc::new(weights)), stored)
+            }
+        };
+        Ok(Model { path: path.into(), config, json, dtype: dtype.unwrap_or(stored), weights })
+    }
+
+    /// Puts every parameter into `store` as `prefix + name`: mapped where the file has the right type, converted where
+    /// not, and always copied when `owned` (parameters that are trained).
+    ///
+    /// # Errors
+    /// If memory runs out or a file is damaged.
+    pub fn place(&self, store: &mut Store, prefix: &str, owned: bool) -> Result<()> {
+        for p in self.config.parameters() {
+            self.place_as(store, &format!("{prefix}{}", p.name), &p, self.dtype, owned)?;
+        }
+        Ok(())
+    }
+
+    /// Puts one parameter into `store` under `name` as `dtype`.
+    ///
+    /// # Errors
+    /// As [`Model::place`].
+    pub fn place_as(&self, store: &mut Store, name: &str, p: &Parameter, dtype: DType, owned: bool) -> Result<()> {
+        let ty = TensorType::new(dtype, p.dims.clone());
+        match &self.weights {
+            Source::Mapped(weights) => {
+                let view = weights.require(&p.name, &p.dims)?;
+                if !owned && dtype_of(view.dtype) == Some(dtype) && view.aligned() {
+                    store.insert_mapped(name, ty, view.bytes, Arc::clone(weights) as _);
+                    return Ok(());
+                }
+                let slot = store.allocate(name, &ty)?;
+                convert(&view, dtype, store.slice_mut::<u8>(slot));
+            }
+            Source::Random { seed } => {
+                let n = p.elements();
+                let values = match p.kind {
+                    ParameterKind::Norm => vec![1.0; n],
+                    ParameterKind::Bias => vec![0.0; n],
+                    ParameterKind::Matrix | ParameterKind::Embedding => {
+                        random::normal_tensor(*seed, &p.name, n, self.config.initializer_range)
+                    }
+                };
+                let slot = store.allocate(name, &ty)?;
+                write_f32(&values, dtype, store.slice_mut::<u8>(slot));
+            }
+        }
+        Ok(())
+    }
+
+    /// Names the first weight that is NaN or infinite.
+    pub fn find_non_finite(&self) -> Option<String> {
+        match &self.weights {
+            Source::Mapped(weights) => weights.find_non_finite(),
+            Source::Random { .. } => None,
+        }
+    }
+
+    /// Puts the rotary tables for `positions` positions into `store`.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn place_rope(&self, store: &mut Store, prefix: &str, positions: usize) -> std::result::Result<(), StoreError> {
+        let (cos, sin) = self.config.rope.tables(positions);
+        let ty = TensorType::new(DType::F32, [positions, self.config.head_dim / 2]);
+        store.insert(&format!("{prefix}rope.cos"), &ty, &cos)?;
+        store.insert(&format!("{prefix}rope.sin"), &ty, &sin)?;
+        Ok(())
+    }
+}
+
+/// Elements converted by one task.
+const BLOCK: usize = 1 << 16;
+
+/// Writes a tensor of a file as `dtype` (rounding to nearest even) into `out`, which has its size.
+pub fn convert(view: &TensorView<'_>, dtype: DType, out: &mut [u8]) {
+    let Some(from) = dtype_of(view.dtype) else { return };
+    if from == dtype {
+        out.copy_from_slice(view.bytes);
+        return;
+    }
+    let (source, target) = (BLOCK * from.size(), BLOCK * dtype.size());
+    view.bytes.par_chunks(source).zip(out.par_chunks_mut(target)).for_each(|(bytes, out)| {
+        let values: Vec<f32> = match from {
+            DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            DType::Bf16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+            DType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+            DType::I32 => Vec::new(),
+        };
+        write_f32(&values, dtype, out);
+    });
+}
+
+/// Writes `values` as `dtype` (rounding to nearest even) into `out`, which has their size.
+pub fn write_f32(values: &[f32], dtype: DType, out: &mut [u8]) {
+    match dtype {
+        DType::F32 => out.copy_from_slice(bytemuck::cast_slice(values)),
+        DType::Bf16 => {
+            out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(o, v)| *o = bf16::from_f32(*v).to_le_bytes());
+        }
+        DType::F16 => {
+            out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(o, v)| *o = f16::from_f32(*v).to_le_bytes());
+        }
+        DType::I32 => {}
+    }
+}
+
+/// Reads `bytes` of `dtype` as f32.
+pub fn read_f32(bytes: &[u8], dtype: DType) -> Vec<f32> {
+    match dtype {
+        DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        DType::Bf16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        DType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        DType::I32 => Vec::new(),
+    }
+}

@@ -1,0 +1,425 @@
+//! The training loop's core: one optimiser step after another, all state in one store.
+//!
+//! A step is `accumulation` runs of the micro-batch plan and one run of the update plan. Means are over the tokens of the
+//! whole step: each position's weight is known before the first micro-batch, so accumulation never changes the loss.
+
+pub mod ewc;
+pub mod data;
+mod metrics;
+mod run;
+mod scale;
+mod schedule;
+pub mod setup;
+mod state;
+
+pub use metrics::StepMetrics;
+pub use run::{Observer, RunOptions, Silent, Summary, run};
+pub use schedule::learning_rate;
+
+use crate::config::{JobConfig, Length};
+use crate::data::{Loader, MicroBatch, StepBatch};
+use crate::error::{Result, RunError};
+use crate::exec::{BoundPlan, Slot, Store};
+use crate::memory;
+use kfc_ops::step::TrainedParam;
+use scale::LossScaler;
+use setup::{Student, Teacher};
+use std::time::Instant;
+
+/// Steps in a row whose gradient may be non-finite before the run is given up.
+const MAX_SKIPPED_IN_A_ROW: u64 = 50;
+
+/// A job in progress.
+pub struct Trainer {
+    job: JobConfig,
+    loader: Loader,
+    student: Student,
+    teacher: Option<Teacher>,
+    // Plans point into the store and are dropped before it.
+    micro: BoundPlan,
+    update: BoundPlan,
+    store: Store,
+    params: Vec<TrainedParam>,
+    slots: DataSlots,
+    outputs: Outputs,
+    scaler: LossScaler,
+    important: Option<f64>,
+    /// Steps taken, skipped ones included.
+    step: usize,
+    /// Updates made: AdamW's t.
+    updates: u64,
+    /// Steps skipped in a row.
+    skipped_in_a_row: u64,
+    total: usize,
+    teacher_width: usize,
+}
+
+/// What a trainer is put together from.
+struct Parts {
+    job: JobConfig,
+    loader: Loader,
+    student: Student,
+    teacher: Option<Teacher>,
+    micro: BoundPlan,
+    update: BoundPlan,
+    store: Store,
+    params: Vec<TrainedParam>,
+    important: Option<f64>,
+}
+
+/// Memory of a step in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepMemory {
+    /// Activations and gradients of a micro-batch.
+    pub arena: u64,
+    /// Parameters, accumulators, moments, tables and step data.
+    pub owned: u64,
+    /// Weights mapped from files.
+    pub mapped: u64,
+}
+
+/// Where step data goes.
+struct DataSlots {
+    tokens: Option<Slot>,
+    labels: Option<Slot>,
+    positions: Option<Slot>,
+    segments: Option<Slot>,
+    w_ce: Option<Slot>,
+    w_kd: Option<Slot>,
+    w_feat: Option<Slot>,
+    seed: Option<Slot>,
+    loss_scale: Option<Slot>,
+    unscale: Option<Slot>,
+    lr: Option<Slot>,
+    bc: Option<Slot>,
+    top: Option<[Slot; 3]>,
+    grads: Vec<Slot>,
+}
+
+impl DataSlots {
+    fn of(store: &Store) -> DataSlots {
+        let top = ["top_ids", "top_logits", "top_lse"].map(|n| store.slot(n));
+        DataSlots {
+            tokens: store.slot("tokens"),
+            labels: store.slot("labels"),
+            positions: store.slot("positions"),
+            segments: store.slot("segments"),
+            w_ce: store.slot("w_ce"),
+            w_kd: store.slot("w_kd"),
+            w_feat: store.slot("w_feat"),
+            seed: store.slot("seed"),
+            loss_scale: store.slot("loss_scale"),
+            unscale: store.slot("unscale"),
+            lr: store.slot("lr"),
+            bc: store.slot("bc"),
+            top: match top {
+                [Some(a), Some(b), Some(c)] => Some([a, b, c]),
+                _ => None,
+            },
+            grads: store.slots_with_prefix("grad."),
+        }
+    }
+}
+
+/// Where results are read.
+struct Outputs {
+    ce: Option<usize>,
+    kd: Option<usize>,
+    correct: Option<usize>,
+    features: Vec<(Option<usize>, f64)>,
+    ewc: Option<usize>,
+    grad_norm: Option<usize>,
+    ok: Option<usize>,
+}
+
+impl Outputs {
+    fn of(micro: &BoundPlan, update: &BoundPlan, job: &JobConfig) -> Outputs {
+        let features = job.distill.iter().flat_map(|d| &d.features).enumerate();
+        Outputs {
+            ce: micro.output_index("ce"),
+            kd: micro.output_index("kd"),
+            correct: micro.output_index("correct"),
+            features: features.map(|(i, f)| (micro.output_index(&format!("feat.{i}")), f.weight)).collect(),
+            ewc: update.output_index("ewc"),
+            grad_norm: update.output_index("grad_norm"),
+            ok: update.output_index("ok"),
+        }
+    }
+}
+
+/// Loss terms summed over the micro-batches of a step.
+#[derive(Default)]
+struct Terms {
+    ce: f64,
+    kd: f64,
+    correct: f64,
+    features: Vec<f64>,
+}
+
+impl Trainer {
+    fn assemble(p: Parts) -> Trainer {
+        let Parts { job, loader, student, teacher, micro, update, store, params, important } = p;
+        let total = match job.train.length {
+            Length::Steps(n) => n,
+            Length::Epochs(e) => ((e * loader.steps_per_epoch() as f64).ceil() as usize).max(1),
+        };
+        let teacher_width = match &teacher {
+            Some(Teacher::Model(m)) => m.config.hidden_size,
+            _ => 1,
+        };
+        Trainer {
+            slots: DataSlots::of(&store),
+            outputs: Outputs::of(&micro, &update, &job),
+            scaler: LossScaler::new(job.train.loss_scale, student.model.dtype),
+            job,
+            loader,
+            student,
+            teacher,
+            micro,
+            update,
+            store,
+            params,
+            important,
+            step: 0,
+            updates: 0,
+            skipped_in_a_row: 0,
+            total,
+            teacher_width,
+        }
+    }
+
+    /// Optimiser steps of the whole job.
+    pub fn total_steps(&self) -> usize {
+        self.total
+    }
+
+    /// Steps taken.
+    pub fn steps_done(&self) -> usize {
+        self.step
+    }
+
+    /// Steps whose gradient was not finite.
+    pub fn steps_skipped(&self) -> u64 {
+        self.scaler.skipped
+    }
+
+    /// Number of trained elements.
+    pub fn trained_elements(&self) -> usize {
+        self.params.iter().map(TrainedParam::elements).sum()
+    }
+
+    /// Share of penalised parameters that the update policy holds back, if it does.
+    pub fn important_share(&self) -> Option<f64> {
+        self.important
+    }
+
+    /// The student in a line: architecture, size, element type, what is trained.
+    pub fn describe(&self) -> String {
+        let c = &self.student.model.config;
+        let all: usize = c.parameters().iter().map(|p| p.elements()).sum();
+        let trained = self.trained_elements();
+        let how = match &self.student.lora {
+            Some(l) => format!("LoRA r={} on {} layers, {trained} parameters trained", l.r, l.modules.len()),
+            None => format!("all {trained} parameters trained"),
+        };
+        format!("{}, {all} parameters in {}, {how}", c.family.name(), self.student.model.dtype)
+    }
+
+    /// What a user should know about how the job was understood.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Some(Teacher::Model(teacher)) = &self.teacher {
+            let (own, theirs) = (self.student.model.config.vocab_size, teacher.config.vocab_size);
+            if own != theirs {
+                notes.push(format!(
+                    "student and teacher have {own} and {theirs} tokens: distillation compares the first {}",
+                    own.min(theirs)
+                ));
+            }
+        }
+        if let Some(share) = self.important {
+            notes.push(format!("{:.2} % of the penalised parameters are held back as important", share * 100.0));
+        }
+        notes
+    }
+
+    /// Bytes that the step holds.
+    pub fn memory(&self) -> StepMemory {
+        let (owned, mapped) = self.store.resident();
+        StepMemory { arena: self.micro.arena_bytes() as u64, owned, mapped }
+    }
+
+    /// The data.
+    pub fn loader(&self) -> &Loader {
+        &self.loader
+    }
+
+    /// Takes one optimiser step.
+    ///
+    /// # Errors
+    /// If a weight is NaN or infinite, or the gradient has not been finite for many steps.
+    pub fn step(&mut self) -> Result<StepMetrics> {
+        let start = Instant::now();
+        let batch = self.loader.next_step();
+        for &slot in &self.slots.grads {
+            self.store.slice_mut::<u8>(slot).fill(0);
+        }
+        let mut terms = Terms { features: vec![0.0; self.outputs.features.len()], ..Terms::default() };
+        for (i, micro) in batch.micro.iter().enumerate() {
+            self.write_micro_batch(micro, &batch, i);
+            self.micro.run(&mut self.store);
+            terms.ce += f64::from(self.micro.scalar(self.outputs.ce));
+            terms.correct += f64::from(self.micro.scalar(self.outputs.correct));
+            if self.outputs.kd.is_some() {
+                terms.kd += f64::from(self.micro.scalar(self.outputs.kd));
+            }
+            for (sum, (output, _)) in terms.features.iter_mut().zip(&self.outputs.features) {
+                *sum += f64::from(self.micro.scalar(*output));
+            }
+        }
+        let t = &self.job.train;
+        let lr = learning_rate(t.schedule, t.lr, t.warmup_steps, self.total, self.step);
+        self.write_update_scalars(lr);
+        self.update.run(&mut self.store);
+        let finite = self.outputs.ok.is_none_or(|i| self.update.output::<i32>(i).first() == Some(&1));
+        let scale = self.scaler.scale;
+        self.after_update(finite)?;
+        Ok(self.metrics(&batch, &terms, lr, scale, finite, start))
+    }
+
+    /// Writes a micro-batch and the weight of each of its positions in the step's means.
+    fn write_micro_batch(&mut self, micro: &MicroBatch, step: &StepBatch, index: usize) {
+        let (store, s) = (&mut self.store, &self.slots);
+        let mut write = |slot: Option<Slot>, data: &[i32]| {
+            if let Some(slot) = slot {
+                store.write(slot, data);
+            }
+        };
+        write(s.tokens, &micro.tokens);
+        write(s.labels, &micro.labels);
+        write(s.positions, &micro.positions);
+        write(s.segments, &micro.segments);
+        let counter = self.step * self.job.train.accumulation + index;
+        let seed = self.job.train.seed;
+        write(s.seed, &[(seed ^ (seed >> 32)) as i32, counter as i32]);
+
+        let seq = micro.seq_len;
+        let inverse = |n: usize| if n == 0 { 0.0 } else { (1.0 / n as f64) as f32 };
+        let (ce, kd) = (inverse(step.ce_tokens), inverse(step.kd_tokens));
+        let feat = inverse(step.tokens * self.teacher_width);
+        if let Some(slot) = s.w_ce {
+            for (i, w) in store.slice_mut::<f32>(slot).iter_mut().enumerate() {
+                *w = if micro.labels[i] != -100 && !micro.general[i / seq] { ce } else { 0.0 };
+            }
+        }
+        if let Some(slot) = s.w_kd {
+            for (w, label) in store.slice_mut::<f32>(slot).iter_mut().zip(&micro.labels) {
+                *w = if *label != -100 { kd } else { 0.0 };
+            }
+        }
+        if let Some(slot) = s.w_feat {
+            for (w, segment) in store.slice_mut::<f32>(slot).iter_mut().zip(&micro.segments) {
+                *w = if *segment >= 0 { feat } else { 0.0 };
+            }
+        }
+        if let Some(slot) = s.loss_scale {
+            store.write(slot, &[self.scaler.scale as f32]);
+        }
+        if let (Some([ids, logits, lse]), Some(Teacher::Cache(cache))) = (s.top, &self.teacher) {
+            cache.fill_ids(micro, store.slice_mut(ids));
+            cache.fill_logits(micro, store.slice_mut(logits));
+            cache.fill_lse(micro, store.slice_mut(lse));
+        }
+    }
+
+    fn write_update_scalars(&mut self, lr: f64) {
+        let (b1, b2) = self.job.train.betas;
+        let t = (self.updates + 1) as f64;
+        let values: [(Option<Slot>, &[f32]); 4] = [
+            (self.slots.lr, &[lr as f32]),
+            (self.slots.bc, &[(1.0 - b1.powf(t)) as f32, (1.0 - b2.powf(t)) as f32]),
+            (self.slots.loss_scale, &[self.scaler.scale as f32]),
+            (self.slots.unscale, &[(1.0 / self.scaler.scale) as f32]),
+        ];
+        for (slot, value) in values {
+            if let Some(slot) = slot {
+                self.store.write(slot, value);
+            }
+        }
+    }
+
+    /// Counts the step; a run whose gradients stay non-finite is given up.
+    fn after_update(&mut self, finite: bool) -> Result<()> {
+        self.scaler.update(finite);
+        self.step += 1;
+        if finite {
+            self.updates += 1;
+            self.skipped_in_a_row = 0;
+            return Ok(());
+        }
+        self.skipped_in_a_row += 1;
+        if self.updates == 0 && self.skipped_in_a_row == 1 {
+            self.check_weights()?;
+        }
+        if self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW {
+            return Ok(());
+        }
+        Err(RunError::Failed(format!(
+            "the gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row (up to step {}); lower train.lr, or use \
+             model.dtype = \"bf16\" or \"f32\"",
+            self.step
+        )))
+    }
+
+    /// Looks for NaN or infinite values in what was loaded.
+    fn check_weights(&self) -> Result<()> {
+        let mut found = self.student.model.find_non_finite();
+        if let (None, Some(Teacher::Model(teacher))) = (&found, &self.teacher) {
+            found = teacher.find_non_finite();
+        }
+        match found {
+            Some(what) => Err(RunError::Input(format!("{what}; the file is damaged or the model diverged, use another"))),
+            None => Ok(()),
+        }
+    }
+
+    fn metrics(
+        &self,
+        batch: &StepBatch,
+        terms: &Terms,
+        lr: f64,
+        scale: f64,
+        finite: bool,
+        start: Instant,
+    ) -> StepMetrics {
+        let alpha = self.job.distill.as_ref().map_or(0.0, |d| d.alpha);
+        let ewc = self.job.ewc.as_ref().map(|e| (e.lambda, f64::from(self.update.scalar(self.outputs.ewc))));
+        let aligned: f64 =
+            terms.features.iter().zip(&self.outputs.features).map(|(mse, (_, weight))| mse * weight).sum();
+        let mut loss = (1.0 - alpha) * terms.ce + aligned;
+        if self.job.distill.is_some() {
+            loss += alpha * terms.kd;
+        }
+        if let Some((lambda, penalty)) = ewc {
+            loss += lambda * penalty;
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        StepMetrics {
+            step: self.step,
+            loss,
+            ce: Some(terms.ce),
+            kd: self.job.distill.is_some().then_some(terms.kd),
+            feat: (!terms.features.is_empty()).then(|| terms.features.iter().sum()),
+            ewc: ewc.map(|(_, penalty)| penalty),
+            lr,
+            grad_norm: f64::from(self.update.scalar(self.outputs.grad_norm)),
+            tokens: batch.tokens,
+            tokens_per_s: batch.tokens as f64 / seconds,
+            step_ms: seconds * 1e3,
+            peak_bytes: memory::peak_resident(),
+            accuracy: (batch.ce_tokens > 0).then(|| terms.correct / batch.ce_tokens as f64),
+            skipped: !finite,
+            loss_scale: (scale != 1.0).then_some(scale),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! A whole run in its folder: metrics, checkpoints, resuming, stopping.
+
+use super::{StepMetrics, Trainer};
+use crate::checkpoint;
+use crate::error::{Result, RunError};
+use crate::files::{self, FileError};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Name of the metrics file in a run folder.
+const METRICS: &str = "metrics.jsonl";
+
+/// Sees a run go by.
+pub trait Observer {
+    /// Something worth telling happened.
+    fn note(&mut self, text: &str);
+    /// A step is done.
+    fn step(&mut self, metrics: &StepMetrics, total: usize);
+}
+
+/// An observer that looks away.
+pub struct Silent;
+
+impl Observer for Silent {
+    fn note(&mut self, _: &str) {}
+    fn step(&mut self, _: &StepMetrics, _: usize) {}
+}
+
+/// How to run.
+pub struct RunOptions<'a> {
+    /// Folder of the run; exists already.
+    pub dir: &'a Path,
+    /// Go on from the last checkpoint, if there is one.
+    pub resume: bool,
+    /// Finish the step, save and return when this becomes true.
+    pub stop: &'a AtomicBool,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Steps taken, in all.
+    pub steps: usize,
+    /// Steps of the whole job.
+    pub total: usize,
+    /// Non-finite steps that were skipped.
+    pub skipped: u64,
+    /// Tokens of this run's steps.
+    pub tokens: u64,
+    /// Seconds of this run's steps.
+    pub seconds: f64,
+    /// The last step.
+    pub last: Option<StepMetrics>,
+    /// Mean loss of the last tenth of the steps (at least one).
+    pub final_loss: f64,
+    /// Peak resident memory, bytes.
+    pub peak_bytes: u64,
+    /// Trained elements.
+    pub trained: usize,
+    /// What was written: an adapter folder, or a model folder.
+    pub result: Option<PathBuf>,
+    /// It was stopped before the last step.
+    pub stopped: bool,
+}
+
+/// Trains until the job is done or `stop` is set.
+///
+/// # Errors
+/// If a step fails or a file cannot be written. What is in the folder then is complete up to the last checkpoint.
+pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn Observer) -> Result<Summary> {
+    files::clean_stale(options.dir)?;
+    if options.resume {
+        resume(trainer, options.dir, observer)?;
+    }
+    if trainer.steps_done() == 0 {
+        trainer.write_snapshot(options.dir)?;
+    }
+    let mut metrics = Metrics::open(options.dir, trainer.steps_done())?;
+    let (start, mut tokens, mut losses) = (Instant::now(), 0u64, Vec::new());
+    let mut last = None;
+    let mut saved = trainer.steps_done();
+    while trainer.steps_done() < trainer.total_steps() && !options.stop.load(Ordering::Relaxed) {
+        let m = trainer.step()?;
+        metrics.write(&m)?;
+        observer.step(&m, trainer.total_steps());
+        if m.skipped {
+            observer.note(&format!("step {}: the gradient was not finite, nothing was updated", m.step));
+        }
+        tokens += m.tokens as u64;
+        losses.push(m.loss);
+        let every = trainer.job.train.save_every;
+        if every > 0 && trainer.steps_done().is_multiple_of(every) && trainer.steps_done() < trainer.total_steps() {
+            metrics.sync()?;
+            trainer.save(options.dir)?;
+            saved = trainer.steps_done();
+        }
+        last = Some(m);
+    }
+    metrics.sync()?;
+    let seconds = start.elapsed().as_secs_f64();
+    let done = trainer.steps_done() >= trainer.total_steps();
+    if saved < trainer.steps_done() {
+        trainer.save(options.dir)?;
+    }
+    let result = if done { Some(trainer.write_result(options.dir)?) } else { None };
+    let tail = losses.len().div_ceil(10).max(1);
+    let tail = &losses[losses.len().saturating_sub(tail)..];
+    Ok(Summary {
+        steps: trainer.steps_done(),
+        total: trainer.total_steps(),
+        skipped: trainer.steps_skipped(),
+        tokens,
+        seconds,
+        last,
+        final_loss: tail.iter().sum::<f64>() / tail.len().max(1) as f64,
+        peak_bytes: crate::memory::peak_resident(),
+        trained: trainer.trained_elements(),
+        result,
+        stopped: !done,
+    })
+}
+
+fn resume(trainer: &mut Trainer, dir: &Path, observer: &mut dyn Observer) -> Result<()> {
+    let found = checkpoint::latest(dir)?;
+    for (path, reason) in &found.damaged {
+        observer.note(&format!("{} is damaged and not used: {reason}", path.display()));
+    }
+    match found.checkpoint {
+        Some(checkpoint) => {
+            trainer.restore(&checkpoint)?;
+            observer.note(&format!("resumed from {}", checkpoint.dir.display()));
+        }
+        None => observer.note("no checkpoint to resume from, starting at step 0"),
+    }
+    Ok(())
+}
+
+/// `metrics.jsonl`, appended line by line.
+struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+impl Metrics {
+    /// Opens the file so that it holds the lines of the first `steps` steps and nothing else: lines of steps that will be
+    /// taken again, and a line cut short by a kill, go.
+    fn open(dir: &Path, steps: usize) -> Result<Metrics> {
+        let path = dir.join(METRICS);
+        let mut kept: Vec<String> = Vec::new();
+        if let Ok(file) = File::open(&path) {
+            for line in BufReader::new(file).lines() {
+                let Ok(line) = line else { break };
+                let step = serde_json::from_str::<serde_json::Value>(&line).ok().and_then(|v| v["step"].as_u64());
+                match step {
+                    Some(step) if step as usize <= steps => kept.push(line),
+                    _ => break,
+                }
+            }
+        }
+        if kept.len() < steps {
+            return Err(RunError::Input(format!(
+                "{}: has {} of the {steps} steps of the checkpoint; restore the file or start a new run",
+                path.display(),
+                kept.len()
+            )));
+        }
+        files::write_atomic(&path, |w| kept.iter().try_for_each(|line| writeln!(w, "{line}")))?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(|e| FileError::io("open", &path, e))?;
+        Ok(Metrics { path, file })
+    }
+
+    fn write(&mut self, m: &StepMetrics) -> Result<()> {
+        let line = format!("{}\n", m.to_json());
+        self.file.write_all(line.as_bytes()).map_err(|e| FileError::io("write", &self.path, e))?;
+        Ok(())
+    }
+
+    /// On disk before a checkpoint says so.
+    fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| FileError::io("write", &self.path, e))?;
+        Ok(())
+    }
+}
