@@ -53,9 +53,7 @@ impl Served {
     pub fn not_finite(&self) -> RunError {
         let folder = self.model.path.display();
         match self.model.find_non_finite() {
-            Some(tensor) => RunError::Input(format!(
-                "{folder}: tensor `{tensor}` holds a NaN or an infinity, so the model predicts nothing; take an intact copy"
-            )),
+            Some(what) => RunError::Input(format!("{what}: the model predicts nothing; take an intact copy")),
             None if self.lora.is_some() => RunError::Failed(format!(
                 "the logits are not finite although the weights of {folder} are: the adapter is damaged or diverged"
             )),
