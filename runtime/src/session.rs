@@ -13,7 +13,8 @@ use std::sync::Arc;
 /// # Errors
 /// If a graph has no kernels, a tensor is missing, the budget is too small, or memory runs out.
 pub fn bind(graphs: Vec<Graph>, store: &Store, budget: Option<u64>) -> Result<Vec<BoundPlan>> {
-    let plans = graphs.into_iter().map(|g| Ok(compile(&g, &mut |_, _| ())?)).collect::<Result<Vec<Plan>>>()?;
+    let plans =
+        graphs.into_iter().map(|g| Ok(compile(&g, &mut |_, _| ())?)).collect::<Result<Vec<Plan>>>()?;
     bind_plans(&plans, store, budget)
 }
 

@@ -27,7 +27,9 @@ pub fn write_cache(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<CacheDescription> {
     let Some(distill) = &job.distill else {
-        return Err(RunError::Input("the configuration has no [distill] section, so there is no teacher".into()));
+        return Err(RunError::Input(
+            "the configuration has no [distill] section, so there is no teacher".into(),
+        ));
     };
     crate::hf::folder::require_free(out)?;
     let teacher = Model::open(&distill.teacher, job.model.dtype, ModelInit::Pretrained, 0)?;
@@ -56,7 +58,11 @@ pub fn write_cache(
     let mut writers = Vec::new();
     for ((name, dims), dtype) in TENSORS.iter().zip(dims).zip(types) {
         let path = dir.path().join(format!("{name}.safetensors"));
-        writers.push(TensorFileWriter::create(&path, &[TensorSpec::new(*name, dtype, dims)], &BTreeMap::new())?);
+        writers.push(TensorFileWriter::create(
+            &path,
+            &[TensorSpec::new(*name, dtype, dims)],
+            &BTreeMap::new(),
+        )?);
     }
     let mut buffers = RowBuffers::new(seq);
     let sets = [Some(main), general];
@@ -92,8 +98,14 @@ struct TopRow {
     lse: Vec<f32>,
 }
 
-fn run_row(plan: &mut BoundPlan, store: &mut Store, row: &RowBuffers, d: &CacheDescription) -> Result<TopRow> {
-    for (name, data) in [("tokens", &row.tokens), ("positions", &row.positions), ("segments", &row.segments)] {
+fn run_row(
+    plan: &mut BoundPlan,
+    store: &mut Store,
+    row: &RowBuffers,
+    d: &CacheDescription,
+) -> Result<TopRow> {
+    for (name, data) in [("tokens", &row.tokens), ("positions", &row.positions), ("segments", &row.segments)]
+    {
         if let Some(slot) = store.slot(name) {
             store.write(slot, data);
         }

@@ -25,20 +25,35 @@ pub fn run(args: &TrainArgs, global: &Global) -> anyhow::Result<Outcome> {
     let mut job = config::load(path, &args.set)?;
     job.train.mem_budget = args.mem_budget.or(job.train.mem_budget);
     let run_dir = RunDir::check(&args.run_dir(), args.resume)?;
-    let outcome = train_job(&job, &run_dir, args.resume, global)?;
+    let outcome = train_job(&job, &run_dir, args.resume, global, Chatter::Full)?;
     outcome.print(global)?;
     Ok(Outcome::Done)
+}
+
+/// What is told of a job beside its progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chatter {
+    /// Data, model and memory, before the first step.
+    Full,
+    /// Nothing.
+    Progress,
 }
 
 /// Trains a job in its run directory and writes its report.
 ///
 /// # Errors
 /// If the job does not fit its models or data, or the work fails.
-pub fn train_job(job: &JobConfig, run_dir: &RunDir, resume: bool, global: &Global) -> anyhow::Result<Summary> {
-    let mut trainer = prepare(job, global)?;
+pub fn train_job(
+    job: &JobConfig,
+    run_dir: &RunDir,
+    resume: bool,
+    global: &Global,
+    chatter: Chatter,
+) -> anyhow::Result<Summary> {
+    let mut trainer = prepare(job, chatter == Chatter::Full && !global.quiet)?;
     run_dir.create()?;
     write_atomically(&run_dir.config(), config::to_toml(job).as_bytes())?;
-    let mut display = Display { progress: None, first: None, global };
+    let mut display = Display { progress: None, first: None, global, metrics: chatter == Chatter::Full };
     let options = RunOptions { dir: run_dir.path(), resume, stop: stop::flag() };
     let done = train::run(&mut trainer, &options, &mut display)?;
     display.finish();
@@ -71,9 +86,9 @@ pub fn train_job(job: &JobConfig, run_dir: &RunDir, resume: bool, global: &Globa
 }
 
 /// Reads data and models and compiles the step; says on the way what was found.
-fn prepare(job: &JobConfig, global: &Global) -> anyhow::Result<Trainer> {
+fn prepare(job: &JobConfig, speak: bool) -> anyhow::Result<Trainer> {
     let say = |line: &str| {
-        if !global.quiet {
+        if speak {
             output::stderr_line(line);
         }
     };
@@ -85,7 +100,7 @@ fn prepare(job: &JobConfig, global: &Global) -> anyhow::Result<Trainer> {
     }
     let trainer = Trainer::new(job, data::loader(job, data)?)?;
     say(&format!("model     {}: {}", job.model.path.display(), trainer.describe()));
-    for note in trainer.notes() {
+    for note in config::warnings(job).into_iter().chain(trainer.notes()) {
         say(&format!("note      {note}"));
     }
     let memory = trainer.memory();
@@ -102,6 +117,7 @@ fn prepare(job: &JobConfig, global: &Global) -> anyhow::Result<Trainer> {
 struct Display<'a> {
     progress: Option<Progress>,
     first: Option<usize>,
+    metrics: bool,
     global: &'a Global,
 }
 
@@ -127,7 +143,7 @@ impl Observer for Display<'_> {
         let global = self.global;
         let progress = self.progress.get_or_insert_with(|| Progress::new("step", first - 1, total, global));
         progress.step(m.step, m.loss, m.tokens_per_s);
-        if global.json {
+        if global.json && self.metrics {
             // A reader that went away must not end the training.
             let _ = output::json_line(&m.to_json());
         }

@@ -3,8 +3,8 @@
 //! A step is `accumulation` runs of the micro-batch plan and one run of the update plan. Means are over the tokens of the
 //! whole step: each position's weight is known before the first micro-batch, so accumulation never changes the loss.
 
-pub mod ewc;
 pub mod data;
+pub mod ewc;
 mod metrics;
 mod run;
 mod scale;
@@ -238,7 +238,10 @@ impl Trainer {
             }
         }
         if let Some(share) = self.important {
-            notes.push(format!("{:.2} % of the penalised parameters are held back as important", share * 100.0));
+            notes.push(format!(
+                "{:.2} % of the penalised parameters are held back as important",
+                share * 100.0
+            ));
         }
         notes
     }
@@ -378,7 +381,9 @@ impl Trainer {
             found = teacher.find_non_finite();
         }
         match found {
-            Some(what) => Err(RunError::Input(format!("{what}; the file is damaged or the model diverged, use another"))),
+            Some(what) => Err(RunError::Input(format!(
+                "{what}; the file is damaged or the model diverged, use another"
+            ))),
             None => Ok(()),
         }
     }

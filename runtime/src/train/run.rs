@@ -92,7 +92,10 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
         tokens += m.tokens as u64;
         losses.push(m.loss);
         let every = trainer.job.train.save_every;
-        if every > 0 && trainer.steps_done().is_multiple_of(every) && trainer.steps_done() < trainer.total_steps() {
+        if every > 0
+            && trainer.steps_done().is_multiple_of(every)
+            && trainer.steps_done() < trainer.total_steps()
+        {
             metrics.sync()?;
             trainer.save(options.dir)?;
             saved = trainer.steps_done();
@@ -153,7 +156,8 @@ impl Metrics {
         if let Ok(file) = File::open(&path) {
             for line in BufReader::new(file).lines() {
                 let Ok(line) = line else { break };
-                let step = serde_json::from_str::<serde_json::Value>(&line).ok().and_then(|v| v["step"].as_u64());
+                let step =
+                    serde_json::from_str::<serde_json::Value>(&line).ok().and_then(|v| v["step"].as_u64());
                 match step {
                     Some(step) if step as usize <= steps => kept.push(line),
                     _ => break,
@@ -168,7 +172,8 @@ impl Metrics {
             )));
         }
         files::write_atomic(&path, |w| kept.iter().try_for_each(|line| writeln!(w, "{line}")))?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(|e| FileError::io("open", &path, e))?;
+        let file =
+            OpenOptions::new().append(true).open(&path).map_err(|e| FileError::io("open", &path, e))?;
         Ok(Metrics { path, file })
     }
 

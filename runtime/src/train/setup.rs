@@ -14,7 +14,8 @@ use kfc_graph::{DType, Graph, InputKind, TensorType};
 use kfc_ops::model::{LoraSpec, resolve_targets};
 use kfc_ops::step::TrainedParam;
 use kfc_ops::step::train::{
-    DistillSpec, FeatureSpec, TeacherSpec, TrainGraph, TrainSpec, projector_input, train_graph, trained_params,
+    DistillSpec, FeatureSpec, TeacherSpec, TrainGraph, TrainSpec, projector_input, train_graph,
+    trained_params,
 };
 use kfc_ops::step::update::{EwcSpec, UpdateSpec, update_graph};
 use std::path::Path;
@@ -172,7 +173,11 @@ fn train_spec<'a>(
         features: d
             .features
             .iter()
-            .map(|f| FeatureSpec { student_layer: f.student_layer, teacher_layer: f.teacher_layer, weight: f.weight })
+            .map(|f| FeatureSpec {
+                student_layer: f.student_layer,
+                teacher_layer: f.teacher_layer,
+                weight: f.weight,
+            })
             .collect(),
     });
     TrainSpec {
@@ -324,7 +329,8 @@ fn place_projectors(store: &mut Store, job: &JobConfig, params: &[TrainedParam])
         let name = projector_input(i);
         let Some(p) = params.iter().find(|p| p.name == name) else {
             return Err(RunError::Input(
-                "distill.features: hidden states need the teacher model, a cache holds only its logits".into(),
+                "distill.features: hidden states need the teacher model, a cache holds only its logits"
+                    .into(),
             ));
         };
         let values = match &f.projector {
@@ -346,9 +352,9 @@ fn place_projectors(store: &mut Store, job: &JobConfig, params: &[TrainedParam])
 /// Jobs built in code do not pass the configuration reader, which refuses the same by line.
 fn check_modes(job: &JobConfig) -> Result<()> {
     match (&job.ewc, &job.lora) {
-        (Some(e), Some(_)) if e.mode == EwcMode::Weights => {
-            Err(RunError::Input("ewc.mode = \"weights\" is for full fine-tuning; with [lora] use \"adapter\" or \"delta\"".into()))
-        }
+        (Some(e), Some(_)) if e.mode == EwcMode::Weights => Err(RunError::Input(
+            "ewc.mode = \"weights\" is for full fine-tuning; with [lora] use \"adapter\" or \"delta\"".into(),
+        )),
         (Some(e), None) if e.mode != EwcMode::Weights => {
             Err(RunError::Input("without [lora] every weight is trained: use ewc.mode = \"weights\"".into()))
         }
