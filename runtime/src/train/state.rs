@@ -9,6 +9,7 @@ use crate::files::AtomicDir;
 use crate::hf::{
     Adapter, AdapterConfig, LoraPair, Targets, TensorOut, write_adapter, write_model, write_safetensors,
 };
+use crate::train::data::has_tokenizer;
 use crate::train::setup::rows_fingerprint;
 use kfc_ops::model::transformer::lora_input;
 use kfc_ops::step::train::projector_input;
@@ -120,7 +121,12 @@ impl Trainer {
         if path.exists() {
             crate::files::remove_dir(path)?;
         }
-        write_model(path, &self.model_json(), self.weight_tensors(), Some(&self.student.model.path))?;
+        let companions = match &self.job.data.tokenizer {
+            Some(tokenizer) if !has_tokenizer(&self.student.model.path) => tokenizer,
+            _ => &self.student.model.path,
+        };
+        let companions = if companions.is_dir() { Some(companions.as_path()) } else { companions.parent() };
+        write_model(path, &self.model_json(), self.weight_tensors(), companions)?;
         self.write_projectors(path)?;
         Ok(())
     }
