@@ -58,7 +58,7 @@ pub fn bind(graphs: Vec<Graph>, store: &mut Store) -> Result<Vec<BoundPlan>> {
             store.allocate(&input.name, graph.ty(input.value))?;
         }
     }
-    session::bind(graphs, store, None)
+    session::bind(&session::compile_all(&graphs)?, store)
 }
 
 /// [`bind`] for a single graph.

@@ -5,6 +5,7 @@
 //! - the same job gives the same bytes for any number of threads, after a rerun, and after a kill and a resume;
 //! - a tensor that a file already holds in the right type is mapped, not copied.
 
+pub mod accounting;
 pub mod checkpoint;
 pub mod config;
 pub mod data;

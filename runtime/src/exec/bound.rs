@@ -36,7 +36,7 @@ pub struct BoundPlan {
     epilogue: Vec<(Buf, Buf)>,
     outputs: Vec<Buf>,
     names: Vec<String>,
-    arena: Arc<HostBuffer>,
+    _arena: Arc<HostBuffer>,
 }
 
 impl BoundPlan {
@@ -81,7 +81,7 @@ impl BoundPlan {
         let epilogue = plan.epilogue.iter().map(|(from, to)| (at(from), at(to))).collect();
         let outputs = plan.outputs.iter().map(|o| at(&o.place)).collect();
         let names = plan.outputs.iter().map(|o| o.name.clone()).collect();
-        Ok(BoundPlan { steps, epilogue, outputs, names, arena: Arc::clone(arena) })
+        Ok(BoundPlan { steps, epilogue, outputs, names, _arena: Arc::clone(arena) })
     }
 
     /// Runs every step in order.
@@ -98,11 +98,6 @@ impl BoundPlan {
         for (from, to) in &self.epilogue {
             copy(*from, *to);
         }
-    }
-
-    /// Size of the arena that the plan shares.
-    pub fn arena_bytes(&self) -> usize {
-        self.arena.len()
     }
 
     /// Position of the output of this name, for [`BoundPlan::output`].
