@@ -19,7 +19,8 @@ fn main() {
             let mut prepared = None;
             group.bench_function(id, |b| {
                 let (_, trainer) = prepared.get_or_insert_with(|| {
-                    let folder = TempFolder::new(&format!("{}-{dtype}", workload.name)).expect("a temporary folder");
+                    let folder =
+                        TempFolder::new(&format!("{}-{dtype}", workload.name)).expect("a temporary folder");
                     let trainer = workload.trainer(&folder, dtype).expect("a trainer");
                     (folder, trainer)
                 });

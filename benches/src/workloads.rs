@@ -8,8 +8,8 @@ use kfc_graph::DType;
 use kfc_ops::head::Divergence;
 use kfc_ops::model::{ModelConfig, resolve_targets};
 use kfc_runtime::config::{
-    DataSection, DistillSection, EwcMode, EwcSection, Important, JobConfig, Length, LongRows, LoraInit, LoraSection,
-    LoraTargets, ModelInit, ModelSection, OnError, Schedule, TrainSection,
+    DataSection, DistillSection, EwcMode, EwcSection, Important, JobConfig, Length, LongRows, LoraInit,
+    LoraSection, LoraTargets, ModelInit, ModelSection, OnError, Schedule, TrainSection,
 };
 use kfc_runtime::hf::{TensorOut, file_dtype, write_model, write_safetensors};
 use kfc_runtime::models::write_f32;

@@ -98,16 +98,29 @@ fn arrows_between_crates_point_down() {
 
 #[test]
 fn licences_are_allowed() {
-    let arguments =
-        ["tree", "--workspace", "--offline", "--locked", "-e", "normal,build,dev", "--prefix", "none", "--format"];
+    let arguments = [
+        "tree",
+        "--workspace",
+        "--offline",
+        "--locked",
+        "-e",
+        "normal,build,dev",
+        "--prefix",
+        "none",
+        "--format",
+    ];
     let text = cargo(&[&arguments[..], &["{p}|{l}"]].concat());
-    let lines: BTreeSet<&str> = text.lines().map(|l| l.trim_end_matches(" (*)")).filter(|l| !l.is_empty()).collect();
+    let lines: BTreeSet<&str> =
+        text.lines().map(|l| l.trim_end_matches(" (*)")).filter(|l| !l.is_empty()).collect();
     assert!(lines.len() > 20, "too few packages to be true:\n{text}");
     let refused = |line: &&str| {
         let (_, licence) = line.split_once('|').unwrap();
         !licence_allows(licence)
     };
-    fail("licences that are not on the list", &lines.into_iter().filter(refused).map(String::from).collect::<Vec<_>>());
+    fail(
+        "licences that are not on the list",
+        &lines.into_iter().filter(refused).map(String::from).collect::<Vec<_>>(),
+    );
 }
 
 /// Whether an SPDX expression can be met with [`LICENCES`]. `A/B` is an old way of writing `A OR B`; an exception
@@ -154,7 +167,9 @@ fn one(words: &[&str], at: &mut usize) -> bool {
 
 #[test]
 fn licence_expressions_are_understood() {
-    for good in ["MIT", "GPL-3.0 OR MIT", "Apache-2.0/MIT", "(MIT OR GPL-3.0) AND Unicode-3.0", "MIT AND (Zlib OR X)"] {
+    for good in
+        ["MIT", "GPL-3.0 OR MIT", "Apache-2.0/MIT", "(MIT OR GPL-3.0) AND Unicode-3.0", "MIT AND (Zlib OR X)"]
+    {
         assert!(licence_allows(good), "{good}");
     }
     assert!(licence_allows("Apache-2.0 WITH LLVM-exception"));
@@ -181,7 +196,10 @@ fn source_files_have_one_subject() {
             wrong.push(format!("{}: {lines} lines, at most {MAX_LINES} are allowed", path.display()));
         }
         if !text.starts_with("//! ") {
-            wrong.push(format!("{}: the first line must be `//! ` and say what the file is for", path.display()));
+            wrong.push(format!(
+                "{}: the first line must be `//! ` and say what the file is for",
+                path.display()
+            ));
         }
     }
     fail("files to split or to describe", &wrong);
@@ -190,7 +208,14 @@ fn source_files_have_one_subject() {
 #[test]
 fn nothing_unfinished_is_left() {
     // Spelt in pieces, so that this file passes too.
-    let words = [["to", "do!("], ["unimple", "mented!("], ["db", "g!("], ["#[ig", "nore"], ["TO", "DO"], ["FIX", "ME"]];
+    let words = [
+        ["to", "do!("],
+        ["unimple", "mented!("],
+        ["db", "g!("],
+        ["#[ig", "nore"],
+        ["TO", "DO"],
+        ["FIX", "ME"],
+    ];
     let words = words.map(|w| w.concat());
     let mut wrong = Vec::new();
     for (path, text) in texts().iter().filter(|(path, _)| has_extension(path, "rs")) {
@@ -209,7 +234,8 @@ fn no_path_of_somebodys_machine() {
     let mut wrong = Vec::new();
     for (path, text) in texts() {
         for (number, line) in (1..).zip(text.lines()) {
-            let starts_a_path = |at: usize| !line[..at].ends_with(|c: char| c.is_alphanumeric() || ".-_~/".contains(c));
+            let starts_a_path =
+                |at: usize| !line[..at].ends_with(|c: char| c.is_alphanumeric() || ".-_~/".contains(c));
             if places.iter().any(|p| line.match_indices(p.as_str()).any(|(at, _)| starts_a_path(at))) {
                 wrong.push(format!("{}:{number}: {}", path.display(), line.trim()));
             }
@@ -252,6 +278,7 @@ fn fuzz_targets_are_declared_seeded_and_described() {
     let bins = manifest["bin"].as_array().unwrap().iter().map(|b| b["name"].as_str().unwrap().to_string());
     assert_eq!(targets, bins.collect());
     let readme = std::fs::read_to_string(fuzz.join("README.md")).unwrap();
-    let missing: Vec<String> = targets.into_iter().filter(|t| !readme.contains(&format!("| `{t}` |"))).collect();
+    let missing: Vec<String> =
+        targets.into_iter().filter(|t| !readme.contains(&format!("| `{t}` |"))).collect();
     fail("targets that fuzz/README.md does not describe", &missing);
 }
