@@ -1,14 +1,17 @@
 //! The `kfc` command as a library: what `main` calls, and what tests and fuzz targets reach into.
 //!
 //! `args` turns the command line into plain data, `commands` does the work, `app` stands around both. `config` reads
-//! jobs, `gate` checks results, `progress` and `report` show them, `run_dir` and `output` are where they go.
+//! jobs, `explain` says what a job costs and why, `doctor` what the machine has, `gate` checks results, `progress` and
+//! `report` show them, `run_dir` and `output` are where they go.
 
 pub mod app;
 pub mod args;
 pub mod commands;
 pub mod config;
 pub mod demo;
+mod doctor;
 pub mod error;
+mod explain;
 pub mod gate;
 pub mod output;
 pub mod progress;

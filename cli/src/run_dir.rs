@@ -94,6 +94,11 @@ impl RunDir {
         self.path.join("snapshot")
     }
 
+    /// What a step consists of, and how long each part took.
+    pub fn profile(&self) -> PathBuf {
+        self.path.join(kfc_runtime::profile::FILE)
+    }
+
     /// The page with curves.
     pub fn report(&self) -> PathBuf {
         self.path.join("report.html")

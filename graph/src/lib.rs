@@ -19,6 +19,7 @@ pub mod memory;
 pub mod op;
 pub mod passes;
 pub mod prim;
+mod prim_cost;
 pub mod schedule;
 pub mod text;
 pub mod types;

@@ -3,5 +3,6 @@
 pub mod compile;
 pub mod cpu;
 pub mod plan;
+pub mod timeline;
 
 pub use cpu::KernelError;

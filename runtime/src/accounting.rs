@@ -6,7 +6,10 @@
 
 use crate::exec::Store;
 use kfc_kernels::cpu::gemm::SCRATCH_BYTES;
+use kfc_graph::TensorType;
+use kfc_kernels::plan::Plan;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// Something that takes memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,16 +47,28 @@ const KINDS: [(&str, &str); 13] = [
 impl Account {
     /// The account of a store and an arena in a process that held `before` bytes when it began to fill them.
     pub fn new(before: u64, store: &Store, arena: u64) -> Account {
+        Account::of(before, arena, store.iter().map(|(name, tensor)| (name, tensor.ty())))
+    }
+
+    /// The account of plans that share an arena and the tensors they are bound to, before any of it is allocated.
+    pub fn of_plans(before: u64, plans: &[Plan]) -> Account {
+        let arena = crate::session::arena_bytes(plans) as u64;
+        let inputs = plans.iter().flat_map(|p| &p.inputs);
+        let tensors: BTreeMap<&str, &TensorType> = inputs.map(|i| (i.name.as_str(), &i.ty)).collect();
+        Account::of(before, arena, tensors.into_iter())
+    }
+
+    fn of<'a>(before: u64, arena: u64, tensors: impl Iterator<Item = (&'a str, &'a TensorType)>) -> Account {
         let mut account = Account::default();
         account.add("program and training rows", before);
         account.add("activations (arena)", arena);
         account.add("tiles of threads", (rayon::current_num_threads() * SCRATCH_BYTES) as u64);
-        for (name, tensor) in store.iter() {
+        for (name, ty) in tensors {
             let kind = KINDS
                 .iter()
                 .find(|(prefix, _)| name.starts_with(prefix))
                 .map_or("step data", |(_, kind)| kind);
-            account.add(kind, tensor.ty().bytes() as u64);
+            account.add(kind, ty.bytes() as u64);
         }
         account.items.sort_by(|a, b| b.bytes.cmp(&a.bytes).then(a.what.cmp(b.what)));
         account

@@ -6,6 +6,7 @@
 //! - a tensor that a file already holds in the right type is mapped, not copied.
 
 pub mod accounting;
+pub mod calibration;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
@@ -18,10 +19,12 @@ pub mod generate;
 pub mod hf;
 pub mod inference;
 pub mod logits;
+pub mod machine;
 pub mod memory;
 pub mod merge;
 pub mod models;
 pub mod plan_set;
+pub mod profile;
 pub mod quantile;
 pub mod random;
 pub mod session;

@@ -4,7 +4,9 @@
 
 mod compile;
 mod completions;
+mod doctor;
 mod eval;
+mod explain;
 mod fisher;
 mod generate;
 mod logits;
@@ -14,10 +16,13 @@ mod rollback;
 mod teach;
 mod tokenizer;
 mod train;
+mod tune;
 
 pub use compile::{CompileArgs, Target};
 pub use completions::CompletionsArgs;
+pub use doctor::DoctorArgs;
 pub use eval::{EvalArgs, Task};
+pub use explain::ExplainArgs;
 pub use fisher::FisherArgs;
 pub use generate::GenerateArgs;
 pub use logits::LogitsArgs;
@@ -26,6 +31,7 @@ pub use rollback::RollbackArgs;
 pub use teach::TeachArgs;
 pub use tokenizer::TokenizerArgs;
 pub use train::TrainArgs;
+pub use tune::TuneArgs;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -66,6 +72,12 @@ pub enum Invocation {
     Generate(GenerateArgs),
     /// `kfc compile`
     Compile(CompileArgs),
+    /// `kfc explain`
+    Explain(ExplainArgs),
+    /// `kfc tune`
+    Tune(TuneArgs),
+    /// `kfc doctor`
+    Doctor(DoctorArgs),
     /// `kfc rollback`
     Rollback(RollbackArgs),
     /// `kfc tokenizer`
@@ -119,6 +131,9 @@ pub fn command() -> Command {
         .subcommand(merge::command())
         .subcommand(generate::command())
         .subcommand(compile::command())
+        .subcommand(explain::command())
+        .subcommand(tune::command())
+        .subcommand(doctor::command())
         .subcommand(rollback::command())
         .subcommand(tokenizer::command())
         .subcommand(completions::command())
@@ -146,6 +161,9 @@ pub fn from_matches(matches: &ArgMatches) -> Result<(Global, Invocation), clap::
         "merge" => Invocation::Merge(merge::from_matches(sub)?),
         "generate" => Invocation::Generate(generate::from_matches(sub)?),
         "compile" => Invocation::Compile(compile::from_matches(sub)?),
+        "explain" => Invocation::Explain(explain::from_matches(sub)?),
+        "tune" => Invocation::Tune(tune::from_matches(sub)?),
+        "doctor" => Invocation::Doctor(doctor::from_matches(sub)?),
         "rollback" => Invocation::Rollback(rollback::from_matches(sub)?),
         "tokenizer" => Invocation::Tokenizer(tokenizer::from_matches(sub)?),
         "completions" => Invocation::Completions(completions::from_matches(sub)?),

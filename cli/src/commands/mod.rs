@@ -2,7 +2,9 @@
 
 pub mod compile;
 pub mod completions;
+pub mod doctor;
 pub mod eval;
+pub mod explain;
 pub mod fisher;
 pub mod generate;
 pub mod logits;
@@ -11,6 +13,7 @@ pub mod rollback;
 pub mod teach;
 pub mod tokenizer;
 pub mod train;
+pub mod tune;
 
 use crate::args::{Global, Invocation};
 use crate::error::Outcome;
@@ -29,6 +32,9 @@ pub fn run(invocation: &Invocation, global: &Global) -> anyhow::Result<Outcome> 
         Invocation::Merge(args) => merge::run(args, global),
         Invocation::Generate(args) => generate::run(args, global),
         Invocation::Compile(args) => compile::run(args, global),
+        Invocation::Explain(args) => explain::run(args, global),
+        Invocation::Tune(args) => tune::run(args, global),
+        Invocation::Doctor(args) => doctor::run(args, global),
         Invocation::Rollback(args) => rollback::run(args, global),
         Invocation::Tokenizer(args) => tokenizer::run(args, global),
         Invocation::Completions(args) => completions::run(args),

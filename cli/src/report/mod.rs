@@ -4,7 +4,7 @@
 //! Everything that comes from outside (titles, names, configurations) is escaped.
 
 mod metrics;
-mod scale;
+pub(crate) mod scale;
 mod svg;
 
 pub use metrics::{comparison_charts, read_metrics, run_charts};
@@ -85,22 +85,8 @@ pub fn write(path: &Path, report: &Report) -> anyhow::Result<()> {
 
 /// The page as text.
 pub fn page(report: &Report) -> String {
-    let title = escape(&report.title);
-    let mut html = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n<style>\n{}</style>\n</head>\n\
-         <body>\n<main>\n<h1>{title}</h1>\n",
-        include_str!("style.css")
-    );
-    if !report.summary.is_empty() {
-        html.push_str("<dl class=\"summary\">\n");
-        for (name, value) in &report.summary {
-            let wide = if value.chars().count() > 14 { " class=\"wide\"" } else { "" };
-            let _ = writeln!(html, "<div{wide}><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(value));
-        }
-        html.push_str("</dl>\n");
-    }
+    let mut html = head(&report.title);
+    push_summary(&mut html, &report.summary);
     for table in &report.tables {
         push_table(&mut html, table);
     }
@@ -113,11 +99,39 @@ pub fn page(report: &Report) -> String {
         let _ =
             writeln!(html, "<details open><summary>Configuration</summary>\n<pre>{config}</pre></details>");
     }
-    html.push_str("</main>\n</body>\n</html>\n");
+    html.push_str(TAIL);
     html
 }
 
-fn push_table(html: &mut String, table: &Table) {
+/// What a page begins with, up to its heading.
+pub(crate) fn head(title: &str) -> String {
+    let title = escape(title);
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n<style>\n{}</style>\n</head>\n\
+         <body>\n<main>\n<h1>{title}</h1>\n",
+        include_str!("style.css")
+    )
+}
+
+/// What a page ends with.
+pub(crate) const TAIL: &str = "</main>\n</body>\n</html>\n";
+
+/// Names and values in small cards.
+pub(crate) fn push_summary(html: &mut String, summary: &[(String, String)]) {
+    if summary.is_empty() {
+        return;
+    }
+    html.push_str("<dl class=\"summary\">\n");
+    for (name, value) in summary {
+        let wide = if value.chars().count() > 14 { " class=\"wide\"" } else { "" };
+        let _ = writeln!(html, "<div{wide}><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(value));
+    }
+    html.push_str("</dl>\n");
+}
+
+pub(crate) fn push_table(html: &mut String, table: &Table) {
     let _ = writeln!(html, "<section class=\"card\"><h2>{}</h2>", escape(&table.title));
     if !table.note.is_empty() {
         let _ = writeln!(html, "<p class=\"note\">{}</p>", escape(&table.note));
@@ -142,7 +156,7 @@ fn push_table(html: &mut String, table: &Table) {
 }
 
 /// Text inside HTML elements and quoted attributes.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

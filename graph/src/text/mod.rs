@@ -26,6 +26,17 @@ mod printer;
 pub use parser::parse;
 pub use printer::print;
 
+use crate::attrs::Attrs;
+use crate::op::Op;
+
+/// The attributes of an operation as the text form writes them; what the result type says is not among them.
+pub fn attrs(op: &Op) -> Attrs {
+    match op {
+        Op::Prim(p) => prim::prim_attrs(p),
+        Op::Composite(c) => c.attrs.clone(),
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests;

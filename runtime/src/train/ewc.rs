@@ -70,6 +70,45 @@ pub fn load(
     Ok(Penalty { terms, lr_scaled, important })
 }
 
+/// What [`load`] would place, from the names and types in the files alone.
+///
+/// # Errors
+/// If a file lacks a tensor, or a tensor has the wrong shape.
+pub fn describe(section: &EwcSection, params: &[TrainedParam], lora: Option<&LoraSpec>) -> Result<Penalty> {
+    let fisher = WeightFile::open(&section.fisher)?;
+    let dtype = |name: &str, dims: &[usize]| -> Result<DType> {
+        Ok(fisher_dtype(&fisher.expect(name)?.expect_float()?.expect_dims(dims)?))
+    };
+    let mut terms = Vec::new();
+    match (section.mode, lora) {
+        (EwcMode::Delta, lora) => {
+            for m in lora.into_iter().flat_map(|l| &l.modules) {
+                let dtype = dtype(&format!("{}.weight", m.path), &[m.out_features, m.in_features])?;
+                let scale = lora.map_or(1.0, |l| l.scale);
+                terms.push((EwcTerm::Delta { path: m.path.clone(), scale }, dtype));
+            }
+        }
+        (EwcMode::Adapter | EwcMode::Weights, _) => {
+            for p in params.iter().filter(|p| !p.name.starts_with("projector.")) {
+                terms.push((EwcTerm::Param(p.name.clone()), dtype(&file_name(&p.name), &p.dims)?));
+            }
+        }
+    }
+    let scaled = terms.iter().filter_map(|(term, _)| match term {
+        EwcTerm::Param(name) if section.important != Important::Keep => Some(name.clone()),
+        _ => None,
+    });
+    Ok(Penalty { lr_scaled: scaled.collect(), terms, important: None })
+}
+
+/// Fisher diagonals are kept in f32 or bf16.
+fn fisher_dtype(view: &TensorView<'_>) -> DType {
+    match dtype_of(view.dtype) {
+        Some(DType::Bf16) => DType::Bf16,
+        _ => DType::F32,
+    }
+}
+
 /// Maps a Fisher diagonal (f32 or bf16; f16 is widened) after checking its values.
 fn place_fisher(
     store: &mut Store,
@@ -77,10 +116,7 @@ fn place_fisher(
     view: &TensorView<'_>,
     file: &Arc<WeightFile>,
 ) -> Result<DType> {
-    let dtype = match dtype_of(view.dtype) {
-        Some(DType::Bf16) => DType::Bf16,
-        _ => DType::F32,
-    };
+    let dtype = fisher_dtype(view);
     let ty = TensorType::new(dtype, view.dims);
     let values = view.to_f32()?;
     if let Some(i) = values.iter().position(|v| !v.is_finite() || *v < 0.0) {

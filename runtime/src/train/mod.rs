@@ -22,6 +22,7 @@ use crate::data::{Loader, MicroBatch, StepBatch};
 use crate::error::{Result, RunError};
 use crate::exec::{BoundPlan, Slot, Store};
 use crate::memory;
+use crate::profile::{Clock, Machine, Measured, Part, PlanProfile, Profile};
 use kfc_ops::step::TrainedParam;
 use scale::LossScaler;
 use setup::{Student, Teacher};
@@ -46,6 +47,8 @@ pub struct Trainer {
     scaler: LossScaler,
     important: Option<f64>,
     account: Account,
+    described: [PlanProfile; 2],
+    clock: Clock,
     /// Steps taken, skipped ones included.
     step: usize,
     /// Updates made: AdamW's t.
@@ -68,6 +71,7 @@ struct Parts {
     params: Vec<TrainedParam>,
     important: Option<f64>,
     account: Account,
+    described: [PlanProfile; 2],
 }
 
 /// Where step data goes.
@@ -150,7 +154,8 @@ struct Terms {
 
 impl Trainer {
     fn assemble(p: Parts) -> Trainer {
-        let Parts { job, loader, student, teacher, micro, update, store, params, important, account } = p;
+        let Parts { job, loader, student, teacher, micro, update, store, params, important, account, described } =
+            p;
         let total = match job.train.length {
             Length::Steps(n) => n,
             Length::Epochs(e) => ((e * loader.steps_per_epoch() as f64).ceil() as usize).max(1),
@@ -173,6 +178,8 @@ impl Trainer {
             params,
             important,
             account,
+            described,
+            clock: Clock::new(),
             step: 0,
             updates: 0,
             skipped_in_a_row: 0,
@@ -208,14 +215,7 @@ impl Trainer {
 
     /// The student in a line: architecture, size, element type, what is trained.
     pub fn describe(&self) -> String {
-        let c = &self.student.model.config;
-        let all: usize = c.parameters().iter().map(|p| p.elements()).sum();
-        let trained = self.trained_elements();
-        let how = match &self.student.lora {
-            Some(l) => format!("LoRA r={} on {} layers, {trained} parameters trained", l.r, l.modules.len()),
-            None => format!("all {trained} parameters trained"),
-        };
-        format!("{}, {all} parameters in {}, {how}", c.family.name(), self.student.model.dtype)
+        setup::describe_student(&self.student, &self.params)
     }
 
     /// What a user should know about how the job was understood.
@@ -244,6 +244,35 @@ impl Trainer {
         &self.account
     }
 
+    /// The step, with what was measured since its warm-up.
+    pub fn profile(&self) -> Profile {
+        let mut plans = self.described.to_vec();
+        plans.iter_mut().zip([&self.micro, &self.update]).for_each(|(plan, bound)| plan.measure(bound));
+        let measured = Measured {
+            steps: self.clock.steps,
+            warmup: self.clock.warmup,
+            wall_ns: self.clock.wall_ns(),
+            host: self.clock.host(),
+            peak_bytes: memory::peak_resident(),
+        };
+        let t = &self.job.train;
+        Profile {
+            model: self.describe(),
+            shape: [t.batch, self.loader.seq_len(), t.accumulation],
+            machine: Machine::this(),
+            plans,
+            account: self.account.items.iter().map(|i| (i.what.to_string(), i.bytes)).collect(),
+            measured: (self.clock.steps > 0).then_some(measured),
+        }
+    }
+
+    /// Starts a new measurement: [`Trainer::profile`] covers the steps after this.
+    pub(crate) fn forget_times(&mut self) {
+        self.clock = Clock::new();
+        self.micro.reset_times();
+        self.update.reset_times();
+    }
+
     /// The data.
     pub fn loader(&self) -> &Loader {
         &self.loader
@@ -255,14 +284,22 @@ impl Trainer {
     /// If a weight is NaN or infinite, or the gradient has not been finite for many steps.
     pub fn step(&mut self) -> Result<StepMetrics> {
         let start = Instant::now();
+        if self.clock.begin() {
+            self.micro.reset_times();
+            self.update.reset_times();
+        }
         let batch = self.loader.next_step();
+        self.clock.lap(Part::Data);
         for &slot in &self.slots.grads {
             self.store.slice_mut::<u8>(slot).fill(0);
         }
+        self.clock.lap(Part::Clear);
         let mut terms = Terms { features: vec![0.0; self.outputs.features.len()], ..Terms::default() };
         for (i, micro) in batch.micro.iter().enumerate() {
             self.write_micro_batch(micro, &batch, i);
+            self.clock.lap(Part::Write);
             self.micro.run(&mut self.store);
+            self.clock.lap(Part::Plans);
             terms.ce += f64::from(self.micro.scalar(self.outputs.ce));
             terms.correct += f64::from(self.micro.scalar(self.outputs.correct));
             if self.outputs.kd.is_some() {
@@ -271,15 +308,21 @@ impl Trainer {
             for (sum, (output, _)) in terms.features.iter_mut().zip(&self.outputs.features) {
                 *sum += f64::from(self.micro.scalar(*output));
             }
+            self.clock.lap(Part::Read);
         }
         let t = &self.job.train;
         let lr = learning_rate(t.schedule, t.lr, t.warmup_steps, self.total, self.step);
         self.write_update_scalars(lr);
+        self.clock.lap(Part::Write);
         self.update.run(&mut self.store);
+        self.clock.lap(Part::Plans);
         let finite = self.outputs.ok.is_none_or(|i| self.update.output::<i32>(i).first() == Some(&1));
         let scale = self.scaler.scale;
         self.after_update(finite)?;
-        Ok(self.metrics(&batch, &terms, lr, scale, finite, start))
+        let metrics = self.metrics(&batch, &terms, lr, scale, finite, start);
+        self.clock.lap(Part::Read);
+        self.clock.steps += 1;
+        Ok(metrics)
     }
 
     /// Writes a micro-batch and the weight of each of its positions in the step's means.

@@ -4,6 +4,7 @@ use super::{StepMetrics, Trainer};
 use crate::checkpoint;
 use crate::error::{Result, RunError};
 use crate::files::{self, FileError};
+use crate::profile::{self, Part};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -91,6 +92,7 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
         }
         tokens += m.tokens as u64;
         losses.push(m.loss);
+        trainer.clock.lap(Part::Metrics);
         let every = trainer.job.train.save_every;
         if every > 0
             && trainer.steps_done().is_multiple_of(every)
@@ -99,9 +101,11 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
             metrics.sync()?;
             trainer.save(options.dir)?;
             saved = trainer.steps_done();
+            trainer.clock.lap(Part::Save);
         }
         last = Some(m);
     }
+    let mut profile = trainer.profile();
     metrics.sync()?;
     let seconds = start.elapsed().as_secs_f64();
     let done = trainer.steps_done() >= trainer.total_steps();
@@ -109,6 +113,11 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
         trainer.save(options.dir)?;
     }
     let result = if done { Some(trainer.write_result(options.dir)?) } else { None };
+    if let Some(measured) = &mut profile.measured {
+        measured.peak_bytes = crate::memory::peak_resident();
+        let text = profile.to_json().to_string();
+        files::write_atomic(&options.dir.join(profile::FILE), |w| w.write_all(text.as_bytes()))?;
+    }
     let tail = losses.len().div_ceil(10).max(1);
     let tail = &losses[losses.len().saturating_sub(tail)..];
     Ok(Summary {

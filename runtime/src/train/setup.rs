@@ -9,6 +9,7 @@ use crate::exec::Store;
 use crate::hf::{Adapter, WeightFile, read_adapter};
 use crate::memory;
 use crate::models::{Model, write_f32};
+use crate::profile::{PlanProfile, Profile};
 use crate::random;
 use crate::session;
 use crate::teacher_cache::{TeacherCache, is_cache};
@@ -217,6 +218,38 @@ pub fn graphs(job: &JobConfig, seq: usize) -> Result<StepGraphs> {
     Ok(prepare(job, seq)?.graphs)
 }
 
+/// A job's step as it would run on rows of `seq` tokens, with what it would hold in memory when `before` bytes are resident
+/// already. No weight is read and nothing is allocated.
+///
+/// # Errors
+/// As [`Trainer::new`], as far as configurations and file headers tell.
+pub fn predict(job: &JobConfig, seq: usize, before: u64) -> Result<Profile> {
+    check_modes(job)?;
+    let student = open_student(job)?;
+    let teacher = open_teacher(job)?;
+    let spec = train_spec(job, &student, teacher.as_ref(), seq);
+    let params = trained_params(&spec);
+    let describe = |section| ewc::describe(section, &params, student.lora.as_ref());
+    let penalty = job.ewc.as_ref().map(describe).transpose()?;
+    let StepGraphs { train, update } = step_graphs(job, &spec, penalty.as_ref())?;
+    let plans = session::compile_all(&[train.graph, update])?;
+    let account = Account::of_plans(before, &plans);
+    let shape = [job.train.batch, seq, job.train.accumulation];
+    Ok(Profile::predicted(describe_student(&student, &params), shape, &plans, &account))
+}
+
+/// The student in a line: architecture, size, element type, what is trained.
+pub(super) fn describe_student(student: &Student, params: &[TrainedParam]) -> String {
+    let c = &student.model.config;
+    let all: usize = c.parameters().iter().map(|p| p.elements()).sum();
+    let trained: usize = params.iter().map(TrainedParam::elements).sum();
+    let how = match &student.lora {
+        Some(l) => format!("LoRA r={} on {} layers, {trained} parameters trained", l.r, l.modules.len()),
+        None => format!("all {trained} parameters trained"),
+    };
+    format!("{}, {all} parameters in {}, {how}", c.family.name(), student.model.dtype)
+}
+
 /// Opens everything the job names, fills a store and builds the graphs.
 fn prepare(job: &JobConfig, seq: usize) -> Result<Prepared> {
     check_modes(job)?;
@@ -286,6 +319,7 @@ impl Trainer {
         let account = Account::new(before, &store, session::arena_bytes(&plans) as u64);
         check_budget(job, &account)?;
         let bound = session::bind(&plans, &store)?;
+        let described = [(0, job.train.accumulation), (1, 1)].map(|(i, runs)| PlanProfile::of(&plans[i], runs));
         let [micro, update]: [_; 2] =
             bound.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
         Ok(Trainer::assemble(Parts {
@@ -299,6 +333,7 @@ impl Trainer {
             params: train.params,
             important: penalty.and_then(|p| p.important),
             account,
+            described,
         }))
     }
 }

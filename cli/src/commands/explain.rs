@@ -1,0 +1,71 @@
+//! `kfc explain`: where time and memory of a step go. Of a run, from its `profile.json`; of a job, by planning its step
+//! without loading a weight.
+
+use crate::args::{ExplainArgs, Global};
+use crate::config;
+use crate::error::{Outcome, input_error};
+use crate::explain::{Explanation, json, page, text};
+use crate::output;
+use crate::run_dir::{RunDir, write_atomically};
+use kfc_runtime::calibration::Calibration;
+use kfc_runtime::config::JobConfig;
+use kfc_runtime::memory;
+use kfc_runtime::models::Model;
+use kfc_runtime::profile::Profile;
+use kfc_runtime::train::{data, setup};
+
+/// Runs `kfc explain`.
+///
+/// # Errors
+/// If the input is wrong or the page cannot be written.
+pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Outcome> {
+    let profile = if args.target.is_dir() {
+        if !args.set.is_empty() {
+            return Err(input_error("--set is for a configuration; a run is explained as it ran"));
+        }
+        of_run(&RunDir::open(&args.target)?)?
+    } else {
+        predict(&config::load(&args.target, &args.set)?)?
+    };
+    let calibration = Calibration::load(&profile.machine);
+    let explanation = Explanation::new(&profile, &calibration);
+    if let Some(path) = &args.html {
+        let title = format!("kfc explain {}", args.target.display());
+        write_atomically(path, page::render(&explanation, &title).as_bytes())?;
+    }
+    if global.json {
+        output::json_line(&json::object(&explanation))?;
+    } else {
+        output::write_stdout(&text::render(&explanation))?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn of_run(run: &RunDir) -> anyhow::Result<Profile> {
+    if !run.profile().is_file() {
+        return Err(input_error(format!(
+            "{} has no profile.json, which a run writes when it ends; explain its {} instead",
+            run.path().display(),
+            run.config().display()
+        )));
+    }
+    Ok(Profile::read(&run.profile()).map_err(kfc_runtime::RunError::from)?)
+}
+
+/// The step of a job as it would run here.
+///
+/// # Errors
+/// If anything that the job names is missing or does not fit.
+pub(crate) fn predict(job: &JobConfig) -> anyhow::Result<Profile> {
+    let (seq, before) = rows(job)?;
+    Ok(setup::predict(job, seq, before)?)
+}
+
+/// Tokens of a row of the job's data, and what is resident with the rows in memory.
+pub(crate) fn rows(job: &JobConfig) -> anyhow::Result<(usize, u64)> {
+    let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
+    let rows = data::load(job, &model.config)?;
+    memory::release_unused();
+    let before = memory::resident();
+    Ok((data::loader(job, rows)?.seq_len(), before))
+}

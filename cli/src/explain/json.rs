@@ -1,0 +1,90 @@
+//! The explanation as one JSON object. Times are milliseconds a step.
+
+use super::{Explanation, Total};
+use serde_json::{Value, json};
+
+/// The object.
+pub(crate) fn object(e: &Explanation<'_>) -> Value {
+    let p = e.profile;
+    let r = e.calibration.rates();
+    let account: serde_json::Map<String, Value> =
+        p.account.iter().map(|(what, bytes)| (what.clone(), json!(bytes))).collect();
+    let measured = e.measured.as_ref().zip(p.measured.as_ref()).map(|(m, covered)| {
+        let host: serde_json::Map<String, Value> =
+            m.host.iter().map(|(what, ms)| (what.clone(), json!(ms))).collect();
+        json!({
+            "steps": covered.steps, "warmup_steps": covered.warmup, "step_ms": m.step_ms, "kernel_ms": m.kernel_ms,
+            "host_ms": host, "attributed": m.attributed, "median_error": m.median_error,
+            "weighted_median_error": m.weighted_error, "peak_bytes": covered.peak_bytes,
+        })
+    });
+    json!({
+        "model": p.model,
+        "batch": p.shape[0], "seq_len": p.shape[1], "accumulation": p.shape[2],
+        "machine": {"cpu": p.machine.cpu, "threads": p.machine.threads, "version": p.machine.version},
+        "limits": {
+            "flops_f32": r.flops_f32, "flops_16": r.flops_16, "bytes_per_s": r.bytes, "launch_s": r.launch,
+            "measured": e.calibration.is_measured(),
+        },
+        "note": e.note(),
+        "predicted_ms": e.predicted_ms,
+        "measured": measured,
+        "predicted_peak_bytes": p.predicted_peak(),
+        "account": account,
+        "kernels": e.kernels.iter().map(kernel).collect::<Vec<_>>(),
+        "phases": e.phases.iter().map(total).collect::<Vec<_>>(),
+        "parts": e.places.iter().map(total).collect::<Vec<_>>(),
+        "plans": p.plans.iter().zip(&e.memory).map(|(plan, memory)| json!({
+            "name": plan.name,
+            "runs_per_step": plan.runs_per_step,
+            "launches": plan.launches.len(),
+            "arena_bytes": plan.arena_bytes,
+            "live_bytes": plan.live_bytes,
+            "peak": {
+                "launch": memory.peak, "at": memory.peak_at, "bytes": memory.peak_bytes(),
+                "living": memory.living.iter().map(living).collect::<Vec<_>>(),
+            },
+            "saved": memory.saved.iter().map(living).collect::<Vec<_>>(),
+            "timeline_bytes": memory.live,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn kernel(k: &super::Kernel<'_>) -> Value {
+    json!({
+        "plan": k.plan.name,
+        "op": k.kind.op,
+        "attrs": k.kind.attrs,
+        "inputs": k.kind.inputs,
+        "outputs": k.kind.outputs,
+        "launches": k.launches,
+        "flops": k.flops,
+        "bytes": k.bytes,
+        "predicted_ms": k.predicted_ms,
+        "source": k.source.name(),
+        "measured_ms": k.measured_ms,
+        "gflops": k.gflops(),
+        "gbytes": k.gbytes(),
+        "roofline": k.roofline(),
+        "bound": if k.arithmetic { "arithmetic" } else { "memory" },
+        "phases": k.phases.iter().map(|p| p.name()).collect::<Vec<_>>(),
+        "parts": k.places.iter().map(|p| p.name()).collect::<Vec<_>>(),
+        "saved_bytes": k.saved_bytes,
+        "inplace_bytes": k.inplace_bytes,
+        "why": k.why(),
+    })
+}
+
+fn total(t: &Total) -> Value {
+    json!({
+        "name": t.name, "launches": t.launches, "flops": t.flops, "predicted_ms": t.predicted_ms,
+        "measured_ms": t.measured_ms,
+    })
+}
+
+fn living(l: &super::memory::Living) -> Value {
+    json!({
+        "op": l.op, "part": l.place.name(), "phase": l.phase.name(), "scratch": l.scratch, "blocks": l.blocks,
+        "bytes": l.bytes,
+    })
+}
