@@ -27,8 +27,10 @@ fn folder(name: &str) -> PathBuf {
     path
 }
 
-const COMMANDS: [&str; 10] =
-    ["train", "eval", "logits", "fisher", "teach", "merge", "generate", "compile", "rollback", "completions"];
+const COMMANDS: [&str; 13] = [
+    "train", "eval", "logits", "fisher", "teach", "merge", "generate", "compile", "explain", "tune", "doctor", "rollback",
+    "completions",
+];
 
 #[test]
 fn help_is_as_stored() {

@@ -80,6 +80,16 @@ fn guess(threads: usize) -> Rates {
 }
 
 impl Rates {
+    /// The better of each: a limit is what was reached at best.
+    fn best(self, other: Rates) -> Rates {
+        Rates {
+            flops_f32: self.flops_f32.max(other.flops_f32),
+            flops_16: self.flops_16.max(other.flops_16),
+            bytes: self.bytes.max(other.bytes),
+            launch: self.launch.min(other.launch),
+        }
+    }
+
     /// The least time that so much work can take.
     pub fn roofline(&self, cost: Cost, is_16_bit: bool) -> f64 {
         let flops = if is_16_bit { self.flops_16 } else { self.flops_f32 };
@@ -110,7 +120,10 @@ impl Calibration {
             ));
         };
         let mut all = Calibration::load(&self.machine);
-        all.rates = self.rates.or(all.rates);
+        all.rates = match (self.rates, all.rates) {
+            (Some(now), Some(before)) => Some(now.best(before)),
+            (now, before) => now.or(before),
+        };
         all.kernels.extend(self.kernels.clone());
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|e| files::FileError::io("create", folder, e))?;
@@ -153,10 +166,10 @@ impl Calibration {
         let product = |dtype| {
             let ty = TensorType::new(dtype, [1024, 1024]);
             let op = Op::Prim(Prim::MatMul { ta: false, tb: true, out: dtype });
-            time(&op, &[ty.clone(), ty.clone()], &ty).map(|s| 2.0 * 1024f64.powi(3) / s)
+            time(&op, &[ty.clone(), ty.clone()], &ty, 25).map(|s| 2.0 * 1024f64.powi(3) / s)
         };
         let one = TensorType::new(DType::F32, [1]);
-        let launch = time(&Op::Prim(Prim::Neg), &[one.clone()], &one);
+        let launch = time(&Op::Prim(Prim::Neg), std::slice::from_ref(&one), &one, 25);
         let guess = guess(self.machine.threads);
         self.rates = Some(Rates {
             flops_f32: product(DType::F32).unwrap_or(guess.flops_f32),
@@ -220,22 +233,22 @@ pub fn median(values: &mut [f64]) -> Option<f64> {
     Some(if n % 2 == 0 { (values[n / 2 - 1] + upper) / 2.0 } else { upper })
 }
 
-/// Seconds of an operation: the median of several runs.
-fn time(op: &Op, inputs: &[TensorType], output: &TensorType) -> Option<f64> {
+/// Seconds of an operation: the best of several runs, since other programs only ever add to it.
+fn time(op: &Op, inputs: &[TensorType], output: &TensorType, runs: usize) -> Option<f64> {
     let kernel = cpu::build(op, inputs, std::slice::from_ref(output)).ok()?;
     let buffer = |bytes| crate::exec::HostBuffer::zeroed(bytes);
     let operands = inputs.iter().map(|t| buffer(t.bytes())).collect::<Option<Vec<_>>>()?;
     let (result, work) = (buffer(output.bytes())?, buffer(kernel.workspace_bytes())?);
     let bufs: Vec<_> = operands.iter().map(|b| b.buf()).collect();
     let call = Call { inputs: &bufs, outputs: &[result.buf()], workspace: work.buf() };
-    let mut times = Vec::new();
-    for _ in 0..9 {
+    let mut best = f64::INFINITY;
+    for _ in 0..runs {
         let start = Instant::now();
         // SAFETY: buffers have the sizes of the types that the kernel was built for and are its alone.
         unsafe { kernel.run(&call) }
-        times.push(start.elapsed().as_secs_f64());
+        best = best.min(start.elapsed().as_secs_f64());
     }
-    median(&mut times)
+    (best > 0.0).then_some(best)
 }
 
 /// Bytes a second of a parallel copy of more than caches hold, reads and writes.
@@ -244,14 +257,14 @@ fn copy_rate() -> f64 {
     const PIECE: usize = 1 << 20;
     let from = vec![1u8; BYTES];
     let mut to = vec![2u8; BYTES];
-    let mut times = Vec::new();
-    for _ in 0..5 {
+    let mut best = f64::INFINITY;
+    for _ in 0..7 {
         let start = Instant::now();
         to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| to.copy_from_slice(from));
-        times.push(start.elapsed().as_secs_f64());
+        best = best.min(start.elapsed().as_secs_f64());
         std::hint::black_box(&to);
     }
-    2.0 * BYTES as f64 / median(&mut times).unwrap_or(1.0)
+    2.0 * BYTES as f64 / best.max(1e-9)
 }
 
 /// Where caches go: `$XDG_CACHE_HOME/kfc`, or `~/.cache/kfc`.

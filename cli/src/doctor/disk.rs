@@ -9,6 +9,8 @@ use std::time::Instant;
 const SAMPLE: usize = 64 << 20;
 /// Bytes of a read.
 const PIECE: usize = 4 << 20;
+/// Less than this says nothing about a disk.
+const LEAST: usize = 1 << 20;
 /// No disk is faster: what is read at this rate came from the page cache.
 const CACHED: f64 = 8e9;
 
@@ -32,6 +34,9 @@ impl Speed {
     pub(crate) fn text(&self) -> String {
         let read = format!("{:.2} GB/s reading", self.read * 1e-9);
         let bytes = crate::config::format_bytes(self.bytes as u64);
+        if self.bytes < LEAST {
+            return format!("{} has {bytes}, too little to time", self.path.display());
+        }
         match self.written {
             Some(written) => format!(
                 "{:.2} GB/s writing {bytes} into {}; read back at {:.2} GB/s, from the page cache",

@@ -89,8 +89,8 @@ fn advice(job: &JobConfig, seq: usize, before: u64, fit: &Fit) -> anyhow::Result
         advice.push("model.dtype = \"bf16\": halves weights and activations".into());
     }
     if fit.limited_by == "train.mem_budget" {
-        let peak = format_bytes(fit.profile.predicted_peak());
-        advice.push(format!("train.mem_budget = \"{}\" or more", peak.replace(' ', "")));
+        let mib = fit.profile.predicted_peak().div_ceil(1 << 20);
+        advice.push(format!("train.mem_budget = \"{mib}MiB\" or more"));
     }
     Ok(advice)
 }

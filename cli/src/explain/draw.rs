@@ -173,7 +173,7 @@ pub(super) fn arena(e: &Explanation<'_>, plan: &PlanProfile) -> String {
     legend.retain(|(name, _)| !name.is_empty());
     let note = format!(
         "Each rectangle is a block of memory: its address in {name} upwards, its life to the right. Pale: the teacher's; \
-         hatched edge: scratch of one kernel."
+         dashed edge: scratch of one kernel."
     );
     let mut f = Figure::new(&format!("Arena of {}", plan.name), &note, &legend, 360.0);
     let x = Scale::linear(0.0, at.last().copied().unwrap_or(0.0), 10, false, LEFT, WIDTH - RIGHT);
@@ -240,8 +240,10 @@ pub(super) fn roofline(e: &Explanation<'_>) -> Option<String> {
             .map(|i| format!("{:.1},{:.1}", x.at(i), y.at(roof(i, limit))))
             .collect();
         let _ = writeln!(f.html, "<polyline class=\"roof\" points=\"{}\"/>", line.join(" "));
-        let below = if name == "bf16" && rates.flops_16 < rates.flops_f32 { 16.0 } else { -6.0 };
-        f.text(WIDTH - RIGHT - 4.0, y.at(limit) + below, "end", &format!("{name} {} GFLOP/s", number(limit)));
+        // The label of the lower line stands below it, so that they do not meet.
+        let lower = (name == "bf16") == (rates.flops_16 <= rates.flops_f32);
+        let label = format!("{name} {limit:.0} GFLOP/s");
+        f.text(WIDTH - RIGHT - 4.0, y.at(limit) + if lower { 16.0 } else { -6.0 }, "end", &label);
     }
     let step = e.step_ms().max(1e-12);
     for k in points.iter() {

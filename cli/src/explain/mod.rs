@@ -96,9 +96,10 @@ impl Kernel<'_> {
         if self.ms() > 0.0 { self.bytes / self.ms() * 1e-6 } else { 0.0 }
     }
 
-    /// The operation with its first operand and result.
+    /// The operation with its first operand that is no scalar, and its first result.
     pub(crate) fn label(&self) -> String {
-        let ends = [self.kind.inputs.first(), self.kind.outputs.first()];
+        let operand = self.kind.inputs.iter().find(|t| t.contains(',')).or(self.kind.inputs.first());
+        let ends = [operand, self.kind.outputs.first()];
         let types: Vec<&str> = ends.into_iter().flatten().map(String::as_str).collect();
         format!("{} {}", self.kind.op, types.join(" → "))
     }

@@ -7,7 +7,12 @@ use crate::report::{self, Table};
 /// The page.
 pub(crate) fn render(e: &Explanation<'_>, title: &str) -> String {
     let mut html = report::head(title);
-    report::push_summary(&mut html, &text::summary(e));
+    report::push_summary(&mut html, &text::cards(e));
+    html.push_str("<section class=\"card\"><dl class=\"facts\">\n");
+    for (name, value) in text::summary(e) {
+        html.push_str(&format!("<dt>{}</dt><dd>{}</dd>\n", report::escape(&name), report::escape(&value)));
+    }
+    html.push_str("</dl></section>\n");
     for (plan, memory) in e.profile.plans.iter().zip(&e.memory) {
         // A plan without blocks has nothing to draw.
         if !plan.blocks.is_empty() {

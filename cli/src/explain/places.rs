@@ -92,9 +92,9 @@ impl Part {
             Part::Mlp => 1,
             Part::Head => 2,
             Part::Embedding => 5,
-            Part::Norm => 6,
+            Part::Norm => 5,
             Part::Losses => 3,
-            Part::Gradients => 7,
+            Part::Gradients => 6,
             Part::Ewc => 4,
             Part::Optimiser => 7,
         }

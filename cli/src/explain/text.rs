@@ -144,6 +144,24 @@ pub(crate) fn summary(e: &Explanation<'_>) -> Vec<(String, String)> {
     rows.map(|(name, value)| (name.to_string(), value)).to_vec()
 }
 
+/// The figures that a reader looks for first, short.
+pub(crate) fn cards(e: &Explanation<'_>) -> Vec<(String, String)> {
+    let p = e.profile;
+    let mut cards = vec![("kernels, predicted", format!("{} ms a step", ms(e.predicted_ms)))];
+    if let Some(m) = &e.measured {
+        cards.push(("step, measured", format!("{} ms", ms(m.step_ms))));
+        cards.push(("attributed", percent(m.attributed)));
+        cards.push(("median error", percent(m.median_error)));
+    }
+    cards.push(("peak, predicted", format_bytes(p.predicted_peak())));
+    if let Some(m) = &p.measured {
+        cards.push(("peak, measured", format_bytes(m.peak_bytes)));
+    }
+    cards.push(("arena", format_bytes(p.plans.iter().map(|p| p.arena_bytes as u64).max().unwrap_or(0))));
+    cards.push(("launches a step", p.plans.iter().map(|p| p.launches.len() * p.runs_per_step).sum::<usize>().to_string()));
+    cards.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+}
+
 /// The table of kernels with its head.
 pub(crate) fn kernel_rows(e: &Explanation<'_>, most: usize) -> Vec<Vec<String>> {
     let measured = e.measured.is_some();
@@ -200,7 +218,7 @@ pub(crate) fn reasons(e: &Explanation<'_>) -> Vec<String> {
     let mut lines: Vec<String> = seen
         .into_iter()
         .map(|(op, why)| match op {
-            "primitives" => format!("{} {why}", primitives(e)),
+            "primitives" => format!("{}: {why}", primitives(e)),
             _ => format!("{op}: {why}"),
         })
         .collect();
@@ -226,5 +244,5 @@ fn primitives(e: &Explanation<'_>) -> String {
             names.push(k.kind.op.clone());
         }
     }
-    format!("{}:", names.join(", "))
+    names.join(", ")
 }

@@ -5,7 +5,7 @@ use kfc_runtime::profile::Kind;
 /// What an operation does in one pass that would otherwise be several, or why it is not fused.
 pub(crate) fn fused(kind: &Kind) -> &'static str {
     if kind.prim {
-        return "a primitive: no composite with a kernel of its own covers it here";
+        return "primitive: no composite with a kernel of its own covers it here";
     }
     match kind.op.as_str() {
         "linear_cross_entropy_kd_fused" => {
