@@ -230,7 +230,7 @@ pub fn median(values: &mut [f64]) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let n = values.len();
     let upper = *values.get(n / 2)?;
-    Some(if n % 2 == 0 { (values[n / 2 - 1] + upper) / 2.0 } else { upper })
+    Some(if n.is_multiple_of(2) { (values[n / 2 - 1] + upper) / 2.0 } else { upper })
 }
 
 /// Seconds of an operation: the best of several runs, since other programs only ever add to it.

@@ -92,6 +92,6 @@ fn grouped<'b>(plan: &PlanProfile, blocks: impl Iterator<Item = &'b Block>) -> V
             bytes,
         })
         .collect();
-    living.sort_by(|a, b| b.bytes.cmp(&a.bytes));
+    living.sort_by_key(|l| std::cmp::Reverse(l.bytes));
     living
 }
