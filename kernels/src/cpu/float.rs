@@ -88,7 +88,13 @@ impl Src {
     ///
     /// # Safety
     /// As [`Src::read`]; nothing refers to the elements while they are copied.
-    pub(crate) unsafe fn read_before(self, results: &[Dst], start: usize, n: usize, scratch: &mut [f32]) -> &[f32] {
+    pub(crate) unsafe fn read_before<'a>(
+        self,
+        results: &[Dst],
+        start: usize,
+        n: usize,
+        scratch: &'a mut [f32],
+    ) -> &'a [f32] {
         // SAFETY: by contract.
         unsafe {
             if results.iter().all(|r| r.ptr.cast_const() != self.ptr) {
