@@ -26,5 +26,5 @@ head -n $((lines * 9 / 10)) "$data/tinyshakespeare/input.txt" >"$out/plays-train
 tail -n +$((lines * 9 / 10 + 1)) "$data/tinyshakespeare/input.txt" >"$out/plays-devel.txt"
 head -n 2000 "$data/gsm8k/train.jsonl" >"$out/sums-train.jsonl"
 head -n 200 "$data/gsm8k/test.jsonl" >"$out/sums-devel.jsonl"
-[ -d "$out/tokenizer" ] || "$kfc" tokenizer --vocab-size 4096 --out "$out/tokenizer" \
+[ -d "$out/tokenizer" ] || "$kfc" tokenizer --vocab-size 2048 --out "$out/tokenizer" \
     "$out/plays-train.txt" "$out/sums-train.jsonl" "$out/ncbi-train.jsonl"

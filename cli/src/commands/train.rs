@@ -51,6 +51,7 @@ pub fn train_job(
     chatter: Chatter,
 ) -> anyhow::Result<Summary> {
     let mut trainer = prepare(job, chatter == Chatter::Full && !global.quiet)?;
+    let predicted = trainer.account().total();
     run_dir.create()?;
     write_atomically(&run_dir.config(), config::to_toml(job).as_bytes())?;
     let mut display = Display { progress: None, first: None, global, metrics: chatter == Chatter::Full };
@@ -64,6 +65,7 @@ pub fn train_job(
         loss: done.final_loss,
         tokens_per_s: done.tokens as f64 / done.seconds.max(1e-9),
         peak_bytes: done.peak_bytes,
+        predicted_peak_bytes: predicted,
         seconds: done.seconds,
         skipped: done.skipped as usize,
         result: done.result.unwrap_or_else(|| run_dir.path().join(format!("checkpoint-{}", done.steps))),
@@ -103,13 +105,10 @@ fn prepare(job: &JobConfig, speak: bool) -> anyhow::Result<Trainer> {
     for note in config::warnings(job).into_iter().chain(trainer.notes()) {
         say(&format!("note      {note}"));
     }
-    let memory = trainer.memory();
-    say(&format!(
-        "memory    {} activations, {} parameters, gradients and optimiser, {} mapped weights",
-        format_bytes(memory.arena),
-        format_bytes(memory.owned),
-        format_bytes(memory.mapped)
-    ));
+    let account = trainer.account();
+    let items: Vec<String> =
+        account.items.iter().take(4).map(|i| format!("{} {}", format_bytes(i.bytes), i.what)).collect();
+    say(&format!("memory    {} predicted: {}, …", format_bytes(account.total()), items.join(", ")));
     Ok(trainer)
 }
 

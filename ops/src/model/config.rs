@@ -244,9 +244,9 @@ fn rope(f: &Fields<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, M
         }
     };
     let original = |f: &Fields<'_>| -> Result<Option<f64>, ModelError> {
-        match r.number("original_max_position_embeddings")? {
+        match r.above_zero("original_max_position_embeddings")? {
             Some(n) => Ok(Some(n)),
-            None => f.number("original_max_position_embeddings"),
+            None => f.above_zero("original_max_position_embeddings"),
         }
     };
     let kind = match name {
@@ -268,8 +268,8 @@ fn rope(f: &Fields<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, M
         "yarn" => RopeKind::Yarn {
             factor: factor()?,
             original: original(f)?.unwrap_or(max_positions as f64),
-            beta_fast: r.number("beta_fast")?.unwrap_or(32.0),
-            beta_slow: r.number("beta_slow")?.unwrap_or(1.0),
+            beta_fast: r.above_zero("beta_fast")?.unwrap_or(32.0),
+            beta_slow: r.above_zero("beta_slow")?.unwrap_or(1.0),
             mscale: r.number("mscale")?,
             mscale_all_dim: r.number("mscale_all_dim")?,
             attention_factor: r.number("attention_factor")?,
@@ -282,7 +282,13 @@ fn rope(f: &Fields<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, M
             });
         }
     };
-    Ok(Rope { head_dim, theta, kind })
+    let rope = Rope { head_dim, theta, kind };
+    let factor = rope.attention_factor() as f32;
+    if !factor.is_finite() {
+        let m = format!("together with mscale_all_dim and factor it scales cos and sin by {factor}");
+        return Err(field(&r.name("mscale"), m));
+    }
+    Ok(rope)
 }
 
 fn field(name: &str, message: impl Into<String>) -> ModelError {
@@ -328,6 +334,13 @@ impl<'a> Fields<'a> {
                 Some(x) if x.is_finite() => Ok(Some(x)),
                 _ => Err(field(&self.name(name), format!("must be a finite number, is {v}"))),
             },
+        }
+    }
+
+    fn above_zero(&self, name: &str) -> Result<Option<f64>, ModelError> {
+        match self.number(name)? {
+            Some(x) if x <= 0.0 => Err(field(&self.name(name), format!("must be above 0, is {x}"))),
+            x => Ok(x),
         }
     }
 

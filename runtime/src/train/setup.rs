@@ -1,11 +1,13 @@
 //! From a job to a trainer: models and adapters loaded, graphs compiled, everything bound.
 
 use super::{Parts, Trainer, ewc};
+use crate::accounting::Account;
 use crate::config::{EwcMode, JobConfig, LoraInit, LoraTargets, ModelInit};
 use crate::data::{Loader, Tokenizer};
 use crate::error::{Result, RunError};
 use crate::exec::Store;
 use crate::hf::{Adapter, WeightFile, read_adapter};
+use crate::memory;
 use crate::models::{Model, write_f32};
 use crate::random;
 use crate::session;
@@ -267,6 +269,9 @@ impl Trainer {
     /// # Errors
     /// If anything that the job names is missing, damaged or does not fit, or memory runs out.
     pub fn new(job: &JobConfig, loader: Loader) -> Result<Trainer> {
+        // Reading and tokenising left holes behind; they are not what the run holds.
+        memory::release_unused();
+        let before = memory::resident();
         let Prepared { student, teacher, mut store, penalty, graphs: StepGraphs { train, update } } =
             prepare(job, loader.seq_len())?;
         if let Some(Teacher::Cache(cache)) = &teacher {
@@ -277,9 +282,12 @@ impl Trainer {
                 store.allocate(&input.name, graph.ty(input.value))?;
             }
         }
-        let plans = session::bind(vec![train.graph, update], &store, job.train.mem_budget)?;
+        let plans = session::compile_all(&[train.graph, update])?;
+        let account = Account::new(before, &store, session::arena_bytes(&plans) as u64);
+        check_budget(job, &account)?;
+        let bound = session::bind(&plans, &store)?;
         let [micro, update]: [_; 2] =
-            plans.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
+            bound.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
         Ok(Trainer::assemble(Parts {
             job: job.clone(),
             loader,
@@ -290,8 +298,27 @@ impl Trainer {
             store,
             params: train.params,
             important: penalty.and_then(|p| p.important),
+            account,
         }))
     }
+}
+
+/// Refuses a budget that the run would exceed.
+fn check_budget(job: &JobConfig, account: &Account) -> Result<()> {
+    let Some(budget) = job.train.mem_budget.filter(|b| *b < account.total()) else { return Ok(()) };
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let items: Vec<String> = account
+        .items
+        .iter()
+        .filter(|i| i.bytes >= 1 << 20)
+        .map(|i| format!("{} MiB {}", mib(i.bytes), i.what))
+        .collect();
+    Err(RunError::Input(format!(
+        "train.mem_budget: {} MiB is too small, {} MiB are needed: {}; raise the budget, or lower train.batch or data.seq_len",
+        budget >> 20,
+        mib(account.total()),
+        items.join(", ")
+    )))
 }
 
 /// Weights, adapter and tables of the student.
