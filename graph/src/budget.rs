@@ -99,7 +99,10 @@ pub fn decisions(graph: &Graph, dropped: &BTreeSet<ValueId>, rates: &Rates) -> V
         let Def::Node(id, result) = graph.def(v) else { return None };
         let node = graph.node(id);
         let value = format!("{}/{}.{result}", graph.scope(node), node.op.name());
-        let seconds = chain(graph, &cut, dropped, v).iter().map(|&n| rates.seconds(node_cost(graph, graph.node(n)))).sum();
+        let seconds = chain(graph, &cut, dropped, v)
+            .iter()
+            .map(|&n| rates.seconds(node_cost(graph, graph.node(n))))
+            .sum();
         Some(Decision { value, bytes: graph.ty(v).bytes(), recomputed: dropped.contains(&v), seconds })
     };
     cut.saved().iter().filter_map(decision).collect()

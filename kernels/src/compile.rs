@@ -7,7 +7,9 @@ use kfc_graph::budget::{Decision, Frontier, decisions};
 use kfc_graph::cost::Rates;
 use kfc_graph::memory::{self, Facts, MemoryPlan};
 use kfc_graph::passes::recompute::{self, Cut, Policy};
-use kfc_graph::{Composite, Def, Graph, Node, NodeId, Op, Prim, TensorType, ValueId, passes, schedule, verify};
+use kfc_graph::{
+    Composite, Def, Graph, Node, NodeId, Op, Prim, TensorType, ValueId, passes, schedule, verify,
+};
 use std::collections::BTreeSet;
 
 /// What is made again in the backward pass instead of being kept.

@@ -21,7 +21,13 @@ fn jobs() -> Vec<Job> {
 }
 
 fn policies() -> Vec<Policy> {
-    vec![Policy::AttentionOnly, Policy::EveryLayer, Policy::EveryK(2), Policy::EveryK(3), Policy::FirstLayers(1)]
+    vec![
+        Policy::AttentionOnly,
+        Policy::EveryLayer,
+        Policy::EveryK(2),
+        Policy::EveryK(3),
+        Policy::FirstLayers(1),
+    ]
 }
 
 fn optimised(graph: &Graph) -> Graph {
@@ -78,7 +84,8 @@ fn budgets_are_kept_or_refused() {
     let graph = train(TINY, jobs()[0]);
     let all = frontier(&graph, &Rates::default()).unwrap();
     let compiled = |bytes| {
-        let options = CompileOptions { recompute: Recompute::WithinBudget(bytes), ..CompileOptions::default() };
+        let options =
+            CompileOptions { recompute: Recompute::WithinBudget(bytes), ..CompileOptions::default() };
         compile_with(&graph, &options, &mut |_, _| ())
     };
     for choice in &all.choices {
@@ -98,7 +105,10 @@ fn budgets_are_kept_or_refused() {
 /// Attention and matrix products are worth more memory than what is pointwise.
 #[test]
 fn cheap_values_go_first() {
-    let graph = optimised(&train(common::llama::large(2), Job { dtype: DType::Bf16, lora: true, teacher: false, batch: 1, seq: 1024 }));
+    let graph = optimised(&train(
+        common::llama::large(2),
+        Job { dtype: DType::Bf16, lora: true, teacher: false, batch: 1, seq: 1024 },
+    ));
     let all = frontier(&graph, &Rates::default()).unwrap();
     let first = all.choices.iter().find(|c| !c.dropped.is_empty()).unwrap();
     for v in &first.dropped {
