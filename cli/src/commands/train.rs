@@ -36,10 +36,14 @@ pub fn run(args: &TrainArgs, global: &Global) -> anyhow::Result<Outcome> {
 /// If the job does not fit its models or data, or the work fails.
 pub fn train_job(job: &JobConfig, run_dir: &RunDir, resume: bool, global: &Global) -> anyhow::Result<Summary> {
     let mut trainer = prepare(job, global)?;
-    run_dir.create()?;
-    write_atomically(&run_dir.config(), config::to_toml(job).as_bytes())?;
     let mut display = Display { progress: None, first: None, global };
-    let options = RunOptions { dir: run_dir.path(), resume, stop: stop::flag() };
+    run_dir.create()?;
+    if resume {
+        // Before the configuration is written: a job that does not fit the run must not replace it.
+        train::resume(&mut trainer, run_dir.path(), &mut display)?;
+    }
+    write_atomically(&run_dir.config(), config::to_toml(job).as_bytes())?;
+    let options = RunOptions { dir: run_dir.path(), resume: false, stop: stop::flag() };
     let done = train::run(&mut trainer, &options, &mut display)?;
     display.finish();
     let summary = Summary {
@@ -85,6 +89,9 @@ fn prepare(job: &JobConfig, global: &Global) -> anyhow::Result<Trainer> {
     }
     let trainer = Trainer::new(job, data::loader(job, data)?)?;
     say(&format!("model     {}: {}", job.model.path.display(), trainer.describe()));
+    for warning in config::warnings(job) {
+        say(&format!("warning   {warning}"));
+    }
     for note in trainer.notes() {
         say(&format!("note      {note}"));
     }
