@@ -109,6 +109,8 @@ pub struct Summary {
     pub tokens_per_s: f64,
     /// Peak resident memory.
     pub peak_bytes: u64,
+    /// What was predicted of it before the first step.
+    pub predicted_peak_bytes: u64,
     /// Wall time of this process.
     pub seconds: f64,
     /// Steps whose gradient was not finite, and which changed nothing.
@@ -129,7 +131,14 @@ impl Summary {
             ("tokens", grouped(self.tokens)),
             ("final loss", format!("{:.4}", self.loss)),
             ("tokens/s", rate(self.tokens_per_s)),
-            ("peak memory", format_bytes(self.peak_bytes)),
+            (
+                "peak memory",
+                format!(
+                    "{} ({} predicted)",
+                    format_bytes(self.peak_bytes),
+                    format_bytes(self.predicted_peak_bytes)
+                ),
+            ),
             ("wall time", duration(self.seconds)),
         ];
         if self.skipped > 0 {
@@ -163,6 +172,7 @@ impl Summary {
                 "loss": self.loss,
                 "tokens_per_s": self.tokens_per_s,
                 "peak_bytes": self.peak_bytes,
+                "predicted_peak_bytes": self.predicted_peak_bytes,
                 "seconds": self.seconds,
                 "skipped": self.skipped,
                 "result": self.result,
@@ -226,14 +236,17 @@ mod tests {
     fn summary_rows_mention_skipped_steps_only_if_there_are_any() {
         let summary = Summary {
             steps: 10,
+            total: 12,
             tokens: 81920,
             loss: 1.23456,
             tokens_per_s: 1234.5,
             peak_bytes: 3 << 29,
+            predicted_peak_bytes: 3 << 29,
             seconds: 66.4,
             skipped: 0,
-            adapter: "runs/job/adapter".into(),
+            result: "runs/job/adapter".into(),
             report: "runs/job/report.html".into(),
+            stopped: false,
         };
         let text = |summary: &Summary| {
             summary
@@ -245,8 +258,9 @@ mod tests {
         };
         assert_eq!(
             text(&summary),
-            "steps=10 tokens=81,920 final loss=1.2346 tokens/s=1234 peak memory=1.50 GiB wall time=1m06s \
-             adapter=runs/job/adapter report=runs/job/report.html"
+            "steps=10 of 12 tokens=81,920 final loss=1.2346 tokens/s=1234 \
+             peak memory=1.50 GiB (1.50 GiB predicted) wall time=1m06s adapter=runs/job/adapter \
+             report=runs/job/report.html"
         );
         assert!(text(&Summary { skipped: 2, ..summary }).contains("skipped steps=2 (gradient not finite)"));
     }

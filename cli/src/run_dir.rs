@@ -70,6 +70,14 @@ impl RunDir {
             .with_context(|| format!("the run directory {} cannot be made", self.path.display()))
     }
 
+    /// Removes the directory of a run that did not come about.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn remove(&self) -> anyhow::Result<()> {
+        Ok(files::remove_dir(&self.path)?)
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path

@@ -24,7 +24,8 @@ struct Facts {
 
 /// Orders and places a graph whose every operation has a kernel.
 fn lower(graph: &Graph) -> Result<Plan, KernelError> {
-    let facts = graph.nodes().iter().map(|n| kernel_facts(graph, n)).collect::<Result<Vec<Facts>, KernelError>>()?;
+    let facts =
+        graph.nodes().iter().map(|n| kernel_facts(graph, n)).collect::<Result<Vec<Facts>, KernelError>>()?;
     let of = |node: &Node| match node.outputs.first().map(|&v| graph.def(v)) {
         Some(Def::Node(id, _)) => facts.get(id.index()),
         _ => None,
@@ -83,7 +84,11 @@ fn step(graph: &Graph, id: NodeId, memory: &MemoryPlan, inplace: &[(usize, usize
 }
 
 fn inputs(graph: &Graph) -> Vec<PlanInput> {
-    let input = |i: &kfc_graph::Input| PlanInput { name: i.name.clone(), ty: graph.ty(i.value).clone(), kind: i.kind };
+    let input = |i: &kfc_graph::Input| PlanInput {
+        name: i.name.clone(),
+        ty: graph.ty(i.value).clone(),
+        kind: i.kind,
+    };
     graph.inputs().iter().map(input).collect()
 }
 

@@ -120,9 +120,11 @@ fn step_json(s: &Step) -> Value {
     let places = |p: &[Place]| p.iter().map(place_json).collect::<Vec<_>>();
     let types = |t: &[TensorType]| t.iter().map(ToString::to_string).collect::<Vec<_>>();
     let attrs = match &s.op {
-        Op::Composite(c) => {
-            c.attrs.iter().map(|(n, v)| (n.to_string(), json!(v.to_string()))).collect::<serde_json::Map<_, _>>()
-        }
+        Op::Composite(c) => c
+            .attrs
+            .iter()
+            .map(|(n, v)| (n.to_string(), json!(v.to_string())))
+            .collect::<serde_json::Map<_, _>>(),
         Op::Prim(_) => serde_json::Map::new(),
     };
     json!({

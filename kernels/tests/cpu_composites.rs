@@ -101,8 +101,7 @@ fn attention_over_several_tiles() {
         for (batch, t, heads, kv, d, dv) in
             [(2, 300, 4, 2, 16, 16), (1, 150, 3, 3, 9, 5), (1, 140, 8, 1, 4, 8)]
         {
-            let attrs =
-                Attrs::new().with("heads", heads as usize).with("kv_heads", kv as usize).with("scale", 0.3);
+            let attrs = Attrs::new().with("heads", heads).with("kv_heads", kv).with("scale", 0.3);
             let f = |c: usize| TensorType::new(x, [batch, t, c]);
             let rows = TensorType::new(DType::I32, [batch, t]);
             let (seg, pos) = packed(batch, t);
@@ -131,7 +130,7 @@ fn attention_over_several_tiles() {
 #[test]
 fn decoding_sees_the_cache_alone() {
     let (tk, heads, d) = (400, 4, 8);
-    let attrs = Attrs::new().with("heads", heads as usize).with("kv_heads", 2usize).with("scale", 0.5);
+    let attrs = Attrs::new().with("heads", heads).with("kv_heads", 2usize).with("scale", 0.5);
     let f = |t: usize, c: usize| TensorType::new(DType::F32, [2, t, c]);
     let rows = |t: usize| TensorType::new(DType::I32, [2, t]);
     let types = [f(1, heads * d), f(tk, 2 * d), f(tk, 2 * d), rows(1), rows(1), rows(tk), rows(tk)];

@@ -73,7 +73,9 @@ pub fn write_fisher(
     }
     let samples = &labelled[..limit.unwrap_or(labelled.len()).min(labelled.len())];
     if samples.is_empty() {
-        return Err(RunError::Input("data.train: no row has a labelled token, there is nothing to take a gradient of".into()));
+        return Err(RunError::Input(
+            "data.train: no row has a labelled token, there is nothing to take a gradient of".into(),
+        ));
     }
     let slot = |name: &str| store.slot(name);
     let names = ["tokens", "labels", "positions", "segments"].map(slot);
@@ -103,8 +105,15 @@ pub fn write_fisher(
     }
     check(&store, &wrt, &student.model)?;
     write(&store, &wrt, mode, samples.len(), out)?;
-    let elements = wrt.iter().filter_map(|n| store.get(&format!("fisher.{n}"))).map(|t| t.ty().elements()).sum();
-    Ok(FisherSummary { rows: samples.len(), tensors: wrt.len(), elements, ce: ce / samples.len() as f64, mode })
+    let elements =
+        wrt.iter().filter_map(|n| store.get(&format!("fisher.{n}"))).map(|t| t.ty().elements()).sum();
+    Ok(FisherSummary {
+        rows: samples.len(),
+        tensors: wrt.len(),
+        elements,
+        ce: ce / samples.len() as f64,
+        mode,
+    })
 }
 
 /// Graph inputs that the diagonal is of.
@@ -114,11 +123,9 @@ fn parameters(student: &Student, mode: EwcMode) -> Result<Vec<String>> {
         (EwcMode::Weights, _) => {
             Ok(student.model.config.parameters().into_iter().map(|p| format!("student.{}", p.name)).collect())
         }
-        (EwcMode::Adapter, Some(lora)) => Ok(lora
-            .modules
-            .iter()
-            .flat_map(|m| ["A", "B"].map(|side| lora_input(&m.path, side)))
-            .collect()),
+        (EwcMode::Adapter, Some(lora)) => {
+            Ok(lora.modules.iter().flat_map(|m| ["A", "B"].map(|side| lora_input(&m.path, side))).collect())
+        }
         (EwcMode::Delta, Some(lora)) => {
             Ok(lora.modules.iter().map(|m| format!("student.{}.weight", m.path)).collect())
         }
@@ -131,7 +138,8 @@ fn check(store: &Store, wrt: &[String], model: &Model) -> Result<()> {
     for name in wrt {
         let Some(t) = store.get(&format!("fisher.{name}")) else { continue };
         if t.slice::<f32>().iter().any(|v| !v.is_finite()) {
-            let why = model.find_non_finite().unwrap_or_else(|| format!("the gradient of `{name}` is not finite"));
+            let why =
+                model.find_non_finite().unwrap_or_else(|| format!("the gradient of `{name}` is not finite"));
             return Err(RunError::Failed(format!("{why}; nothing was written")));
         }
     }

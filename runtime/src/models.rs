@@ -75,7 +75,14 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::place`].
-    pub fn place_as(&self, store: &mut Store, name: &str, p: &Parameter, dtype: DType, owned: bool) -> Result<()> {
+    pub fn place_as(
+        &self,
+        store: &mut Store,
+        name: &str,
+        p: &Parameter,
+        dtype: DType,
+        owned: bool,
+    ) -> Result<()> {
         let ty = TensorType::new(dtype, p.dims.clone());
         match &self.weights {
             Source::Mapped(weights) => {
@@ -111,11 +118,28 @@ impl Model {
         }
     }
 
+    /// The error of `what` (a result of this model) not being finite: names the weight that is to blame, if one is.
+    pub fn not_finite(&self, what: &str) -> RunError {
+        match self.find_non_finite() {
+            Some(weight) => RunError::Input(format!(
+                "{weight}; the file is damaged or the model diverged, use another (nothing was written)"
+            )),
+            None => RunError::Failed(format!(
+                "{what} are not finite, though every weight is; use dtype \"f32\" or \"bf16\" (nothing was written)"
+            )),
+        }
+    }
+
     /// Puts the rotary tables for `positions` positions into `store`.
     ///
     /// # Errors
     /// If memory runs out.
-    pub fn place_rope(&self, store: &mut Store, prefix: &str, positions: usize) -> std::result::Result<(), StoreError> {
+    pub fn place_rope(
+        &self,
+        store: &mut Store,
+        prefix: &str,
+        positions: usize,
+    ) -> std::result::Result<(), StoreError> {
         let (cos, sin) = self.config.rope.tables(positions);
         let ty = TensorType::new(DType::F32, [positions, self.config.head_dim / 2]);
         store.insert(&format!("{prefix}rope.cos"), &ty, &cos)?;
@@ -151,10 +175,18 @@ pub fn write_f32(values: &[f32], dtype: DType, out: &mut [u8]) {
     match dtype {
         DType::F32 => out.copy_from_slice(bytemuck::cast_slice(values)),
         DType::Bf16 => {
-            out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(o, v)| *o = bf16::from_f32(*v).to_le_bytes());
+            out.as_chunks_mut()
+                .0
+                .iter_mut()
+                .zip(values)
+                .for_each(|(o, v)| *o = bf16::from_f32(*v).to_le_bytes());
         }
         DType::F16 => {
-            out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(o, v)| *o = f16::from_f32(*v).to_le_bytes());
+            out.as_chunks_mut()
+                .0
+                .iter_mut()
+                .zip(values)
+                .for_each(|(o, v)| *o = f16::from_f32(*v).to_le_bytes());
         }
         DType::I32 => {}
     }

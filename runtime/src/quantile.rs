@@ -38,7 +38,8 @@ mod tests {
 
     #[test]
     fn agrees_with_sorting() {
-        let values: Vec<f32> = (0..1000u32).map(|i| (i.wrapping_mul(2_654_435_761) % 1009) as f32 * 1e-4).collect();
+        let values: Vec<f32> =
+            (0..1000u32).map(|i| (i.wrapping_mul(2_654_435_761) % 1009) as f32 * 1e-4).collect();
         let mut sorted = values.clone();
         sorted.sort_by(f32::total_cmp);
         for q in [0.0, 0.001, 0.25, 0.5, 0.9, 0.99, 1.0] {

@@ -30,7 +30,9 @@ pub fn write_cache(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<CacheDescription> {
     let Some(distill) = &job.distill else {
-        return Err(RunError::Input("the configuration has no [distill] section, so there is no teacher".into()));
+        return Err(RunError::Input(
+            "the configuration has no [distill] section, so there is no teacher".into(),
+        ));
     };
     crate::hf::folder::require_free(out)?;
     if is_cache(&distill.teacher) {
@@ -71,7 +73,11 @@ pub fn write_cache(
     let mut writers = Vec::new();
     for ((name, dims), dtype) in TENSORS.iter().zip(dims).zip(types) {
         let path = dir.path().join(format!("{name}.safetensors"));
-        writers.push(TensorFileWriter::create(&path, &[TensorSpec::new(*name, dtype, dims)], &BTreeMap::new())?);
+        writers.push(TensorFileWriter::create(
+            &path,
+            &[TensorSpec::new(*name, dtype, dims)],
+            &BTreeMap::new(),
+        )?);
     }
     let mut buffers = RowBuffers::new(seq);
     let sets = [Some(main), general];
@@ -79,7 +85,9 @@ pub fn write_cache(
     for set in sets.into_iter().flatten() {
         for row in 0..set.len() {
             buffers.fill(set, row);
-            let top = run_row(&mut plan, &mut store, &buffers, theirs, &description)?;
+            let Some(top) = run_row(&mut plan, &mut store, &buffers, theirs, &description) else {
+                return Err(teacher.not_finite("the teacher's logits"));
+            };
             let parts: [&[u8]; 3] = [
                 bytemuck::cast_slice(&top.ids),
                 bytemuck::cast_slice(&top.logits),
@@ -107,14 +115,14 @@ struct TopRow {
     lse: Vec<f32>,
 }
 
-/// Runs the teacher, which has `vocab` tokens, on a row; the first `d.vocab` count.
+/// Runs the teacher, which has `vocab` tokens, on a row; the first `d.vocab` count. None if a logit is not finite.
 fn run_row(
     plan: &mut BoundPlan,
     store: &mut Store,
     row: &RowBuffers,
     vocab: usize,
     d: &CacheDescription,
-) -> Result<TopRow> {
+) -> Option<TopRow> {
     for (name, data) in [("tokens", &row.tokens), ("positions", &row.positions), ("segments", &row.segments)] {
         if let Some(slot) = store.slot(name) {
             store.write(slot, data);
@@ -125,7 +133,7 @@ fn run_row(
     let positions: Vec<(Vec<(f32, i32)>, f32)> =
         logits.par_chunks(vocab).map(|z| &z[..d.vocab]).map(|z| (largest(z, d.k), logsumexp(z, d.temperature))).collect();
     if positions.iter().any(|(_, lse)| !lse.is_finite()) {
-        return Err(RunError::Failed("the teacher's logits are not finite; nothing was written".into()));
+        return None;
     }
     let mut top = TopRow { ids: Vec::new(), logits: Vec::new(), lse: Vec::new() };
     for (best, lse) in positions {
@@ -133,7 +141,7 @@ fn run_row(
         top.logits.extend(best.iter().map(|(z, _)| *z));
         top.lse.push(lse);
     }
-    Ok(top)
+    Some(top)
 }
 
 /// The `k` largest logits with their ids, descending; the smaller id first among equals.

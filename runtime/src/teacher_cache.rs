@@ -52,7 +52,12 @@ impl CacheDescription {
     }
 
     fn from_json(path: &Path, v: &Value) -> Result<CacheDescription> {
-        let bad = |what: &str| FileError::invalid(path, format!("`{what}` is missing or wrong; make the cache again with `kfc teach`"));
+        let bad = |what: &str| {
+            FileError::invalid(
+                path,
+                format!("`{what}` is missing or wrong; make the cache again with `kfc teach`"),
+            )
+        };
         let number = |name: &str| v[name].as_u64().map(|n| n as usize).ok_or_else(|| bad(name));
         if v["version"].as_u64() != Some(VERSION) {
             return Err(bad("version").into());
@@ -99,7 +104,9 @@ impl TeacherCache {
             let file = WeightFile::open(&path.join(format!("{name}.safetensors")))?;
             let bytes = file.expect(name)?.expect_dims(dims)?.bytes.len();
             if bytes != dims.iter().product::<usize>() * 4 {
-                let m = format!("tensor `{name}` has an unexpected element type; make the cache again with `kfc teach`");
+                let m = format!(
+                    "tensor `{name}` has an unexpected element type; make the cache again with `kfc teach`"
+                );
                 return Err(FileError::invalid(file.path(), m).into());
             }
             files.push(file);
@@ -140,7 +147,11 @@ impl TeacherCache {
             return differ("a student vocabulary of", d.vocab.to_string(), vocab.to_string());
         }
         if d.fingerprint != fingerprint {
-            return differ("tokens of fingerprint", format!("{:016x}", d.fingerprint), format!("{fingerprint:016x}"));
+            return differ(
+                "tokens of fingerprint",
+                format!("{:016x}", d.fingerprint),
+                format!("{fingerprint:016x}"),
+            );
         }
         Ok(())
     }

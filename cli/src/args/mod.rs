@@ -12,6 +12,7 @@ mod merge;
 mod parse;
 mod rollback;
 mod teach;
+mod tokenizer;
 mod train;
 
 pub use compile::{CompileArgs, Target};
@@ -23,6 +24,7 @@ pub use logits::LogitsArgs;
 pub use merge::MergeArgs;
 pub use rollback::RollbackArgs;
 pub use teach::TeachArgs;
+pub use tokenizer::TokenizerArgs;
 pub use train::TrainArgs;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -66,6 +68,8 @@ pub enum Invocation {
     Compile(CompileArgs),
     /// `kfc rollback`
     Rollback(RollbackArgs),
+    /// `kfc tokenizer`
+    Tokenizer(TokenizerArgs),
     /// `kfc completions`
     Completions(CompletionsArgs),
 }
@@ -116,6 +120,7 @@ pub fn command() -> Command {
         .subcommand(generate::command())
         .subcommand(compile::command())
         .subcommand(rollback::command())
+        .subcommand(tokenizer::command())
         .subcommand(completions::command())
 }
 
@@ -142,6 +147,7 @@ pub fn from_matches(matches: &ArgMatches) -> Result<(Global, Invocation), clap::
         "generate" => Invocation::Generate(generate::from_matches(sub)?),
         "compile" => Invocation::Compile(compile::from_matches(sub)?),
         "rollback" => Invocation::Rollback(rollback::from_matches(sub)?),
+        "tokenizer" => Invocation::Tokenizer(tokenizer::from_matches(sub)?),
         "completions" => Invocation::Completions(completions::from_matches(sub)?),
         other => {
             return Err(usage_error(&format!("unknown command `{other}`; `kfc --help` lists them")));

@@ -21,7 +21,10 @@ pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
     let Target::Cpu = args.target;
     let job = config::load(&args.config, &args.set)?;
     if args.emit.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(input_error(format!("{} is not empty; choose another folder with --emit DIR", args.emit.display())));
+        return Err(input_error(format!(
+            "{} is not empty; choose another folder with --emit DIR",
+            args.emit.display()
+        )));
     }
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let rows = data::load(&job, &model.config)?;
@@ -41,7 +44,12 @@ pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
         })?;
         written?;
         let bytes = |b: usize| format_bytes(b as u64);
-        let cells = [plan.name.clone(), plan.steps.len().to_string(), bytes(plan.arena_bytes), bytes(plan.live_bytes)];
+        let cells = [
+            plan.name.clone(),
+            plan.steps.len().to_string(),
+            bytes(plan.arena_bytes),
+            bytes(plan.live_bytes),
+        ];
         table.push(cells.to_vec());
         plans.push(plan.to_json());
     }

@@ -23,7 +23,8 @@ pub fn run(args: &FisherArgs, global: &Global) -> anyhow::Result<Outcome> {
     drop(model);
     let total = args.rows.unwrap_or(rows.rows.len()).min(rows.rows.len());
     let mut progress = Progress::new("row", 0, total, global);
-    let summary = write_fisher(&job, &rows.rows, args.rows, &args.out, &mut |done, _| progress.update(done, ""))?;
+    let summary =
+        write_fisher(&job, &rows.rows, args.rows, &args.out, &mut |done, _| progress.update(done, ""))?;
     progress.finish();
     if global.json {
         output::json_line(&json!({

@@ -15,7 +15,10 @@ pub fn run(args: &MergeArgs, global: &Global) -> anyhow::Result<Outcome> {
     if global.json {
         output::json_line(&json!({"out": args.out, "merged": merged}))?;
     } else {
-        output::stdout_line(&format!("wrote {}: the adapter merged into {merged} weights", args.out.display()))?;
+        output::stdout_line(&format!(
+            "wrote {}: the adapter merged into {merged} weights",
+            args.out.display()
+        ))?;
     }
     Ok(Outcome::Done)
 }

@@ -9,6 +9,7 @@ pub mod logits;
 pub mod merge;
 pub mod rollback;
 pub mod teach;
+pub mod tokenizer;
 pub mod train;
 
 use crate::args::{Global, Invocation};
@@ -29,6 +30,7 @@ pub fn run(invocation: &Invocation, global: &Global) -> anyhow::Result<Outcome> 
         Invocation::Generate(args) => generate::run(args, global),
         Invocation::Compile(args) => compile::run(args, global),
         Invocation::Rollback(args) => rollback::run(args, global),
+        Invocation::Tokenizer(args) => tokenizer::run(args, global),
         Invocation::Completions(args) => completions::run(args),
     }
 }

@@ -25,26 +25,49 @@ pub fn run(args: &TrainArgs, global: &Global) -> anyhow::Result<Outcome> {
     let mut job = config::load(path, &args.set)?;
     job.train.mem_budget = args.mem_budget.or(job.train.mem_budget);
     let run_dir = RunDir::check(&args.run_dir(), args.resume)?;
-    let outcome = train_job(&job, &run_dir, args.resume, global)?;
+    let outcome = train_job(&job, &run_dir, args.resume, global, Chatter::Full)?;
     outcome.print(global)?;
     Ok(Outcome::Done)
+}
+
+/// What is told of a job beside its progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chatter {
+    /// Data, model and memory, before the first step.
+    Full,
+    /// Nothing.
+    Progress,
 }
 
 /// Trains a job in its run directory and writes its report.
 ///
 /// # Errors
 /// If the job does not fit its models or data, or the work fails.
-pub fn train_job(job: &JobConfig, run_dir: &RunDir, resume: bool, global: &Global) -> anyhow::Result<Summary> {
-    let mut trainer = prepare(job, global)?;
-    let mut display = Display { progress: None, first: None, global };
+pub fn train_job(
+    job: &JobConfig,
+    run_dir: &RunDir,
+    resume: bool,
+    global: &Global,
+    chatter: Chatter,
+) -> anyhow::Result<Summary> {
+    let mut trainer = prepare(job, chatter == Chatter::Full && !global.quiet)?;
+    let predicted = trainer.account().total();
     run_dir.create()?;
+    let mut display = Display { progress: None, first: None, global, metrics: chatter == Chatter::Full };
     if resume {
         // Before the configuration is written: a job that does not fit the run must not replace it.
         train::resume(&mut trainer, run_dir.path(), &mut display)?;
     }
     write_atomically(&run_dir.config(), config::to_toml(job).as_bytes())?;
     let options = RunOptions { dir: run_dir.path(), resume: false, stop: stop::flag() };
-    let done = train::run(&mut trainer, &options, &mut display)?;
+    let done = match train::run(&mut trainer, &options, &mut display) {
+        // Only the first step finds what is wrong with the input (weights that are NaN): no run came of it.
+        Err(error) if error.is_input() && !resume => {
+            run_dir.remove()?;
+            return Err(error.into());
+        }
+        result => result?,
+    };
     display.finish();
     let summary = Summary {
         steps: done.steps,
@@ -53,6 +76,7 @@ pub fn train_job(job: &JobConfig, run_dir: &RunDir, resume: bool, global: &Globa
         loss: done.final_loss,
         tokens_per_s: done.tokens as f64 / done.seconds.max(1e-9),
         peak_bytes: done.peak_bytes,
+        predicted_peak_bytes: predicted,
         seconds: done.seconds,
         skipped: done.skipped as usize,
         result: done.result.unwrap_or_else(|| run_dir.path().join(format!("checkpoint-{}", done.steps))),
@@ -75,9 +99,9 @@ pub fn train_job(job: &JobConfig, run_dir: &RunDir, resume: bool, global: &Globa
 }
 
 /// Reads data and models and compiles the step; says on the way what was found.
-fn prepare(job: &JobConfig, global: &Global) -> anyhow::Result<Trainer> {
+fn prepare(job: &JobConfig, speak: bool) -> anyhow::Result<Trainer> {
     let say = |line: &str| {
-        if !global.quiet {
+        if speak {
             output::stderr_line(line);
         }
     };
@@ -89,19 +113,13 @@ fn prepare(job: &JobConfig, global: &Global) -> anyhow::Result<Trainer> {
     }
     let trainer = Trainer::new(job, data::loader(job, data)?)?;
     say(&format!("model     {}: {}", job.model.path.display(), trainer.describe()));
-    for warning in config::warnings(job) {
-        say(&format!("warning   {warning}"));
-    }
-    for note in trainer.notes() {
+    for note in config::warnings(job).into_iter().chain(trainer.notes()) {
         say(&format!("note      {note}"));
     }
-    let memory = trainer.memory();
-    say(&format!(
-        "memory    {} activations, {} parameters, gradients and optimiser, {} mapped weights",
-        format_bytes(memory.arena),
-        format_bytes(memory.owned),
-        format_bytes(memory.mapped)
-    ));
+    let account = trainer.account();
+    let items: Vec<String> =
+        account.items.iter().take(4).map(|i| format!("{} {}", format_bytes(i.bytes), i.what)).collect();
+    say(&format!("memory    {} predicted: {}, …", format_bytes(account.total()), items.join(", ")));
     Ok(trainer)
 }
 
@@ -109,6 +127,7 @@ fn prepare(job: &JobConfig, global: &Global) -> anyhow::Result<Trainer> {
 struct Display<'a> {
     progress: Option<Progress>,
     first: Option<usize>,
+    metrics: bool,
     global: &'a Global,
 }
 
@@ -134,7 +153,7 @@ impl Observer for Display<'_> {
         let global = self.global;
         let progress = self.progress.get_or_insert_with(|| Progress::new("step", first - 1, total, global));
         progress.step(m.step, m.loss, m.tokens_per_s);
-        if global.json {
+        if global.json && self.metrics {
             // A reader that went away must not end the training.
             let _ = output::json_line(&m.to_json());
         }

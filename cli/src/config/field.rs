@@ -60,8 +60,8 @@ impl Context {
             Origin::Set(_) => &self.current_folder,
         };
         let joined = base.join(text);
-        // Drops `.` and doubled separators; fails only for an empty path, which is refused before.
-        std::path::absolute(&joined).unwrap_or(joined)
+        // What exists is named without `..` and links; what does not (yet) only loses `.` and doubled separators.
+        joined.canonicalize().or_else(|_| std::path::absolute(&joined)).unwrap_or(joined)
     }
 }
 

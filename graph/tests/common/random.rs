@@ -76,7 +76,7 @@ fn random_node(
     let alike: Vec<ValueId> = values.iter().copied().filter(|&v| *b.ty(v) == ty).collect();
     let y = alike[rng.below(alike.len())];
     let swapped = vec![ty.dims[1], ty.dims[0]];
-    let one = match rng.below(18) {
+    let one = match rng.below(19) {
         0 => b.add(x, y),
         1 => b.mul(x, y),
         2 => b.sub(x, y),
@@ -99,6 +99,9 @@ fn random_node(
         17 if float => {
             let attrs = Attrs::new().with("scale", 1.25);
             return b.composite(defs().get("gate").unwrap(), attrs, &[x, y]).ok();
+        }
+        18 if ty.dtype == DType::F32 => {
+            return b.composite(defs().get("accumulate").unwrap(), Attrs::new(), &[x, y]).ok();
         }
         _ => return None,
     };

@@ -44,7 +44,8 @@ impl Shape {
         v: &TensorType,
     ) -> Result<Shape, KernelError> {
         let (heads, kv_heads) = (attrs.usize("heads")?, attrs.usize("kv_heads")?);
-        if kv_heads == 0 || heads % kv_heads != 0 || q.last() % heads != 0 || v.last() % kv_heads != 0 {
+        let divides = |n: usize, by: usize| by > 0 && n.is_multiple_of(by);
+        if !divides(heads, kv_heads) || !divides(q.last(), heads) || !divides(v.last(), kv_heads) {
             return Err(KernelError::Operand {
                 op: "attention".into(),
                 operand: 0,
@@ -162,12 +163,15 @@ impl Kernel for Attention {
     unsafe fn run(&self, call: &Call<'_>) {
         let s = self.0;
         let tiles = s.tq.div_ceil(s.queries);
-        par::tasks(s.batch * s.kv_heads * tiles, |t| {
-            let (start, rest) = (t % tiles * s.queries, t / tiles);
-            let n = s.queries.min(s.tq - start);
-            let at = Tile { batch: rest / s.kv_heads, kv_head: rest % s.kv_heads, start, n };
-            // SAFETY: by contract of `run`; tiles of the result are disjoint.
-            unsafe { self.tile(call, at) }
+        let work = s.group * s.queries * s.tk * (s.d + s.dv) / 8;
+        par::ranges(s.batch * s.kv_heads * tiles, par::rows_grain(work), |range| {
+            for t in range {
+                let (start, rest) = (t % tiles * s.queries, t / tiles);
+                let n = s.queries.min(s.tq - start);
+                let at = Tile { batch: rest / s.kv_heads, kv_head: rest % s.kv_heads, start, n };
+                // SAFETY: by contract of `run`; tiles of the result are disjoint.
+                unsafe { self.tile(call, at) }
+            }
         });
     }
 }

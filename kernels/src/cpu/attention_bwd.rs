@@ -216,9 +216,12 @@ impl Kernel for AttentionBwd {
         let tasks = s.batch * s.kv_heads;
         // SAFETY: by contract of `run`; the workspace has the size asked for.
         let work = par::Shared::new(unsafe { call.work::<f32>(0, tasks * floats) });
-        par::tasks(tasks, |t| {
-            // SAFETY: tasks have parts of the workspace and of the results of their own.
-            unsafe { self.head(call, t / s.kv_heads, t % s.kv_heads, work.slice(t * floats, floats)) }
+        let grain = par::rows_grain(s.group * s.tq * s.tk * (s.d + s.dv) / 4);
+        par::ranges(tasks, grain, |range| {
+            for t in range {
+                // SAFETY: tasks have parts of the workspace and of the results of their own.
+                unsafe { self.head(call, t / s.kv_heads, t % s.kv_heads, work.slice(t * floats, floats)) }
+            }
         });
     }
 

@@ -206,22 +206,16 @@ simd! {
     /// `Σ f·t²`
     fn weighted_squares(f: &[f32], t: &[f32]) -> f64 {
         const LANES: usize = 16;
-        let n = t.len();
-        let f = &f[..n];
+        let (pf, pt) = (f.chunks_exact(LANES), t.chunks_exact(LANES));
+        let (rf, rt) = (pf.remainder(), pt.remainder());
         let mut acc = [0.0f32; LANES];
-        let (mut i, whole) = (0, n - n % LANES);
-        while i < whole {
+        for (f, t) in pf.zip(pt) {
             for l in 0..LANES {
-                acc[l] += f[i + l] * (t[i + l] * t[i + l]);
+                acc[l] += f[l] * (t[l] * t[l]);
             }
-            i += LANES;
         }
-        let mut total: f64 = acc.iter().map(|a| f64::from(*a)).sum();
-        while i < n {
-            total += f64::from(f[i] * (t[i] * t[i]));
-            i += 1;
-        }
-        total
+        let rest: f64 = rf.iter().zip(rt).map(|(f, t)| f64::from(f * (t * t))).sum();
+        acc.iter().map(|a| f64::from(*a)).sum::<f64>() + rest
     }
 
     /// `t *= factor · f`

@@ -8,9 +8,6 @@ use kfc_graph::DType;
 /// Elements of a conversion block of the element-wise loops.
 pub(crate) const BLOCK: usize = 1024;
 
-/// A block of floats on the stack.
-pub(crate) type Block = [f32; BLOCK];
-
 /// An operand of a float type (or `i32`, converted as a number), dense.
 #[derive(Clone, Copy)]
 pub(crate) struct Src {
@@ -75,7 +72,7 @@ impl Src {
     ///
     /// # Safety
     /// As [`Src::load`]; `scratch` holds at least `n`.
-    pub(crate) unsafe fn read<'a>(self, start: usize, n: usize, scratch: &'a mut [f32]) -> &'a [f32] {
+    pub(crate) unsafe fn read(self, start: usize, n: usize, scratch: &mut [f32]) -> &[f32] {
         // SAFETY: by contract.
         unsafe {
             if self.dtype == DType::F32 {
@@ -168,7 +165,7 @@ impl Dst {
     ///
     /// # Safety
     /// As [`Dst::store`]; `scratch` holds at least `n`.
-    pub(crate) unsafe fn begin<'a>(self, start: usize, n: usize, scratch: &'a mut [f32]) -> &'a mut [f32] {
+    pub(crate) unsafe fn begin(self, start: usize, n: usize, scratch: &mut [f32]) -> &mut [f32] {
         // SAFETY: by contract.
         if self.dtype == DType::F32 { unsafe { self.raw(start, n) } } else { &mut scratch[..n] }
     }
@@ -191,16 +188,6 @@ fn round_bf16(x: f32) -> u16 {
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
     let quiet_nan = (bits | 0x0040_0000) >> 16;
     (if x.is_nan() { quiet_nan } else { rounded >> 16 }) as u16
-}
-
-/// The nearest value that `dtype` can hold.
-#[inline(always)]
-pub(crate) fn round_to(dtype: DType, x: f32) -> f32 {
-    match dtype {
-        DType::Bf16 => f32::from_bits(u32::from(round_bf16(x)) << 16),
-        DType::F16 => f16::from_f32(x).to_f32(),
-        DType::F32 | DType::I32 => x,
-    }
 }
 
 simd! {

@@ -11,8 +11,20 @@ use crate::cpu::scratch::{self, Cut};
 use crate::cpu::{par, reduce};
 use kfc_graph::DType;
 
-/// Depth of a converted panel.
+/// Depth of a panel.
 const KC: usize = 512;
+
+/// Floats between the rows of a panel beyond their length, so that they do not meet in the same cache sets.
+const PANEL_PADDING: usize = 16;
+
+/// Rows at a multiple of this distance, in bytes, meet in the same cache sets; such operands are copied into panels.
+const BAD_STRIDE: usize = 256;
+
+/// Rows of a result up to which columns are computed as dot products ([`Job::dots`]).
+const DOT_ROWS: usize = 4;
+
+/// Columns of a task of dot products.
+const DOT_COLUMNS: usize = 32;
 
 /// Largest extent of a tile.
 const TILE: usize = 512;
@@ -27,7 +39,8 @@ const TILE_WORK: usize = 1 << 20;
 const TILES: usize = 16;
 
 /// Most scratch of one tile: two panels and two copies of the tile.
-pub const SCRATCH_BYTES: usize = (2 * TILE * KC + 2 * TILE_AREA) * size_of::<f32>();
+pub const SCRATCH_BYTES: usize =
+    (2 * (TILE + PANEL_PADDING) * (KC + PANEL_PADDING) + 2 * TILE_AREA) * size_of::<f32>();
 
 /// A matrix operand; element `(i, j)` is at `i * rs + j * cs`.
 #[derive(Clone, Copy)]
@@ -57,8 +70,15 @@ impl Mat {
         Mat { dropout, ..self }
     }
 
+    /// Whether blocks are used where they lie.
     fn is_direct(&self) -> bool {
-        self.src.dtype() == DType::F32 && self.dropout.is_none()
+        let is_plain = self.src.dtype() == DType::F32 && self.dropout.is_none();
+        is_plain && !(self.rs.max(self.cs) * size_of::<f32>()).is_multiple_of(BAD_STRIDE)
+    }
+
+    /// Floats of a panel for `n` rows or columns of this operand.
+    fn panel_floats(&self, n: usize) -> usize {
+        if self.is_direct() { 0 } else { (n + PANEL_PADDING) * (KC + PANEL_PADDING) }
     }
 
     /// `f32` address and strides of the block of `m` rows and `n` columns at `(i, j)`, converted into `panel` if it is
@@ -83,14 +103,16 @@ impl Mat {
         let by_rows = self.cs == 1;
         let (runs, len, stride) = if by_rows { (m, n, self.rs) } else { (n, m, self.cs) };
         debug_assert!(by_rows || self.rs == 1);
-        for (r, run) in panel[..runs * len].chunks_exact_mut(len.max(1)).enumerate() {
+        let ld = len + PANEL_PADDING;
+        for (r, run) in panel[..runs * ld].chunks_exact_mut(ld).enumerate() {
+            let run = &mut run[..len];
             // SAFETY: by contract.
             unsafe { self.src.load(at + r * stride, run) };
             if let Some(d) = self.dropout {
                 d.apply(at + r * stride, run);
             }
         }
-        let (rs, cs) = if by_rows { (len, 1) } else { (1, len) };
+        let (rs, cs) = if by_rows { (ld, 1) } else { (1, ld) };
         (panel.as_ptr(), rs, cs)
     }
 }
@@ -138,19 +160,74 @@ impl<'a> Job<'a> {
     /// # Safety
     /// Operands and result have the extents stated, the result overlaps no operand, and nothing else uses it.
     pub(crate) unsafe fn run(&self) {
+        if self.is_dots() {
+            // SAFETY: by contract.
+            return unsafe { self.dots() };
+        }
         let tiling = self.tiling();
         // SAFETY: by contract; tiles are disjoint.
         par::tasks(tiling.count(), |t| unsafe { self.tile(&tiling, t) });
     }
 
-    /// Runs all tiles on this thread.
+    /// Whether there are few rows and all operands are contiguous along the depth.
+    fn is_dots(&self) -> bool {
+        let fits = |p: &Product| {
+            p.a.cs == 1
+                && p.b.rs == 1
+                && p.dropout.is_none()
+                && p.a.dropout.is_none()
+                && p.b.dropout.is_none()
+        };
+        self.m <= DOT_ROWS && !self.accumulate && self.products.iter().all(fits)
+    }
+
+    /// Each element as a dot product: reads the right operand once, which is all the work with few rows.
     ///
     /// # Safety
     /// As [`Job::run`].
-    pub(crate) unsafe fn run_serial(&self) {
-        let tiling = self.tiling();
-        // SAFETY: by contract.
-        (0..tiling.count()).for_each(|t| unsafe { self.tile(&tiling, t) });
+    unsafe fn dots(&self) {
+        let depth: usize = self.products.iter().map(|p| p.k).sum();
+        let blocks = self.n.div_ceil(DOT_COLUMNS);
+        par::ranges(blocks, par::rows_grain(DOT_COLUMNS * depth / 4), |range| {
+            for block in range {
+                let start = block * DOT_COLUMNS;
+                // SAFETY: by contract; blocks of columns are disjoint.
+                unsafe { self.dot_block(start, DOT_COLUMNS.min(self.n - start)) }
+            }
+        });
+    }
+
+    /// `columns` elements of each row from column `first` on.
+    ///
+    /// # Safety
+    /// As [`Job::dots`].
+    unsafe fn dot_block(&self, first: usize, columns: usize) {
+        scratch::with(2 * KC, |s| {
+            let (sa, sb) = s.split_at_mut(KC);
+            let mut sums = [[0.0f32; DOT_COLUMNS]; DOT_ROWS];
+            // SAFETY: by contract.
+            unsafe {
+                if let Some(bias) = self.bias {
+                    bias.load(first, &mut sums[0][..columns]);
+                    (1..DOT_ROWS).for_each(|i| sums[i] = sums[0]);
+                }
+                for p in self.products {
+                    for (i, sums) in sums[..self.m].iter_mut().enumerate() {
+                        for k in (0..p.k).step_by(KC) {
+                            let n = KC.min(p.k - k);
+                            let a = p.a.src.read(i * p.a.rs + k, n, sa);
+                            for (j, sum) in sums[..columns].iter_mut().enumerate() {
+                                let b = p.b.src.read((first + j) * p.b.cs + k, n, sb);
+                                *sum += p.alpha * reduce::dot(a, b);
+                            }
+                        }
+                    }
+                }
+                for (i, sums) in sums[..self.m].iter().enumerate() {
+                    self.c.store(i * self.ldc + first, &sums[..columns]);
+                }
+            }
+        });
     }
 
     fn tiling(&self) -> Tiling {
@@ -162,9 +239,8 @@ impl<'a> Job<'a> {
     unsafe fn tile(&self, tiling: &Tiling, t: usize) {
         let (i, m) = tiling.rows.part(t / tiling.columns.count);
         let (j, n) = tiling.columns.part(t % tiling.columns.count);
-        let convert = |direct: bool, x: usize| if direct { 0 } else { x * KC };
-        let a_len = self.products.iter().map(|p| convert(p.a.is_direct(), m)).max().unwrap_or(0);
-        let b_len = self.products.iter().map(|p| convert(p.b.is_direct(), n)).max().unwrap_or(0);
+        let a_len = self.products.iter().map(|p| p.a.panel_floats(m)).max().unwrap_or(0);
+        let b_len = self.products.iter().map(|p| p.b.panel_floats(n)).max().unwrap_or(0);
         let in_place = self.c.dtype() == DType::F32;
         let c_len = if in_place { 0 } else { m * n };
         let d_len = if self.products.iter().any(|p| p.dropout.is_some()) { m * n } else { 0 };

@@ -24,12 +24,13 @@ pub fn exp(x: f32) -> f32 {
     let p = p * r + 8.333_452e-3;
     let p = p * r + 4.166_579_6e-2;
     let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5.000_000_1e-1;
+    let p = p * r + 0.5;
     let p = p * (r * r) + r + 1.0;
     // 2^k in two factors, so that neither leaves the range of normal numbers.
+    // (Wrapping, so that no overflow check keeps debug builds from vectorising.)
     let half = k >> 1;
-    let s1 = f32::from_bits(((half + 127) as u32) << 23);
-    let s2 = f32::from_bits(((k - half + 127) as u32) << 23);
+    let s1 = f32::from_bits((half.wrapping_add(127) as u32) << 23);
+    let s2 = f32::from_bits((k.wrapping_sub(half).wrapping_add(127) as u32) << 23);
     p * s1 * s2
 }
 
@@ -53,7 +54,7 @@ pub fn log(x: f32) -> f32 {
     let p = p * f - 1.666_805_8e-1;
     let p = p * f + 2.000_071_5e-1;
     let p = p * f - 2.499_999_4e-1;
-    let p = p * f + 3.333_333_1e-1;
+    let p = p * f + 0.333_333_3;
     let p = p * f * z;
     let p = p - e * 2.121_944_4e-4 - 0.5 * z;
     let r = f + p + e * 0.693_359_4;

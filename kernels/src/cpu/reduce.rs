@@ -228,24 +228,18 @@ simd! {
         acc.iter().sum::<f64>() + rest.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>()
     }
 
-    /// `Σ x·y`, in 16 interleaved partial sums.
+    /// `Σ x·y`, in 32 interleaved partial sums.
     pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
-        let n = x.len();
-        let y = &y[..n];
+        const LANES: usize = 32;
+        let (px, py) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+        let (rx, ry) = (px.remainder(), py.remainder());
         let mut acc = [0.0f32; LANES];
-        let (mut i, whole) = (0, n - n % LANES);
-        while i < whole {
+        for (x, y) in px.zip(py) {
             for l in 0..LANES {
-                acc[l] += x[i + l] * y[i + l];
+                acc[l] += x[l] * y[l];
             }
-            i += LANES;
         }
-        let mut total: f32 = acc.iter().sum();
-        while i < n {
-            total += x[i] * y[i];
-            i += 1;
-        }
-        total
+        acc.iter().sum::<f32>() + rx.iter().zip(ry).map(|(x, y)| x * y).sum::<f32>()
     }
 
     /// The largest element; -inf if there is none.

@@ -20,7 +20,7 @@ impl Rope {
     pub(crate) fn new(attrs: &Attrs, inputs: &[TensorType]) -> Result<Rope, KernelError> {
         let (head_dim, inverse) = (attrs.usize("head_dim")?, attrs.bool("inverse")?);
         let x = &inputs[0];
-        if head_dim == 0 || head_dim % 2 != 0 || x.last() % head_dim != 0 {
+        if head_dim == 0 || !head_dim.is_multiple_of(2) || !x.last().is_multiple_of(head_dim) {
             return Err(KernelError::Operand {
                 op: "rope".into(),
                 operand: 0,

@@ -113,7 +113,10 @@ impl ModelConfig {
         if let Some(act) = f.str("hidden_act")?
             && act != "silu"
         {
-            return Err(ModelError::Unsupported { what: format!("hidden_act `{act}`"), supported: "silu".into() });
+            return Err(ModelError::Unsupported {
+                what: format!("hidden_act `{act}`"),
+                supported: "silu".into(),
+            });
         }
         if f.bool("use_sliding_window", false)? {
             return Err(ModelError::Unsupported {
@@ -218,7 +221,9 @@ fn rope(f: &Fields<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, M
     if theta <= 1.0 {
         return Err(field("rope_theta", format!("{theta} must be above 1")));
     }
-    for partial in [r.number("partial_rotary_factor")?, f.number("partial_rotary_factor")?].into_iter().flatten() {
+    for partial in
+        [r.number("partial_rotary_factor")?, f.number("partial_rotary_factor")?].into_iter().flatten()
+    {
         if partial != 1.0 {
             return Err(ModelError::Unsupported {
                 what: format!("partial_rotary_factor {partial}"),
@@ -232,12 +237,16 @@ fn rope(f: &Fields<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, M
     };
     let factor = || -> Result<f64, ModelError> {
         let factor = r.required_number("factor")?;
-        if factor < 1.0 { Err(field(&r.name("factor"), format!("{factor} must be at least 1"))) } else { Ok(factor) }
+        if factor < 1.0 {
+            Err(field(&r.name("factor"), format!("{factor} must be at least 1")))
+        } else {
+            Ok(factor)
+        }
     };
     let original = |f: &Fields<'_>| -> Result<Option<f64>, ModelError> {
-        match r.number("original_max_position_embeddings")? {
+        match r.above_zero("original_max_position_embeddings")? {
             Some(n) => Ok(Some(n)),
-            None => f.number("original_max_position_embeddings"),
+            None => f.above_zero("original_max_position_embeddings"),
         }
     };
     let kind = match name {
@@ -246,17 +255,21 @@ fn rope(f: &Fields<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, M
         "llama3" => {
             let (low, high) = (r.required_number("low_freq_factor")?, r.required_number("high_freq_factor")?);
             if high <= low {
-                return Err(field(&r.name("high_freq_factor"), format!("{high} must be above low_freq_factor {low}")));
+                return Err(field(
+                    &r.name("high_freq_factor"),
+                    format!("{high} must be above low_freq_factor {low}"),
+                ));
             }
-            let original = original(f)?
-                .ok_or_else(|| field(&r.name("original_max_position_embeddings"), "is missing".to_string()))?;
+            let original = original(f)?.ok_or_else(|| {
+                field(&r.name("original_max_position_embeddings"), "is missing".to_string())
+            })?;
             RopeKind::Llama3 { factor: factor()?, low_freq_factor: low, high_freq_factor: high, original }
         }
         "yarn" => RopeKind::Yarn {
             factor: factor()?,
             original: original(f)?.unwrap_or(max_positions as f64),
-            beta_fast: r.number("beta_fast")?.unwrap_or(32.0),
-            beta_slow: r.number("beta_slow")?.unwrap_or(1.0),
+            beta_fast: r.above_zero("beta_fast")?.unwrap_or(32.0),
+            beta_slow: r.above_zero("beta_slow")?.unwrap_or(1.0),
             mscale: r.number("mscale")?,
             mscale_all_dim: r.number("mscale_all_dim")?,
             attention_factor: r.number("attention_factor")?,
@@ -269,7 +282,13 @@ fn rope(f: &Fields<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, M
             });
         }
     };
-    Ok(Rope { head_dim, theta, kind })
+    let rope = Rope { head_dim, theta, kind };
+    let factor = rope.attention_factor() as f32;
+    if !factor.is_finite() {
+        let m = format!("together with mscale_all_dim and factor it scales cos and sin by {factor}");
+        return Err(field(&r.name("mscale"), m));
+    }
+    Ok(rope)
 }
 
 fn field(name: &str, message: impl Into<String>) -> ModelError {
@@ -297,7 +316,9 @@ impl<'a> Fields<'a> {
     fn positive(&self, name: &str) -> Result<usize, ModelError> {
         match self.get(name).map(|v| (v, v.as_u64())) {
             Some((_, Some(n))) if (1..=MAX_EXTENT).contains(&n) => Ok(n as usize),
-            Some((v, _)) => Err(field(&self.name(name), format!("must be an integer in 1..={MAX_EXTENT}, is {v}"))),
+            Some((v, _)) => {
+                Err(field(&self.name(name), format!("must be an integer in 1..={MAX_EXTENT}, is {v}")))
+            }
             None => Err(field(&self.name(name), "is missing")),
         }
     }
@@ -313,6 +334,13 @@ impl<'a> Fields<'a> {
                 Some(x) if x.is_finite() => Ok(Some(x)),
                 _ => Err(field(&self.name(name), format!("must be a finite number, is {v}"))),
             },
+        }
+    }
+
+    fn above_zero(&self, name: &str) -> Result<Option<f64>, ModelError> {
+        match self.number(name)? {
+            Some(x) if x <= 0.0 => Err(field(&self.name(name), format!("must be above 0, is {x}"))),
+            x => Ok(x),
         }
     }
 
@@ -347,7 +375,9 @@ impl<'a> Fields<'a> {
                 .iter()
                 .map(|v| one(v).ok_or_else(|| field(&self.name(name), format!("{v} is no token id"))))
                 .collect(),
-            Some(v) => one(v).map(|t| vec![t]).ok_or_else(|| field(&self.name(name), format!("{v} is no token id"))),
+            Some(v) => {
+                one(v).map(|t| vec![t]).ok_or_else(|| field(&self.name(name), format!("{v} is no token id")))
+            }
         }
     }
 }

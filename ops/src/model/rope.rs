@@ -96,7 +96,9 @@ impl Rope {
 
     /// Factor on cos and sin.
     pub fn attention_factor(&self) -> f64 {
-        let RopeKind::Yarn { factor, mscale, mscale_all_dim, attention_factor, .. } = &self.kind else { return 1.0 };
+        let RopeKind::Yarn { factor, mscale, mscale_all_dim, attention_factor, .. } = &self.kind else {
+            return 1.0;
+        };
         let magnitude = |m: f64| if *factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
         match (attention_factor, mscale, mscale_all_dim) {
             (Some(given), _, _) => *given,

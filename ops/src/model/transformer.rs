@@ -90,7 +90,12 @@ impl<'a> Transformer<'a> {
     ///
     /// # Errors
     /// If operand types do not fit: a configuration that contradicts itself.
-    pub fn hidden(&mut self, b: &mut Builder<'_>, batch: BatchInputs, cache: Option<CacheInputs>) -> Result<Hidden> {
+    pub fn hidden(
+        &mut self,
+        b: &mut Builder<'_>,
+        batch: BatchInputs,
+        cache: Option<CacheInputs>,
+    ) -> Result<Hidden> {
         b.set_scope(&format!("{}embed", self.prefix));
         let table = self.embedding(b)?;
         let mut x = embedding::embedding(b, table, batch.tokens)?;
@@ -170,7 +175,13 @@ impl<'a> Transformer<'a> {
         attention::attention(b, &args)
     }
 
-    fn append(&mut self, b: &mut Builder<'_>, name: &str, new: ValueId, cache: CacheInputs) -> Result<ValueId> {
+    fn append(
+        &mut self,
+        b: &mut Builder<'_>,
+        name: &str,
+        new: ValueId,
+        cache: CacheInputs,
+    ) -> Result<ValueId> {
         let ty = b.ty(new).clone();
         let ty = TensorType::new(ty.dtype, [ty.dims[0], cache.capacity, ty.dims[2]]);
         let state = b.graph().add_input(name, InputKind::State, ty);
@@ -192,7 +203,8 @@ impl<'a> Transformer<'a> {
     }
 
     fn project(&mut self, b: &mut Builder<'_>, module: &Module, x: ValueId) -> Result<ValueId> {
-        let w = self.weight(b, &format!("{}.weight", module.path), &[module.out_features, module.in_features])?;
+        let w =
+            self.weight(b, &format!("{}.weight", module.path), &[module.out_features, module.in_features])?;
         let bias = match module.bias {
             true => Some(self.weight(b, &format!("{}.bias", module.path), &[module.out_features])?),
             false => None,
@@ -209,7 +221,11 @@ impl<'a> Transformer<'a> {
             b: bb,
             bias,
             scale: spec.scale,
-            dropout: self.seed.map(|seed| lora_linear::Dropout { p: spec.dropout, seed, stream: index as u32 }),
+            dropout: self.seed.map(|seed| lora_linear::Dropout {
+                p: spec.dropout,
+                seed,
+                stream: index as u32,
+            }),
         };
         lora_linear::lora_linear(b, &args)
     }

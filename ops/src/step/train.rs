@@ -130,7 +130,8 @@ pub fn train_graph(spec: &TrainSpec<'_>) -> Result<TrainGraph> {
     let g_ce = b.scale(loss_scale, 1.0 - alpha)?;
     let g_kd = b.scale(loss_scale, alpha)?;
 
-    let mut student = Transformer::new(spec.student, "student.", spec.dtype, spec.seq).with_lora(spec.lora, seed);
+    let mut student =
+        Transformer::new(spec.student, "student.", spec.dtype, spec.seq).with_lora(spec.lora, seed);
     let hidden = student.hidden(&mut b, batch, None)?;
     let w = student.head(&mut b)?;
     let mut projectors = Vec::new();

@@ -1,3 +1,4 @@
+//! Checkpoints: round trips, damage, which one is the latest, saves that fail, pruning.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use proptest::prelude::*;

@@ -4,6 +4,7 @@
 //! evaluation sets. Invariants: everything but the order of a step's work is decided by the files and the settings, never
 //! by threads; a token is in one row and at most once a target; labels of a [`MicroBatch`] are shifted already.
 
+pub mod byte_level;
 pub mod chat;
 pub mod documents;
 pub mod error;
@@ -17,12 +18,13 @@ pub mod row_buffers;
 pub mod rows;
 pub mod source;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod token_file;
 pub mod tokenizer;
 pub mod webdataset;
 pub mod word_level;
 
+pub use byte_level::train_byte_level;
 pub use documents::{Documents, IGNORE};
 pub use error::DataError;
 pub use load::{DataConfig, LongRows, OnError, load};

@@ -7,6 +7,8 @@ use std::ptr::NonNull;
 
 /// Alignment of every buffer: a cache line, and the widest vector there is.
 const ALIGN: usize = 64;
+/// Smallest page there is on the supported systems.
+const PAGE: usize = 4096;
 
 /// An owned block of memory that kernels write through raw pointers.
 ///
@@ -32,7 +34,18 @@ impl HostBuffer {
         let layout = Layout::from_size_align(bytes.checked_next_multiple_of(ALIGN)?, ALIGN).ok()?;
         // SAFETY: the layout has a non-zero size.
         let ptr = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        Some(HostBuffer { ptr, bytes, layout: Some(layout) })
+        let mut buffer = HostBuffer { ptr, bytes, layout: Some(layout) };
+        buffer.touch();
+        Some(buffer)
+    }
+
+    /// Writes to every page, so that the memory is resident from the start and not at some later step: what a run takes is
+    /// what was allocated.
+    fn touch(&mut self) {
+        for offset in (0..self.bytes).step_by(PAGE) {
+            // SAFETY: inside the block; volatile, or the compiler would drop a write of what is there already.
+            unsafe { self.ptr.as_ptr().add(offset).write_volatile(0) }
+        }
     }
 
     /// Size in bytes.

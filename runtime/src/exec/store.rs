@@ -49,7 +49,11 @@ pub enum StoreError {
 enum Storage {
     Owned(HostBuffer),
     /// Bytes of a mapped file; kept alive by the owner.
-    Mapped { ptr: *const u8, bytes: usize, _owner: Arc<dyn std::any::Any + Send + Sync> },
+    Mapped {
+        ptr: *const u8,
+        bytes: usize,
+        _owner: Arc<dyn std::any::Any + Send + Sync>,
+    },
 }
 
 /// A tensor in a store.
@@ -201,7 +205,8 @@ impl Store {
 
     /// The memory of a tensor that a plan needs.
     pub(super) fn bind(&self, name: &str, ty: &TensorType, updated: bool) -> Result<Buf, StoreError> {
-        let tensor = self.get(name).ok_or_else(|| StoreError::Missing { name: name.into(), ty: ty.clone() })?;
+        let tensor =
+            self.get(name).ok_or_else(|| StoreError::Missing { name: name.into(), ty: ty.clone() })?;
         if tensor.ty != *ty {
             let (found, expected) = (tensor.ty.clone(), ty.clone());
             return Err(StoreError::Mismatch { name: name.into(), found, expected });

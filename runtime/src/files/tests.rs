@@ -1,3 +1,4 @@
+//! Atomic files and folders, and what a killed writer leaves; the temporary folder that tests of this crate share.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,3 +1,4 @@
+//! Files in the layouts of Hugging Face and PEFT: configurations, weights, adapters.
 //!
 //! Invariants:
 //! - whatever bytes a file holds, reading it gives data or an error, never a panic, and allocates in proportion to the

@@ -1,3 +1,4 @@
+//! Model folders and adapters: what is read, what is refused and how, and bytes that do not depend on the writer.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;

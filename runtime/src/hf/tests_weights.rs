@@ -1,3 +1,4 @@
+//! Safetensors files: round trips, shards, and files that are damaged.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;

@@ -32,7 +32,8 @@ pub fn load(job: &JobConfig, model: &ModelConfig) -> Result<JobData> {
     if general_paths.is_empty() {
         return Ok(JobData { rows, general: None, report, general_report: None });
     }
-    let (general, general_report) = read(job, model, general_paths, Some(rows.seq_len()), tokenizer.as_ref())?;
+    let (general, general_report) =
+        read(job, model, general_paths, Some(rows.seq_len()), tokenizer.as_ref())?;
     if general.seq_len() != rows.seq_len() {
         return Err(RunError::Input(format!(
             "distill.general: rows have {} tokens, training rows have {}; use token files of one row length",

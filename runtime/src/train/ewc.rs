@@ -49,7 +49,8 @@ pub fn load(
             let lora = lora.ok_or_else(|| RunError::Input("ewc.mode = \"delta\" needs [lora]".into()))?;
             for m in &lora.modules {
                 let name = format!("{}.weight", m.path);
-                let view = fisher.expect(&name)?.expect_float()?.expect_dims(&[m.out_features, m.in_features])?;
+                let view =
+                    fisher.expect(&name)?.expect_float()?.expect_dims(&[m.out_features, m.in_features])?;
                 let dtype = place_fisher(store, &format!("fisher.{name}"), &view, &fisher)?;
                 terms.push((EwcTerm::Delta { path: m.path.clone(), scale: lora.scale }, dtype));
             }
@@ -70,7 +71,12 @@ pub fn load(
 }
 
 /// Maps a Fisher diagonal (f32 or bf16; f16 is widened) after checking its values.
-fn place_fisher(store: &mut Store, name: &str, view: &TensorView<'_>, file: &Arc<WeightFile>) -> Result<DType> {
+fn place_fisher(
+    store: &mut Store,
+    name: &str,
+    view: &TensorView<'_>,
+    file: &Arc<WeightFile>,
+) -> Result<DType> {
     let dtype = match dtype_of(view.dtype) {
         Some(DType::Bf16) => DType::Bf16,
         _ => DType::F32,
@@ -78,7 +84,10 @@ fn place_fisher(store: &mut Store, name: &str, view: &TensorView<'_>, file: &Arc
     let ty = TensorType::new(dtype, view.dims);
     let values = view.to_f32()?;
     if let Some(i) = values.iter().position(|v| !v.is_finite() || *v < 0.0) {
-        let m = format!("tensor `{}` has {} at element {i}; a Fisher diagonal is finite and not negative", view.name, values[i]);
+        let m = format!(
+            "tensor `{}` has {} at element {i}; a Fisher diagonal is finite and not negative",
+            view.name, values[i]
+        );
         return Err(FileError::invalid(view.file, m).into());
     }
     if dtype_of(view.dtype) == Some(dtype) && view.aligned() {
@@ -144,4 +153,3 @@ fn update_policy(
     }
     Ok((scaled, Some(important as f64 / all.max(1) as f64)))
 }
-

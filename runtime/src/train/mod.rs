@@ -3,8 +3,8 @@
 //! A step is `accumulation` runs of the micro-batch plan and one run of the update plan. Means are over the tokens of the
 //! whole step: each position's weight is known before the first micro-batch, so accumulation never changes the loss.
 
-pub mod ewc;
 pub mod data;
+pub mod ewc;
 mod metrics;
 mod run;
 mod scale;
@@ -16,6 +16,7 @@ pub use metrics::StepMetrics;
 pub use run::{Observer, RunOptions, Silent, Summary, resume, run};
 pub use schedule::learning_rate;
 
+use crate::accounting::Account;
 use crate::config::{JobConfig, Length};
 use crate::data::{Loader, MicroBatch, StepBatch};
 use crate::error::{Result, RunError};
@@ -44,6 +45,7 @@ pub struct Trainer {
     outputs: Outputs,
     scaler: LossScaler,
     important: Option<f64>,
+    account: Account,
     /// Steps taken, skipped ones included.
     step: usize,
     /// Updates made: AdamW's t.
@@ -65,17 +67,7 @@ struct Parts {
     store: Store,
     params: Vec<TrainedParam>,
     important: Option<f64>,
-}
-
-/// Memory of a step in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepMemory {
-    /// Activations and gradients of a micro-batch.
-    pub arena: u64,
-    /// Parameters, accumulators, moments, tables and step data.
-    pub owned: u64,
-    /// Weights mapped from files.
-    pub mapped: u64,
+    account: Account,
 }
 
 /// Where step data goes.
@@ -158,7 +150,7 @@ struct Terms {
 
 impl Trainer {
     fn assemble(p: Parts) -> Trainer {
-        let Parts { job, loader, student, teacher, micro, update, store, params, important } = p;
+        let Parts { job, loader, student, teacher, micro, update, store, params, important, account } = p;
         let total = match job.train.length {
             Length::Steps(n) => n,
             Length::Epochs(e) => ((e * loader.steps_per_epoch() as f64).ceil() as usize).max(1),
@@ -180,6 +172,7 @@ impl Trainer {
             store,
             params,
             important,
+            account,
             step: 0,
             updates: 0,
             skipped_in_a_row: 0,
@@ -238,15 +231,17 @@ impl Trainer {
             }
         }
         if let Some(share) = self.important {
-            notes.push(format!("{:.2} % of the penalised parameters are held back as important", share * 100.0));
+            notes.push(format!(
+                "{:.2} % of the penalised parameters are held back as important",
+                share * 100.0
+            ));
         }
         notes
     }
 
-    /// Bytes that the step holds.
-    pub fn memory(&self) -> StepMemory {
-        let (owned, mapped) = self.store.resident();
-        StepMemory { arena: self.micro.arena_bytes() as u64, owned, mapped }
+    /// What the run holds in memory.
+    pub fn account(&self) -> &Account {
+        &self.account
     }
 
     /// The data.
@@ -378,7 +373,9 @@ impl Trainer {
             found = teacher.find_non_finite();
         }
         match found {
-            Some(what) => Err(RunError::Input(format!("{what}; the file is damaged or the model diverged, use another"))),
+            Some(what) => Err(RunError::Input(format!(
+                "{what}; the file is damaged or the model diverged, use another"
+            ))),
             None => Ok(()),
         }
     }

@@ -93,7 +93,10 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
         tokens += m.tokens as u64;
         losses.push(m.loss);
         let every = trainer.job.train.save_every;
-        if every > 0 && trainer.steps_done().is_multiple_of(every) && trainer.steps_done() < trainer.total_steps() {
+        if every > 0
+            && trainer.steps_done().is_multiple_of(every)
+            && trainer.steps_done() < trainer.total_steps()
+        {
             metrics.sync()?;
             trainer.save(options.dir)?;
             saved = trainer.steps_done();

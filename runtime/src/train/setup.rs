@@ -1,11 +1,13 @@
 //! From a job to a trainer: models and adapters loaded, graphs compiled, everything bound.
 
 use super::{Parts, Trainer, ewc};
+use crate::accounting::Account;
 use crate::config::{EwcMode, JobConfig, LoraInit, LoraTargets, ModelInit};
 use crate::data::{Loader, Tokenizer};
 use crate::error::{Result, RunError};
 use crate::exec::Store;
 use crate::hf::{Adapter, WeightFile, read_adapter};
+use crate::memory;
 use crate::models::{Model, write_f32};
 use crate::random;
 use crate::session;
@@ -14,7 +16,8 @@ use kfc_graph::{DType, Graph, InputKind, TensorType};
 use kfc_ops::model::{LoraSpec, resolve_targets};
 use kfc_ops::step::TrainedParam;
 use kfc_ops::step::train::{
-    DistillSpec, FeatureSpec, TeacherSpec, TrainGraph, TrainSpec, projector_input, train_graph, trained_params,
+    DistillSpec, FeatureSpec, TeacherSpec, TrainGraph, TrainSpec, projector_input, train_graph,
+    trained_params,
 };
 use kfc_ops::step::update::{EwcSpec, UpdateSpec, update_graph};
 use std::path::Path;
@@ -189,7 +192,11 @@ fn train_spec<'a>(
         features: d
             .features
             .iter()
-            .map(|f| FeatureSpec { student_layer: f.student_layer, teacher_layer: f.teacher_layer, weight: f.weight })
+            .map(|f| FeatureSpec {
+                student_layer: f.student_layer,
+                teacher_layer: f.teacher_layer,
+                weight: f.weight,
+            })
             .collect(),
     });
     TrainSpec {
@@ -238,6 +245,7 @@ fn prepare(job: &JobConfig, seq: usize) -> Result<Prepared> {
         model.place(&mut store, "teacher.", false)?;
         model.place_rope(&mut store, "teacher.", seq)?;
     }
+    check_layers(job, &student.model, teacher.as_ref())?;
     let spec = train_spec(job, &student, teacher.as_ref(), seq);
     let params = trained_params(&spec);
     place_projectors(&mut store, job, &params)?;
@@ -276,6 +284,9 @@ impl Trainer {
     /// # Errors
     /// If anything that the job names is missing, damaged or does not fit, or memory runs out.
     pub fn new(job: &JobConfig, loader: Loader) -> Result<Trainer> {
+        // Reading and tokenising left holes behind; they are not what the run holds.
+        memory::release_unused();
+        let before = memory::resident();
         let Prepared { student, teacher, mut store, penalty, graphs: StepGraphs { train, update } } =
             prepare(job, loader.seq_len())?;
         match &teacher {
@@ -288,9 +299,12 @@ impl Trainer {
                 store.allocate(&input.name, graph.ty(input.value))?;
             }
         }
-        let plans = session::bind(vec![train.graph, update], &store, job.train.mem_budget)?;
+        let plans = session::compile_all(&[train.graph, update])?;
+        let account = Account::new(before, &store, session::arena_bytes(&plans) as u64);
+        check_budget(job, &account)?;
+        let bound = session::bind(&plans, &store)?;
         let [micro, update]: [_; 2] =
-            plans.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
+            bound.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
         Ok(Trainer::assemble(Parts {
             job: job.clone(),
             loader,
@@ -301,8 +315,27 @@ impl Trainer {
             store,
             params: train.params,
             important: penalty.and_then(|p| p.important),
+            account,
         }))
     }
+}
+
+/// Refuses a budget that the run would exceed.
+fn check_budget(job: &JobConfig, account: &Account) -> Result<()> {
+    let Some(budget) = job.train.mem_budget.filter(|b| *b < account.total()) else { return Ok(()) };
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let items: Vec<String> = account
+        .items
+        .iter()
+        .filter(|i| i.bytes >= 1 << 20)
+        .map(|i| format!("{} MiB {}", mib(i.bytes), i.what))
+        .collect();
+    Err(RunError::Input(format!(
+        "train.mem_budget: {} MiB is too small, {} MiB are needed: {}; raise the budget, or lower train.batch or data.seq_len",
+        budget >> 20,
+        mib(account.total()),
+        items.join(", ")
+    )))
 }
 
 /// Weights, adapter and tables of the student.
@@ -340,7 +373,8 @@ fn place_projectors(store: &mut Store, job: &JobConfig, params: &[TrainedParam])
         let name = projector_input(i);
         let Some(p) = params.iter().find(|p| p.name == name) else {
             return Err(RunError::Input(
-                "distill.features: hidden states need the teacher model, a cache holds only its logits".into(),
+                "distill.features: hidden states need the teacher model, a cache holds only its logits"
+                    .into(),
             ));
         };
         let values = match &f.projector {
@@ -359,12 +393,34 @@ fn place_projectors(store: &mut Store, job: &JobConfig, params: &[TrainedParam])
     Ok(())
 }
 
+/// Refuses aligned layers that a model does not have.
+fn check_layers(job: &JobConfig, student: &Model, teacher: Option<&Teacher>) -> Result<()> {
+    let teacher = match teacher {
+        Some(Teacher::Model(teacher)) => Some(teacher),
+        _ => None,
+    };
+    for (i, f) in job.distill.iter().flat_map(|d| &d.features).enumerate() {
+        let layers = [("student_layer", f.student_layer, Some(student)), ("teacher_layer", f.teacher_layer, teacher)];
+        for (key, layer, model) in layers {
+            let Some(model) = model else { continue };
+            let last = model.config.layers;
+            if layer < 1 || layer > last {
+                return Err(RunError::Input(format!(
+                    "distill.features[{i}].{key}: {layer} is not one of the layers 1 to {last} of {}",
+                    model.path.display()
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Jobs built in code do not pass the configuration reader, which refuses the same by line.
 fn check_modes(job: &JobConfig) -> Result<()> {
     match (&job.ewc, &job.lora) {
-        (Some(e), Some(_)) if e.mode == EwcMode::Weights => {
-            Err(RunError::Input("ewc.mode = \"weights\" is for full fine-tuning; with [lora] use \"adapter\" or \"delta\"".into()))
-        }
+        (Some(e), Some(_)) if e.mode == EwcMode::Weights => Err(RunError::Input(
+            "ewc.mode = \"weights\" is for full fine-tuning; with [lora] use \"adapter\" or \"delta\"".into(),
+        )),
         (Some(e), None) if e.mode != EwcMode::Weights => {
             Err(RunError::Input("without [lora] every weight is trained: use ewc.mode = \"weights\"".into()))
         }

@@ -6,7 +6,10 @@ use crate::config::{LoraInit, LoraTargets};
 use crate::data::Cursor;
 use crate::error::{Result, RunError};
 use crate::files::AtomicDir;
-use crate::hf::{Adapter, AdapterConfig, LoraPair, Targets, TensorOut, write_adapter, write_model, write_safetensors};
+use crate::hf::{
+    Adapter, AdapterConfig, LoraPair, Targets, TensorOut, write_adapter, write_model, write_safetensors,
+};
+use crate::train::data::has_tokenizer;
 use crate::train::setup::rows_fingerprint;
 use kfc_ops::model::transformer::lora_input;
 use kfc_ops::step::train::projector_input;
@@ -68,7 +71,10 @@ impl Trainer {
         for name in self.state_names() {
             let Some(slot) = self.store.slot(&name) else { continue };
             let ty = self.store.at(slot).ty().clone();
-            let view = checkpoint.tensors.get(&name).ok_or_else(|| differs(&format!("set of parameters (no `{name}`)")))?;
+            let view = checkpoint
+                .tensors
+                .get(&name)
+                .ok_or_else(|| differs(&format!("set of parameters (no `{name}`)")))?;
             if view.dims != ty.dims || view.bytes.len() != ty.bytes() {
                 return Err(differs(&format!("shape of `{name}`: {:?}, this job has {ty}", view.dims)));
             }
@@ -115,7 +121,12 @@ impl Trainer {
         if path.exists() {
             crate::files::remove_dir(path)?;
         }
-        write_model(path, &self.model_json(), self.weight_tensors(), Some(&self.student.model.path))?;
+        let companions = match &self.job.data.tokenizer {
+            Some(tokenizer) if !has_tokenizer(&self.student.model.path) => tokenizer,
+            _ => &self.student.model.path,
+        };
+        let companions = if companions.is_dir() { Some(companions.as_path()) } else { companions.parent() };
+        write_model(path, &self.model_json(), self.weight_tensors(), companions)?;
         self.write_projectors(path)?;
         Ok(())
     }
@@ -128,7 +139,10 @@ impl Trainer {
             .iter()
             .map(|m| {
                 let values = |side| {
-                    self.store.get(&lora_input(&m.path, side)).map(|t| t.slice::<f32>().to_vec()).unwrap_or_default()
+                    self.store
+                        .get(&lora_input(&m.path, side))
+                        .map(|t| t.slice::<f32>().to_vec())
+                        .unwrap_or_default()
                 };
                 let (a, b) = (values("A"), values("B"));
                 (m.path.clone(), LoraPair { r: lora.r, inputs: m.in_features, outputs: m.out_features, a, b })
@@ -149,7 +163,11 @@ impl Trainer {
     fn write_projectors(&self, dir: &Path) -> crate::files::Result<()> {
         for i in 0..self.job.distill.as_ref().map_or(0, |d| d.features.len()) {
             let Some(t) = self.store.get(&projector_input(i)) else { continue };
-            let name = if i == 0 { "projector.safetensors".into() } else { format!("projector-{}.safetensors", i + 1) };
+            let name = if i == 0 {
+                "projector.safetensors".into()
+            } else {
+                format!("projector-{}.safetensors", i + 1)
+            };
             let tensor = TensorOut::typed("weight", t.ty().dtype, &t.ty().dims, t.bytes());
             write_safetensors(&dir.join(name), vec![tensor], &BTreeMap::new())?;
         }

@@ -1,0 +1,236 @@
+//! Training steps of known shape: LoRA, distillation and EWC on random models and random tokens.
+//!
+//! `tiny` and `small` have the shapes, the optimiser and the loss of the step that users of transformers and peft would
+//! otherwise run, so that the two can be timed side by side.
+
+use crate::temp::TempFolder;
+use kfc_graph::DType;
+use kfc_ops::head::Divergence;
+use kfc_ops::model::{ModelConfig, resolve_targets};
+use kfc_runtime::config::{
+    DataSection, DistillSection, EwcMode, EwcSection, Important, JobConfig, Length, LongRows, LoraInit,
+    LoraSection, LoraTargets, ModelInit, ModelSection, OnError, Schedule, TrainSection,
+};
+use kfc_runtime::hf::{TensorOut, file_dtype, write_model, write_safetensors};
+use kfc_runtime::models::write_f32;
+use kfc_runtime::random::{normal_tensor, uniform_tensor};
+use kfc_runtime::train::{Trainer, data};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::Path;
+
+/// Rank of every adapter here.
+const RANK: usize = 16;
+
+/// Shape of a llama model.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of the feed-forward block.
+    pub intermediate: usize,
+}
+
+/// One training step of a student and its teacher.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    /// What it is called.
+    pub name: &'static str,
+    /// The student.
+    pub student: Shape,
+    /// The teacher, which runs beside it.
+    pub teacher: Shape,
+    /// Tokens that there are.
+    pub vocab: usize,
+    /// Rows of a step.
+    pub batch: usize,
+    /// Tokens of a row.
+    pub seq: usize,
+}
+
+/// Seconds on a laptop.
+pub const TINY: Workload = Workload {
+    name: "tiny",
+    student: Shape { hidden: 256, layers: 4, heads: 4, kv_heads: 4, intermediate: 688 },
+    teacher: Shape { hidden: 384, layers: 6, heads: 6, kv_heads: 6, intermediate: 1024 },
+    vocab: 8192,
+    batch: 8,
+    seq: 128,
+};
+
+/// The size at which arithmetic dominates.
+pub const SMALL: Workload = Workload {
+    name: "small",
+    student: Shape { hidden: 768, layers: 12, heads: 12, kv_heads: 4, intermediate: 2048 },
+    teacher: Shape { hidden: 1024, layers: 16, heads: 16, kv_heads: 16, intermediate: 2752 },
+    vocab: 32000,
+    batch: 2,
+    seq: 512,
+};
+
+impl Shape {
+    /// The `config.json` of a llama model of this shape with `vocab` tokens.
+    pub fn config(&self, vocab: usize) -> Value {
+        json!({
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": vocab,
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "intermediate_size": self.intermediate,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": false,
+        })
+    }
+}
+
+impl Workload {
+    /// Tokens of a step.
+    pub const fn tokens(&self) -> usize {
+        self.batch * self.seq
+    }
+
+    /// A trainer that is ready for its first step, with its files in `folder`.
+    ///
+    /// # Errors
+    /// If files cannot be written or memory runs out.
+    pub fn trainer(&self, folder: &TempFolder, dtype: DType) -> Result<Trainer, Box<dyn Error>> {
+        let job = self.job(folder.path(), dtype)?;
+        let model = ModelConfig::from_json(&self.student.config(self.vocab))?;
+        let rows = data::load(&job, &model)?;
+        Ok(Trainer::new(&job, data::loader(&job, rows)?)?)
+    }
+
+    /// Writes models, Fisher diagonals and rows into `dir` and says how to train on them.
+    fn job(&self, dir: &Path, dtype: DType) -> Result<JobConfig, Box<dyn Error>> {
+        let (student, teacher) = (dir.join("student"), dir.join("teacher"));
+        write_random_model(&student, &self.student.config(self.vocab), dtype)?;
+        write_random_model(&teacher, &self.teacher.config(self.vocab), dtype)?;
+        let fisher = dir.join("fisher.safetensors");
+        self.write_fisher(&fisher)?;
+        let rows = dir.join("rows.safetensors");
+        self.write_rows(&rows)?;
+        Ok(JobConfig {
+            model: ModelSection { path: student, init: ModelInit::Pretrained, dtype: Some(dtype) },
+            lora: Some(LoraSection {
+                r: RANK,
+                alpha: 32.0,
+                dropout: 0.0,
+                targets: LoraTargets::AllLinear,
+                rslora: false,
+                init: LoraInit::Default,
+            }),
+            distill: Some(DistillSection {
+                teacher,
+                alpha: 0.7,
+                temperature: 2.0,
+                divergence: Divergence::ForwardKl,
+                general: Vec::new(),
+                general_fraction: 0.25,
+                top_k: 64,
+                features: Vec::new(),
+            }),
+            ewc: Some(EwcSection {
+                lambda: 0.1,
+                mode: EwcMode::Adapter,
+                fisher,
+                anchor: None,
+                important: Important::Keep,
+                quantile: 0.99,
+                slow_factor: 0.1,
+            }),
+            data: DataSection {
+                train: vec![rows],
+                format: None,
+                seq_len: None,
+                packing: false,
+                shuffle: false,
+                tokenizer: None,
+                on_error: OnError::Fail,
+                long_rows: LongRows::Error,
+            },
+            train: TrainSection {
+                length: Length::Steps(usize::MAX >> 16),
+                batch: self.batch,
+                accumulation: 1,
+                lr: 1e-4,
+                schedule: Schedule::Constant,
+                warmup_steps: 0,
+                weight_decay: 0.01,
+                betas: (0.9, 0.999),
+                eps: 1e-8,
+                max_grad_norm: 0.0,
+                seed: 0,
+                loss_scale: None,
+                save_every: 0,
+                keep: 1,
+                mem_budget: None,
+            },
+        })
+    }
+
+    /// Fisher diagonals of the adapters, uniform in (0, 1).
+    fn write_fisher(&self, path: &Path) -> Result<(), Box<dyn Error>> {
+        let config = ModelConfig::from_json(&self.student.config(self.vocab))?;
+        let mut tensors = Vec::new();
+        for m in resolve_targets(&config, None)? {
+            for (side, dims) in [("A", [RANK, m.in_features]), ("B", [m.out_features, RANK])] {
+                let name = format!("base_model.model.{}.lora_{side}.weight", m.path);
+                let values = uniform_tensor(1, &name, dims[0] * dims[1], 0.5);
+                tensors.push((name, dims, values.into_iter().map(|v| v + 0.5).collect::<Vec<f32>>()));
+            }
+        }
+        let out = tensors.iter().map(|(name, dims, values)| TensorOut::f32(name, dims, values)).collect();
+        write_safetensors(path, out, &BTreeMap::new())?;
+        Ok(())
+    }
+
+    /// One step's rows of uniform tokens.
+    fn write_rows(&self, path: &Path) -> Result<(), Box<dyn Error>> {
+        let half = self.vocab as f64 / 2.0;
+        let values = uniform_tensor(2, "rows", self.tokens(), half);
+        let last = self.vocab as i32 - 1;
+        let tokens: Vec<i32> = values.iter().map(|&v| ((f64::from(v) + half) as i32).min(last)).collect();
+        let bytes: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
+        let out = TensorOut::typed("input_ids", DType::I32, &[self.batch, self.seq], &bytes);
+        write_safetensors(path, vec![out], &BTreeMap::new())?;
+        Ok(())
+    }
+}
+
+/// Writes a model folder whose weights are normal with deviation 0.02, as transformers initialises them.
+fn write_random_model(dir: &Path, config: &Value, dtype: DType) -> Result<(), Box<dyn Error>> {
+    // Values repeat after a while: drawing hundreds of millions would take longer than the benchmark.
+    let block = normal_tensor(3, "weights", 1 << 16, 0.02);
+    let mut encoded = vec![0u8; block.len() * dtype.size()];
+    write_f32(&block, dtype, &mut encoded);
+    let tensors = ModelConfig::from_json(config)?
+        .parameters()
+        .into_iter()
+        .map(|p| {
+            let mut left = p.elements() * dtype.size();
+            let spec = kfc_runtime::hf::TensorSpec::new(p.name.as_str(), file_dtype(dtype), p.dims.clone());
+            let encoded = &encoded;
+            TensorOut::new(spec, move |w| {
+                while left > 0 {
+                    let n = left.min(encoded.len());
+                    w.write_all(&encoded[..n])?;
+                    left -= n;
+                }
+                Ok(())
+            })
+        })
+        .collect();
+    write_model(dir, config, tensors, None)?;
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! What a run holds in memory, item by item, before its first step.
+//!
+//! The total is a prediction of the process's peak resident size: buffers are resident from their allocation on
+//! ([`crate::exec::HostBuffer`]), mapped weights become resident when they are first read, and nothing is allocated in a
+//! step but each thread's bounded tiles.
+
+use crate::exec::Store;
+use kfc_kernels::cpu::gemm::SCRATCH_BYTES;
+use serde_json::{Value, json};
+
+/// Something that takes memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// What it is.
+    pub what: &'static str,
+    /// How much of it, bytes.
+    pub bytes: u64,
+}
+
+/// Everything that a run holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// What there is, the largest first.
+    pub items: Vec<Item>,
+}
+
+/// Where a tensor of the store belongs, by the prefix of its name; the first that fits counts.
+const KINDS: [(&str, &str); 13] = [
+    ("teacher.rope.", "rotary tables"),
+    ("student.rope.", "rotary tables"),
+    ("teacher.", "teacher weights"),
+    ("student.", "student weights"),
+    ("master.", "f32 masters"),
+    ("lora.", "adapter"),
+    ("projector.", "projectors"),
+    ("grad.", "gradient accumulators"),
+    ("m.", "optimiser moments"),
+    ("v.", "optimiser moments"),
+    ("fisher.", "Fisher diagonal"),
+    ("anchor.", "anchors"),
+    ("lr_scale.", "learning-rate factors"),
+];
+
+impl Account {
+    /// The account of a store and an arena in a process that held `before` bytes when it began to fill them.
+    pub fn new(before: u64, store: &Store, arena: u64) -> Account {
+        let mut account = Account::default();
+        account.add("program and training rows", before);
+        account.add("activations (arena)", arena);
+        account.add("tiles of threads", (rayon::current_num_threads() * SCRATCH_BYTES) as u64);
+        for (name, tensor) in store.iter() {
+            let kind = KINDS
+                .iter()
+                .find(|(prefix, _)| name.starts_with(prefix))
+                .map_or("step data", |(_, kind)| kind);
+            account.add(kind, tensor.ty().bytes() as u64);
+        }
+        account.items.sort_by(|a, b| b.bytes.cmp(&a.bytes).then(a.what.cmp(b.what)));
+        account
+    }
+
+    /// Predicted peak resident size, bytes.
+    pub fn total(&self) -> u64 {
+        self.items.iter().map(|i| i.bytes).sum()
+    }
+
+    /// Everything but the arena, bytes.
+    pub fn without_arena(&self) -> u64 {
+        self.items.iter().filter(|i| !i.what.starts_with("activations")).map(|i| i.bytes).sum()
+    }
+
+    /// Items as a JSON object, and their total.
+    pub fn to_json(&self) -> Value {
+        let items: serde_json::Map<String, Value> =
+            self.items.iter().map(|i| (i.what.to_string(), json!(i.bytes))).collect();
+        json!({"predicted_peak_bytes": self.total(), "items": items})
+    }
+
+    fn add(&mut self, what: &'static str, bytes: u64) {
+        match self.items.iter_mut().find(|i| i.what == what) {
+            Some(item) => item.bytes += bytes,
+            None if bytes > 0 => self.items.push(Item { what, bytes }),
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use kfc_graph::{DType, TensorType};
+
+    #[test]
+    fn tensors_are_counted_under_their_kind() {
+        let mut store = Store::new();
+        let ty = TensorType::new(DType::F32, [256]);
+        for name in ["student.a", "student.rope.cos", "m.lora.x", "v.lora.x", "tokens"] {
+            store.allocate(name, &ty).unwrap();
+        }
+        let account = Account::new(1000, &store, 4096);
+        let of = |what: &str| account.items.iter().find(|i| i.what == what).map_or(0, |i| i.bytes);
+        assert_eq!(of("optimiser moments"), 2048);
+        assert_eq!(of("student weights"), 1024);
+        assert_eq!(of("step data"), 1024);
+        assert_eq!(account.total() - account.without_arena(), 4096);
+    }
+}
