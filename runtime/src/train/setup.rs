@@ -141,12 +141,29 @@ fn open_teacher(job: &JobConfig) -> Result<Option<Teacher>> {
     Ok(Some(Teacher::Model(model)))
 }
 
-/// Refuses a teacher whose token ids mean other tokens than the student's.
+/// Refuses a teacher whose token ids mean other tokens than the student's, or that does not know a token of the rows.
 ///
 /// # Errors
-/// Names the first differing token.
-fn check_tokenizers(job: &JobConfig, teacher: &Teacher) -> Result<()> {
-    let (Some(distill), Teacher::Model(teacher)) = (&job.distill, teacher) else { return Ok(()) };
+/// Names the first differing token, or the unknown one.
+pub(crate) fn check_teacher(job: &JobConfig, teacher: &Model, loader: &Loader) -> Result<()> {
+    check_tokenizers(job, teacher)?;
+    let vocab = teacher.config.vocab_size;
+    for (what, rows) in [("data.train", Some(loader.rows())), ("distill.general", loader.general_rows())] {
+        let documents = rows.map(|r| r.documents());
+        let largest = documents.and_then(|d| (0..d.len()).flat_map(|i| d.tokens(i)).max());
+        if let Some(token) = largest.filter(|t| **t as usize >= vocab) {
+            return Err(RunError::Input(format!(
+                "distill.teacher: {} has {vocab} tokens, but {what} has token {token}; choose a teacher that knows every \
+                 token of the data",
+                teacher.path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_tokenizers(job: &JobConfig, teacher: &Model) -> Result<()> {
+    let Some(distill) = &job.distill else { return Ok(()) };
     let own = job.data.tokenizer.as_deref().unwrap_or(&job.model.path);
     let has = |p: &Path| p.is_file() || p.join("tokenizer.json").is_file();
     if !has(own) || !has(&teacher.path) {
@@ -326,13 +343,11 @@ fn prepare(job: &JobConfig, seq: usize) -> Result<Prepared> {
     let teacher = open_teacher(job)?;
     let mut store = Store::new();
     place_student(&mut store, job, &student, seq)?;
-    if let Some(teacher) = &teacher {
-        check_tokenizers(job, teacher)?;
-    }
     if let Some(Teacher::Model(model)) = &teacher {
         model.place(&mut store, "teacher.", false)?;
         model.place_rope(&mut store, "teacher.", seq)?;
     }
+    check_layers(job, &student.model, teacher.as_ref())?;
     let spec = train_spec(job, &student, teacher.as_ref(), seq);
     let params = trained_params(&spec);
     place_projectors(&mut store, job, &params)?;
@@ -375,8 +390,10 @@ impl Trainer {
         memory::release_unused();
         let before = memory::resident();
         let Prepared { student, teacher, mut store, penalty, graphs } = prepare(job, loader.seq_len())?;
-        if let Some(Teacher::Cache(cache)) = &teacher {
-            check_cache(job, cache, &loader)?;
+        match &teacher {
+            Some(Teacher::Cache(cache)) => check_cache(job, cache, &loader, student.model.config.vocab_size)?,
+            Some(Teacher::Model(model)) => check_teacher(job, model, &loader)?,
+            None => {}
         }
         allocate(&mut store, &graphs)?;
         let CompiledJob { plans, account } = compile_graphs(job, &graphs, before, &store, &mut |_, _, _| ())?;
@@ -414,10 +431,10 @@ fn place_student(store: &mut Store, job: &JobConfig, student: &Student, seq: usi
     }
 }
 
-fn check_cache(job: &JobConfig, cache: &TeacherCache, loader: &Loader) -> Result<()> {
+fn check_cache(job: &JobConfig, cache: &TeacherCache, loader: &Loader, vocab: usize) -> Result<()> {
     let path = job.distill.as_ref().map(|d| d.teacher.clone()).unwrap_or_default();
     let general = loader.general_rows().map_or(0, |g| g.len());
-    cache.check(job, &path, [loader.rows().len(), general, loader.seq_len()], rows_fingerprint(loader))
+    cache.check(job, &path, [loader.rows().len(), general, loader.seq_len(), vocab], rows_fingerprint(loader))
 }
 
 /// Hash of the tokens of all rows of a job.
@@ -449,6 +466,28 @@ fn place_projectors(store: &mut Store, job: &JobConfig, params: &[TrainedParam])
         };
         let slot = store.allocate(&name, &TensorType::new(DType::F32, p.dims.clone()))?;
         write_f32(&values, DType::F32, store.slice_mut::<u8>(slot));
+    }
+    Ok(())
+}
+
+/// Refuses aligned layers that a model does not have.
+fn check_layers(job: &JobConfig, student: &Model, teacher: Option<&Teacher>) -> Result<()> {
+    let teacher = match teacher {
+        Some(Teacher::Model(teacher)) => Some(teacher),
+        _ => None,
+    };
+    for (i, f) in job.distill.iter().flat_map(|d| &d.features).enumerate() {
+        let layers = [("student_layer", f.student_layer, Some(student)), ("teacher_layer", f.teacher_layer, teacher)];
+        for (key, layer, model) in layers {
+            let Some(model) = model else { continue };
+            let last = model.config.layers;
+            if layer < 1 || layer > last {
+                return Err(RunError::Input(format!(
+                    "distill.features[{i}].{key}: {layer} is not one of the layers 1 to {last} of {}",
+                    model.path.display()
+                )));
+            }
+        }
     }
     Ok(())
 }
