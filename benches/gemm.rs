@@ -3,6 +3,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use kfc_graph::{Builder, DType, Graph, InputKind, TensorType};
+use kfc_kernels::compile::compile;
 use kfc_ops::linear::linear;
 use kfc_runtime::exec::{BoundPlan, Store};
 use kfc_runtime::models::write_f32;
@@ -49,6 +50,7 @@ fn product(dtype: DType, m: usize, n: usize, k: usize) -> (BoundPlan, Store) {
     });
     let y = linear(&mut Builder::new(&mut graph), x, w, None).expect("a product");
     graph.add_output("y", y, None);
-    let plan = session::bind(vec![graph], &store, None).expect("a plan").pop().expect("one plan");
+    let plan = compile(&graph, &mut |_, _| ()).expect("a plan");
+    let plan = session::bind(&[plan], &store).expect("a bound plan").pop().expect("one plan");
     (plan, store)
 }

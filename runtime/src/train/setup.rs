@@ -35,7 +35,7 @@ pub struct Student {
 /// The teacher, opened.
 pub enum Teacher {
     /// A model that runs beside the student.
-    Model(Model),
+    Model(Box<Model>),
     /// Its logits, computed before.
     Cache(TeacherCache),
 }
@@ -134,7 +134,7 @@ fn open_teacher(job: &JobConfig) -> Result<Option<Teacher>> {
         return Ok(Some(Teacher::Cache(TeacherCache::open(&distill.teacher)?)));
     }
     let model = Model::open(&distill.teacher, job.model.dtype, ModelInit::Pretrained, 0)?;
-    Ok(Some(Teacher::Model(model)))
+    Ok(Some(Teacher::Model(Box::new(model))))
 }
 
 /// Refuses a teacher whose token ids mean other tokens than the student's.
