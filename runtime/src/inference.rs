@@ -1,6 +1,7 @@
 //! A model with an optional adapter, ready to be asked: scores, logits.
 
 use crate::config::ModelInit;
+use crate::data::Tokenizer;
 use crate::error::{Result, RunError};
 use crate::exec::{BoundPlan, Store};
 use crate::hf::{Adapter, read_adapter};
@@ -31,6 +32,36 @@ impl Served {
         let adapter = read_adapter(path)?;
         let lora = adapter_spec(&model, &adapter, 0.0, path)?;
         Ok(Served { model, lora: Some(lora), adapter: Some(adapter) })
+    }
+
+    /// The tokenizer of the model folder.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be read.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let folder = &self.model.path;
+        if !folder.join("tokenizer.json").is_file() {
+            return Err(RunError::Input(format!(
+                "{} has no tokenizer.json, which text needs; copy it there from the model's publisher",
+                folder.display()
+            )));
+        }
+        Ok(Tokenizer::load(folder)?)
+    }
+
+    /// The error of a model whose scores or logits are NaN or infinite: it names the weight that is at fault.
+    pub fn not_finite(&self) -> RunError {
+        let folder = self.model.path.display();
+        match self.model.find_non_finite() {
+            Some(what) => RunError::Input(format!("{what}: the model predicts nothing; take an intact copy")),
+            None if self.lora.is_some() => RunError::Failed(format!(
+                "the logits are not finite although the weights of {folder} are: the adapter is damaged or diverged"
+            )),
+            None => RunError::Failed(format!(
+                "the logits are not finite although the weights of {folder} are: values overflow in {}",
+                self.model.dtype.name()
+            )),
+        }
     }
 
     /// A store with the weights, the adapter, and rotary tables for `positions` positions.

@@ -10,20 +10,25 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod eval;
 pub mod exec;
 pub mod files;
 pub mod fisher;
+pub mod generate;
 pub mod hf;
 pub mod inference;
 pub mod logits;
 pub mod memory;
 pub mod merge;
 pub mod models;
+pub mod plan_set;
 pub mod quantile;
 pub mod random;
 pub mod session;
 pub mod teach;
 pub mod teacher_cache;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod train;
 
 pub use error::{Result, RunError};

@@ -14,7 +14,7 @@ pub enum Task {
     Choice,
     /// Free answers, exact match and F1.
     Qa,
-    /// Entity recall: the completion of a statement, exactly.
+    /// Entity recall: which of a prompt's entities its completion mentions.
     Entity,
     /// Speed of generation.
     Speed,
@@ -55,7 +55,7 @@ pub struct EvalArgs {
     pub max_new_tokens: usize,
     /// Rows at a time.
     pub batch: usize,
-    /// Longest row, in tokens; `None` leaves it to the model's limit.
+    /// Longest row, in tokens; `None` is the model's limit, at most 4096.
     pub seq_len: Option<usize>,
     /// Seed of everything random.
     pub seed: u64,
@@ -64,7 +64,7 @@ pub struct EvalArgs {
 const EXAMPLES: &str = "\
 Examples:
   kfc eval --model model --task ppl --data held-out.jsonl
-  kfc eval --model model --adapter runs/job/adapter --task qa --data questions.jsonl --gate 'exact>=0.9'
+  kfc eval --model model --adapter runs/job/adapter --task qa --data questions.jsonl --gate 'exact_match>=0.9'
   kfc eval --model model --task choice --data exam.jsonl --limit 100 --json
 
 A gate is METRIC, then >=, >, <=, < or ==, then a number; a missed gate ends with exit code 3.";
@@ -96,7 +96,7 @@ pub(super) fn command() -> Command {
         .arg(super::count("limit", "Only the first N rows"))
         .arg(super::count("max-new-tokens", "Longest answer, in tokens").default_value("64"))
         .arg(super::count("batch", "Rows at a time").default_value("8"))
-        .arg(super::count("seq-len", "Longest row, in tokens [default: the model's limit]"))
+        .arg(super::count("seq-len", "Longest row, in tokens [default: the model's limit, at most 4096]"))
         .arg(super::seed())
 }
 

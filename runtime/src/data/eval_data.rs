@@ -30,6 +30,8 @@ pub struct QaItem {
     pub prompt: String,
     /// Any of these is right.
     pub answers: Vec<String>,
+    /// The row has the working with the answer behind `####` (GSM8K), so that the model is to show its own.
+    pub worked: bool,
 }
 
 /// A text and the entities that belong to it.
@@ -270,7 +272,8 @@ fn qa_item(row: &Map<String, Value>) -> ItemResult<QaItem> {
     if answers.is_empty() || answers.iter().any(String::is_empty) {
         return Err(format!("\"{key}\" is empty; remove the row"));
     }
-    Ok(QaItem { prompt, answers })
+    let worked = row[key].as_str().is_some_and(|text| text.contains("####"));
+    Ok(QaItem { prompt, answers, worked })
 }
 
 /// What follows the last `####`, with the commas of a number removed; without `####` the text.

@@ -18,7 +18,7 @@ pub mod row_buffers;
 pub mod rows;
 pub mod source;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod token_file;
 pub mod tokenizer;
 pub mod webdataset;

@@ -13,7 +13,7 @@ use super::chat::{ChatStyle, Message, Piece};
 use super::error::{DataError, Result};
 
 /// Files above this size are tokenised in pieces, in parallel, where that changes nothing.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 1 << 16;
 
 /// A tokenizer and its special ids.
 pub struct Tokenizer {

@@ -7,6 +7,7 @@ use kfc_kernels::KernelError;
 use kfc_kernels::cpu::{self, Buf, Call, Kernel};
 use kfc_kernels::plan::{Place, Plan};
 use std::sync::Arc;
+use std::time::Instant;
 use thiserror::Error;
 
 /// What can go wrong while a plan is bound.
@@ -36,6 +37,9 @@ pub struct BoundPlan {
     epilogue: Vec<(Buf, Buf)>,
     outputs: Vec<Buf>,
     names: Vec<String>,
+    /// Nanoseconds spent in each step over all runs.
+    spent: Vec<u64>,
+    runs: u64,
     _arena: Arc<HostBuffer>,
 }
 
@@ -81,12 +85,14 @@ impl BoundPlan {
         let epilogue = plan.epilogue.iter().map(|(from, to)| (at(from), at(to))).collect();
         let outputs = plan.outputs.iter().map(|o| at(&o.place)).collect();
         let names = plan.outputs.iter().map(|o| o.name.clone()).collect();
-        Ok(BoundPlan { steps, epilogue, outputs, names, _arena: Arc::clone(arena) })
+        let spent = vec![0; steps.len()];
+        Ok(BoundPlan { steps, epilogue, outputs, names, spent, runs: 0, _arena: Arc::clone(arena) })
     }
 
     /// Runs every step in order.
     pub fn run(&mut self, _store: &mut Store) {
-        for step in &self.steps {
+        let mut last = Instant::now();
+        for (step, spent) in self.steps.iter().zip(&mut self.spent) {
             for (from, to) in &step.copies {
                 copy(*from, *to);
             }
@@ -94,10 +100,25 @@ impl BoundPlan {
             // SAFETY: the memory plan gives every live value its own bytes, the buffers have the sizes of the types the
             // kernel was built for, and in-place results hold their operand's content.
             unsafe { step.kernel.run(&call) }
+            let now = Instant::now();
+            *spent += now.duration_since(last).as_nanos() as u64;
+            last = now;
         }
+        self.runs += 1;
         for (from, to) in &self.epilogue {
             copy(*from, *to);
         }
+    }
+
+    /// Runs so far, and nanoseconds that each step of the plan took over all of them.
+    pub fn times(&self) -> (u64, &[u64]) {
+        (self.runs, &self.spent)
+    }
+
+    /// Forgets the times so far (those of warm-up).
+    pub fn reset_times(&mut self) {
+        self.runs = 0;
+        self.spent.fill(0);
     }
 
     /// Position of the output of this name, for [`BoundPlan::output`].

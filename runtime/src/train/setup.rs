@@ -269,6 +269,8 @@ impl Trainer {
     /// # Errors
     /// If anything that the job names is missing, damaged or does not fit, or memory runs out.
     pub fn new(job: &JobConfig, loader: Loader) -> Result<Trainer> {
+        // Reading and tokenising left holes behind; they are not what the run holds.
+        memory::release_unused();
         let before = memory::resident();
         let Prepared { student, teacher, mut store, penalty, graphs: StepGraphs { train, update } } =
             prepare(job, loader.seq_len())?;
