@@ -129,7 +129,12 @@ fn curve_agrees(name: &str) {
     for (got, expected) in got.iter().zip(expected) {
         assert_eq!(got["step"], expected["step"]);
         for (field, theirs) in [
-            ("loss", "total"), ("ce", "ce"), ("kd", "kd"), ("feat", "feat"), ("ewc", "ewc"), ("lr", "lr"),
+            ("loss", "total"),
+            ("ce", "ce"),
+            ("kd", "kd"),
+            ("feat", "feat"),
+            ("ewc", "ewc"),
+            ("lr", "lr"),
             ("grad_norm", "grad_norm"),
         ] {
             let (a, b) = (&got[field], &expected[theirs]);
@@ -178,9 +183,11 @@ fn delta_fisher_of_a_fresh_adapter_is_that_of_the_weights() {
         let write = |name: &str, sections: &str| {
             let text = format!(
                 "[model]\npath = {:?}\ndtype = \"f32\"\n{sections}\n[data]\ntrain = {:?}\n[train]\nsteps = 1\n",
-                case.join("student"), case.join("tokens.safetensors"),
+                case.join("student"),
+                case.join("tokens.safetensors"),
             );
-            let (config, out) = (folder.join(&format!("{name}.toml")), folder.join(&format!("{name}.safetensors")));
+            let (config, out) =
+                (folder.join(&format!("{name}.toml")), folder.join(&format!("{name}.safetensors")));
             std::fs::write(&config, text).unwrap();
             succeeds(&args!["fisher", config, "--out", out]);
             tensors(&out)

@@ -82,7 +82,10 @@ pub fn fails(code: i32, arguments: &[std::ffi::OsString], parts: &[&str]) -> Str
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {message}");
     assert!(output.stdout.is_empty(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
-    assert!(message.starts_with("error: ") && !message.contains("internal error"), "{arguments:?}: {message}");
+    assert!(
+        message.starts_with("error: ") && !message.contains("internal error"),
+        "{arguments:?}: {message}"
+    );
     assert_eq!(message.trim_end().lines().count(), 1, "{message}");
     for part in parts {
         assert!(message.contains(part), "{part:?} is not in: {message}");
