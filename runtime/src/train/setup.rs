@@ -39,7 +39,7 @@ pub struct Student {
 /// The teacher, opened.
 pub enum Teacher {
     /// A model that runs beside the student.
-    Model(Model),
+    Model(Box<Model>),
     /// Its logits, computed before.
     Cache(TeacherCache),
 }
@@ -138,7 +138,7 @@ fn open_teacher(job: &JobConfig) -> Result<Option<Teacher>> {
         return Ok(Some(Teacher::Cache(TeacherCache::open(&distill.teacher)?)));
     }
     let model = Model::open(&distill.teacher, job.model.dtype, ModelInit::Pretrained, 0)?;
-    Ok(Some(Teacher::Model(model)))
+    Ok(Some(Teacher::Model(Box::new(model))))
 }
 
 /// Refuses a teacher whose token ids mean other tokens than the student's, or that does not know a token of the rows.
@@ -473,7 +473,7 @@ fn place_projectors(store: &mut Store, job: &JobConfig, params: &[TrainedParam])
 /// Refuses aligned layers that a model does not have.
 fn check_layers(job: &JobConfig, student: &Model, teacher: Option<&Teacher>) -> Result<()> {
     let teacher = match teacher {
-        Some(Teacher::Model(teacher)) => Some(teacher),
+        Some(Teacher::Model(teacher)) => Some(&**teacher),
         _ => None,
     };
     for (i, f) in job.distill.iter().flat_map(|d| &d.features).enumerate() {
