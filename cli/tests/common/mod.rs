@@ -228,7 +228,10 @@ impl World {
             kfc_runtime::data::save_word_level(&folder.join(model), &words).unwrap();
         }
         let text = |seed: usize, n: usize| {
-            (0..n).map(|j| format!("w{}", (seed * 7 + j * j * (1 + seed % 5)) % 61)).collect::<Vec<_>>().join(" ")
+            (0..n)
+                .map(|j| format!("w{}", (seed * 7 + j * j * (1 + seed % 5)) % 61))
+                .collect::<Vec<_>>()
+                .join(" ")
         };
         let mut rows = String::new();
         for i in 0..40 {
