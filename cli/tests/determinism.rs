@@ -108,8 +108,12 @@ fn threads_do_not_matter_for_a_wider_model() {
     let path = world.join("student/config.json");
     let mut config = json(&path);
     for (key, value) in [
-        ("hidden_size", 160), ("intermediate_size", 416), ("num_attention_heads", 5), ("num_key_value_heads", 5),
-        ("head_dim", 32), ("vocab_size", 1031),
+        ("hidden_size", 160),
+        ("intermediate_size", 416),
+        ("num_attention_heads", 5),
+        ("num_key_value_heads", 5),
+        ("head_dim", 32),
+        ("vocab_size", 1031),
     ] {
         config[key] = value.into();
     }
@@ -175,7 +179,7 @@ fn finish(child: Child) {
 /// A pause drawn anew in every run of the tests; what it was shows in the output of a failure.
 fn pause(from: u64, to: u64) -> Duration {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let pause = Duration::from_millis(from + u64::from(now.subsec_nanos() / 1000) % (to - from));
+    let pause = Duration::from_millis(from + u64::from(now.subsec_micros()) % (to - from));
     println!("pause {pause:?}");
     pause
 }
@@ -220,20 +224,31 @@ fn an_interrupted_run_saves_and_resumes_bit_for_bit() {
     finish(start(&job, &whole, false));
     for signal in ["INT", "TERM"] {
         let child = start(&job, &stopped, stopped.join("config.toml").exists());
-        let seen = || std::fs::read_to_string(stopped.join("metrics.jsonl")).map_or(0, |text| text.lines().count());
+        let seen =
+            || std::fs::read_to_string(stopped.join("metrics.jsonl")).map_or(0, |text| text.lines().count());
         let before = seen();
         while seen() < before + 20 {
             std::thread::sleep(Duration::from_millis(2));
         }
         let pid = child.id().to_string();
-        assert!(std::process::Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status().unwrap().success());
+        assert!(
+            std::process::Command::new("sh")
+                .args(["-c", &format!("kill -{signal} {pid}")])
+                .status()
+                .unwrap()
+                .success()
+        );
         let output = child.wait_with_output().unwrap();
         let message = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(0), "{message}");
         assert!(message.contains("stopping after this step"), "{message}");
         let steps = seen();
         assert!(steps < 500, "the run was over before the signal came");
-        assert!(stopped.join(format!("checkpoint-{steps}/state.safetensors")).exists(), "{:?}", names(&stopped));
+        assert!(
+            stopped.join(format!("checkpoint-{steps}/state.safetensors")).exists(),
+            "{:?}",
+            names(&stopped)
+        );
         assert!(!stopped.join("adapter").exists());
     }
     finish(start(&job, &stopped, true));

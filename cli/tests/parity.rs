@@ -129,7 +129,12 @@ fn curve_agrees(name: &str) {
     for (got, expected) in got.iter().zip(expected) {
         assert_eq!(got["step"], expected["step"]);
         for (field, theirs) in [
-            ("loss", "total"), ("ce", "ce"), ("kd", "kd"), ("feat", "feat"), ("ewc", "ewc"), ("lr", "lr"),
+            ("loss", "total"),
+            ("ce", "ce"),
+            ("kd", "kd"),
+            ("feat", "feat"),
+            ("ewc", "ewc"),
+            ("lr", "lr"),
             ("grad_norm", "grad_norm"),
         ] {
             let (a, b) = (&got[field], &expected[theirs]);
@@ -178,9 +183,11 @@ fn delta_fisher_of_a_fresh_adapter_is_that_of_the_weights() {
         let write = |name: &str, sections: &str| {
             let text = format!(
                 "[model]\npath = {:?}\ndtype = \"f32\"\n{sections}\n[data]\ntrain = {:?}\n[train]\nsteps = 1\n",
-                case.join("student"), case.join("tokens.safetensors"),
+                case.join("student"),
+                case.join("tokens.safetensors"),
             );
-            let (config, out) = (folder.join(&format!("{name}.toml")), folder.join(&format!("{name}.safetensors")));
+            let (config, out) =
+                (folder.join(&format!("{name}.toml")), folder.join(&format!("{name}.safetensors")));
             std::fs::write(&config, text).unwrap();
             succeeds(&args!["fisher", config, "--out", out]);
             tensors(&out)
@@ -233,7 +240,10 @@ fn a_full_cache_is_the_teacher() {
         let cached = train(&folder, name, "cached", &[teacher(&cache)]);
         for field in ["loss", "ce", "kd", "grad_norm"] {
             for (a, b) in series(&cached, field).iter().zip(series(&live, field)) {
-                assert!((a - b).abs() <= 1e-5 * b, "{name}: {field} is {a} with the cache, {b} with the teacher");
+                assert!(
+                    (a - b).abs() <= 1e-5 * b,
+                    "{name}: {field} is {a} with the cache, {b} with the teacher"
+                );
             }
         }
         let trained = |run: &Path| {
@@ -286,7 +296,9 @@ fn a_cache_of_something_else_is_refused() {
         write_tokens(&path, rows, rows);
         format!("data.train={}", path.display())
     };
-    let of = |n: i64, t: i64, first: i64| (0..n).map(|i| (0..t).map(|j| 3 + (first + i + j) % 50).collect()).collect::<Vec<_>>();
+    let of = |n: i64, t: i64, first: i64| {
+        (0..n).map(|i| (0..t).map(|j| 3 + (first + i + j) % 50).collect()).collect::<Vec<_>>()
+    };
     refused(&[rows("other", &of(12, 19, 1))], &["fingerprint", remake]);
     refused(&[rows("fewer", &of(11, 19, 0))], &["rows 12+0, this job has 11+0", remake]);
     refused(&[rows("longer", &of(12, 20, 0))], &["data.seq_len 19, this job has 20", remake]);
@@ -312,7 +324,11 @@ fn a_teacher_of_fewer_tokens() {
     let (folder, name) = (Folder::new(), "llama_small_teacher_vocab");
     let config = case(name).join("config.toml");
     let out = folder.join("cache");
-    fails(2, &args!["teach", config, "--out", out], &["distill.teacher", "71 tokens, the student 83", "the teacher itself"]);
+    fails(
+        2,
+        &args!["teach", config, "--out", out],
+        &["distill.teacher", "71 tokens, the student 83", "the teacher itself"],
+    );
     // A token that the teacher has never seen.
     let rows = vec![vec![5, 6, 7, 80, 9]; 4];
     write_tokens(&folder.join("rows.safetensors"), &rows, &rows);

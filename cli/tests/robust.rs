@@ -108,7 +108,9 @@ fn weights_that_are_not_numbers() {
 #[test]
 fn a_teacher_that_is_not_a_number() {
     let c = Copy::of("llama");
-    edit(&c.path("teacher/model.safetensors"), "lm_head.weight", |t| t.3[..4].copy_from_slice(&f32::NAN.to_le_bytes()));
+    edit(&c.path("teacher/model.safetensors"), "lm_head.weight", |t| {
+        t.3[..4].copy_from_slice(&f32::NAN.to_le_bytes())
+    });
     c.refuses(&[], &["teacher/model.safetensors", "lm_head.weight", "[0, 0]"]);
 }
 
@@ -118,14 +120,30 @@ fn settings_that_do_not_fit_the_model() {
     // `query_key_value`, which a published recipe names, is no module of these models.
     c.refuses(
         &["lora.init=default", "lora.targets=[\"query_key_value\"]"],
-        &["lora.targets", "`query_key_value`", "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"],
+        &[
+            "lora.targets",
+            "`query_key_value`",
+            "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+        ],
     );
     c.refuses(&["train.step=3"], &["--set train.step=3", "unknown key", "did you mean `steps`"]);
-    c.refuses(&["distill.features.0.student_layer=3"], &["distill.features[0].student_layer", "3", "1 to 2", "student"]);
-    c.refuses(&["distill.features.0.teacher_layer=9"], &["distill.features[0].teacher_layer", "9", "1 to 3", "teacher"]);
-    c.refuses(&["train.mem_budget=1MiB"], &["train.mem_budget", "1 MiB is too small", "MiB are needed", "lower train.batch"]);
+    c.refuses(
+        &["distill.features.0.student_layer=3"],
+        &["distill.features[0].student_layer", "3", "1 to 2", "student"],
+    );
+    c.refuses(
+        &["distill.features.0.teacher_layer=9"],
+        &["distill.features[0].teacher_layer", "9", "1 to 3", "teacher"],
+    );
+    c.refuses(
+        &["train.mem_budget=1MiB"],
+        &["train.mem_budget", "1 MiB is too small", "MiB are needed", "lower train.batch"],
+    );
     let data = case("llama_small_teacher_vocab").join("tokens.safetensors");
-    c.refuses(&[&format!("data.train={}", data.display())], &["tokens.safetensors", "input_ids[0, 6] is 67", "vocabulary of 67"]);
+    c.refuses(
+        &[&format!("data.train={}", data.display())],
+        &["tokens.safetensors", "input_ids[0, 6] is 67", "vocabulary of 67"],
+    );
     c.refuses(&["data.train=nothing.jsonl"], &["nothing.jsonl"]);
 }
 
@@ -156,7 +174,10 @@ fn an_adapter_of_another_model() {
         &args!["merge", "--model", model, "--adapter", other.join("adapter"), "--out", out],
         &["is it an adapter of another model?"],
     );
-    c.refuses_to(&args!["merge", "--model", model, "--adapter", c.path("teacher"), "--out", out], &["adapter_config.json"]);
+    c.refuses_to(
+        &args!["merge", "--model", model, "--adapter", c.path("teacher"), "--out", out],
+        &["adapter_config.json"],
+    );
 }
 
 /// Trap: a penalty that silently is nothing (Avalanche #1099) starts with a Fisher file that does not fit.
@@ -188,12 +209,27 @@ fn places_that_cannot_be_read_or_written() {
     fails(2, &args!["train", c.path("config.toml"), "--out", file], &["tokens.safetensors", "--out"]);
     fails(2, &args!["train", c.path("config.toml"), "--out", c.path("student")], &["not empty", "--resume"]);
     if cfg!(target_os = "linux") {
-        fails(1, &args!["train", c.path("config.toml"), "--out", "/proc/none/run"], &["/proc/none/run", "cannot"]);
+        fails(
+            1,
+            &args!["train", c.path("config.toml"), "--out", "/proc/none/run"],
+            &["/proc/none/run", "cannot"],
+        );
     }
-    let merge = args!["merge", "--model", c.path("student"), "--adapter", c.path("adapter"), "--out", c.path("teacher")];
+    let merge = args![
+        "merge",
+        "--model",
+        c.path("student"),
+        "--adapter",
+        c.path("adapter"),
+        "--out",
+        c.path("teacher")
+    ];
     fails(2, &merge, &["teacher", "not empty"]);
     assert_eq!(c.folder.names(), ["case"]);
-    assert_eq!(tensors(&case("llama").join("teacher/model.safetensors")), tensors(&c.path("teacher/model.safetensors")));
+    assert_eq!(
+        tensors(&case("llama").join("teacher/model.safetensors")),
+        tensors(&c.path("teacher/model.safetensors"))
+    );
 }
 
 /// A limit on file sizes acts like a full disk at a point of our choosing. Whatever is left can be resumed.
@@ -203,11 +239,20 @@ fn a_full_disk() {
     let c = Copy::of("llama");
     let limited = |blocks: usize, arguments: &[OsString]| {
         let mut command = std::process::Command::new("sh");
-        command.args(["-c", &format!("ulimit -f {blocks}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_kfc"), "-q"]);
+        command.args([
+            "-c",
+            &format!("ulimit -f {blocks}; exec \"$@\""),
+            "sh",
+            env!("CARGO_BIN_EXE_kfc"),
+            "-q",
+        ]);
         let output = command.args(arguments).output().unwrap();
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{message}");
-        assert!(message.starts_with("error: disk full while writing") && message.contains("Free space"), "{message}");
+        assert!(
+            message.starts_with("error: disk full while writing") && message.contains("Free space"),
+            "{message}"
+        );
         message
     };
     let (model, adapter, out) = (c.path("student"), c.path("adapter"), c.out());
@@ -269,7 +314,10 @@ fn teachers_of_another_vocabulary() {
     let config = case("gqa_linear_padded_teacher").join("config.toml");
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kfc"));
     let output = output_of(command.args(args!["train", config, "--out", out]));
-    assert!(output.contains("student and teacher have 73 and 88 tokens: distillation compares the first 73"), "{output}");
+    assert!(
+        output.contains("student and teacher have 73 and 88 tokens: distillation compares the first 73"),
+        "{output}"
+    );
 }
 
 /// Standard error of a command that must succeed.
@@ -299,7 +347,11 @@ fn resuming_with_something_else_is_refused() {
     refused(&[&data], &["checkpoint-4", "training rows"]);
     refused(&["lora.init=default", "lora.r=3", "ewc.lambda=0", "ewc.fisher=x"], &[]);
     refused(&["train.batch=1"], &["not that of the checkpoint"]);
-    fails(2, &args!["train", c.path("config.toml"), "--out", c.folder.join("none"), "--resume"], &["no run to resume"]);
+    fails(
+        2,
+        &args!["train", c.path("config.toml"), "--out", c.folder.join("none"), "--resume"],
+        &["no run to resume"],
+    );
 }
 
 /// A damaged newest checkpoint is told and passed over; the older one leads to the same end.
@@ -309,7 +361,9 @@ fn damaged_checkpoints() {
     let sets = &["train.steps=6", "train.save_every=2"];
     let run = c.trains(sets);
     let end = std::fs::read(run.join("adapter/adapter_model.safetensors")).unwrap();
-    for file in ["state.safetensors", "trainer_state.json", "manifest.json", "adapter/adapter_model.safetensors"] {
+    for file in
+        ["state.safetensors", "trainer_state.json", "manifest.json", "adapter/adapter_model.safetensors"]
+    {
         let path = run.join("checkpoint-6").join(file);
         let mut bytes = std::fs::read(&path).unwrap();
         let middle = bytes.len() / 2;
@@ -317,7 +371,10 @@ fn damaged_checkpoints() {
         std::fs::write(&path, bytes).unwrap();
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kfc"));
         let notes = output_of(command.args(c.arguments(sets)).arg("--resume"));
-        assert!(notes.contains("checkpoint-6") && notes.contains("is damaged and not used"), "{file}: {notes}");
+        assert!(
+            notes.contains("checkpoint-6") && notes.contains("is damaged and not used"),
+            "{file}: {notes}"
+        );
         assert!(notes.contains("resumed from") && notes.contains("checkpoint-4"), "{notes}");
         assert!(std::fs::read(run.join("adapter/adapter_model.safetensors")).unwrap() == end, "{file}");
     }
@@ -346,9 +403,16 @@ fn overflows_are_skipped_and_counted() {
         }
     }
     let count = skipped.iter().filter(|s| **s).count();
-    let again = output_of(std::process::Command::new(env!("CARGO_BIN_EXE_kfc")).args(c.arguments(&sets)).arg("--resume"));
+    let again = output_of(
+        std::process::Command::new(env!("CARGO_BIN_EXE_kfc")).args(c.arguments(&sets)).arg("--resume"),
+    );
     assert!(!again.contains("error"), "{again}");
-    assert!(tensors(&run.join("adapter/adapter_model.safetensors")).values().flat_map(|t| &t.values).all(|v| v.is_finite()));
+    assert!(
+        tensors(&run.join("adapter/adapter_model.safetensors"))
+            .values()
+            .flat_map(|t| &t.values)
+            .all(|v| v.is_finite())
+    );
     let state = json(&run.join("checkpoint-30/trainer_state.json"));
     assert_eq!(state["loss_scale"]["skipped"].as_u64(), Some(count as u64));
     assert_eq!(state["updates"].as_u64(), Some(30 - count as u64));

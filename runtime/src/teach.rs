@@ -36,7 +36,10 @@ pub fn write_cache(
     };
     crate::hf::folder::require_free(out)?;
     if is_cache(&distill.teacher) {
-        let m = format!("distill.teacher: {} is a cache already; give the teacher's model folder", distill.teacher.display());
+        let m = format!(
+            "distill.teacher: {} is a cache already; give the teacher's model folder",
+            distill.teacher.display()
+        );
         return Err(RunError::Input(m));
     }
     let teacher = Model::open(&distill.teacher, job.model.dtype, ModelInit::Pretrained, 0)?;
@@ -123,15 +126,19 @@ fn run_row(
     vocab: usize,
     d: &CacheDescription,
 ) -> Option<TopRow> {
-    for (name, data) in [("tokens", &row.tokens), ("positions", &row.positions), ("segments", &row.segments)] {
+    for (name, data) in [("tokens", &row.tokens), ("positions", &row.positions), ("segments", &row.segments)]
+    {
         if let Some(slot) = store.slot(name) {
             store.write(slot, data);
         }
     }
     plan.run(store);
     let logits = plan.output::<f32>(0);
-    let positions: Vec<(Vec<(f32, i32)>, f32)> =
-        logits.par_chunks(vocab).map(|z| &z[..d.vocab]).map(|z| (largest(z, d.k), logsumexp(z, d.temperature))).collect();
+    let positions: Vec<(Vec<(f32, i32)>, f32)> = logits
+        .par_chunks(vocab)
+        .map(|z| &z[..d.vocab])
+        .map(|z| (largest(z, d.k), logsumexp(z, d.temperature)))
+        .collect();
     if positions.iter().any(|(_, lse)| !lse.is_finite()) {
         return None;
     }

@@ -82,7 +82,10 @@ pub fn fails(code: i32, arguments: &[std::ffi::OsString], parts: &[&str]) -> Str
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {message}");
     assert!(output.stdout.is_empty(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
-    assert!(message.starts_with("error: ") && !message.contains("internal error"), "{arguments:?}: {message}");
+    assert!(
+        message.starts_with("error: ") && !message.contains("internal error"),
+        "{arguments:?}: {message}"
+    );
     assert_eq!(message.trim_end().lines().count(), 1, "{message}");
     for part in parts {
         assert!(message.contains(part), "{part:?} is not in: {message}");
@@ -225,7 +228,10 @@ impl World {
             kfc_runtime::data::save_word_level(&folder.join(model), &words).unwrap();
         }
         let text = |seed: usize, n: usize| {
-            (0..n).map(|j| format!("w{}", (seed * 7 + j * j * (1 + seed % 5)) % 61)).collect::<Vec<_>>().join(" ")
+            (0..n)
+                .map(|j| format!("w{}", (seed * 7 + j * j * (1 + seed % 5)) % 61))
+                .collect::<Vec<_>>()
+                .join(" ")
         };
         let mut rows = String::new();
         for i in 0..40 {

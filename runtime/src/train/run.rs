@@ -178,7 +178,8 @@ impl Metrics {
             )));
         }
         files::write_atomic(&path, |w| kept.iter().try_for_each(|line| writeln!(w, "{line}")))?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(|e| FileError::io("open", &path, e))?;
+        let file =
+            OpenOptions::new().append(true).open(&path).map_err(|e| FileError::io("open", &path, e))?;
         Ok((Metrics { path, file }, losses))
     }
 

@@ -400,7 +400,8 @@ fn check_layers(job: &JobConfig, student: &Model, teacher: Option<&Teacher>) -> 
         _ => None,
     };
     for (i, f) in job.distill.iter().flat_map(|d| &d.features).enumerate() {
-        let layers = [("student_layer", f.student_layer, Some(student)), ("teacher_layer", f.teacher_layer, teacher)];
+        let layers =
+            [("student_layer", f.student_layer, Some(student)), ("teacher_layer", f.teacher_layer, teacher)];
         for (key, layer, model) in layers {
             let Some(model) = model else { continue };
             let last = model.config.layers;
