@@ -2,7 +2,7 @@
 
 use super::{Parts, Trainer, ewc};
 use crate::accounting::Account;
-use crate::config::{EwcMode, JobConfig, LoraInit, LoraTargets, ModelInit};
+use crate::config::{EwcMode, JobConfig, LoraInit, LoraTargets, ModelInit, RecomputePolicy};
 use crate::data::{Loader, Tokenizer};
 use crate::error::{Result, RunError};
 use crate::exec::Store;
@@ -12,7 +12,11 @@ use crate::models::{Model, write_f32};
 use crate::random;
 use crate::session;
 use crate::teacher_cache::{TeacherCache, is_cache};
+use kfc_graph::passes::recompute::Policy;
 use kfc_graph::{DType, Graph, InputKind, TensorType};
+use kfc_kernels::KernelError;
+use kfc_kernels::compile::{CompileOptions, Recompute, compile_with, frontier};
+use kfc_kernels::plan::Plan;
 use kfc_ops::model::{LoraSpec, resolve_targets};
 use kfc_ops::step::TrainedParam;
 use kfc_ops::step::train::{
@@ -226,12 +230,110 @@ struct Prepared {
     graphs: StepGraphs,
 }
 
-/// The graphs of a job for rows of `seq` tokens.
+/// Sees graphs while they are compiled: name of the graph, name of the pass, the graph after it.
+pub type PassObserver<'a> = dyn FnMut(&str, &str, &Graph) + 'a;
+
+/// A job compiled, but not bound.
+pub struct CompiledJob {
+    /// The micro-batch plan and the update plan.
+    pub plans: [Plan; 2],
+    /// What the run would hold.
+    pub account: Account,
+}
+
+/// Compiles a job for rows of `seq` tokens without running it.
 ///
 /// # Errors
 /// As [`Trainer::new`].
-pub fn graphs(job: &JobConfig, seq: usize) -> Result<StepGraphs> {
-    Ok(prepare(job, seq)?.graphs)
+pub fn compile(job: &JobConfig, seq: usize, observer: &mut PassObserver<'_>) -> Result<CompiledJob> {
+    memory::release_unused();
+    let before = memory::resident();
+    let mut p = prepare(job, seq)?;
+    allocate(&mut p.store, &p.graphs)?;
+    compile_graphs(job, &p.graphs, before, &p.store, observer)
+}
+
+/// Tensors that the graphs need beside weights: parameters, accumulators, moments, step data.
+fn allocate(store: &mut Store, graphs: &StepGraphs) -> Result<()> {
+    for graph in [&graphs.train.graph, &graphs.update] {
+        for input in graph.inputs().iter().filter(|i| i.kind != InputKind::Weight) {
+            store.allocate(&input.name, graph.ty(input.value))?;
+        }
+    }
+    Ok(())
+}
+
+/// Compiles both graphs so that the run stays within its budget.
+fn compile_graphs(
+    job: &JobConfig,
+    graphs: &StepGraphs,
+    before: u64,
+    store: &Store,
+    observer: &mut PassObserver<'_>,
+) -> Result<CompiledJob> {
+    let held = Account::new(before, store, 0);
+    let recompute = match (job.train.recompute, job.train.mem_budget) {
+        (RecomputePolicy::Auto, Some(budget)) => {
+            Recompute::WithinBudget(budget.saturating_sub(held.total()) as usize)
+        }
+        (RecomputePolicy::Auto | RecomputePolicy::Off, _) => Recompute::Off,
+        (RecomputePolicy::EveryLayer, _) => Recompute::Named(Policy::EveryLayer),
+        (RecomputePolicy::EveryK(k), _) => Recompute::Named(Policy::EveryK(k)),
+        (RecomputePolicy::Attention, _) => Recompute::Named(Policy::AttentionOnly),
+    };
+    let options = CompileOptions { recompute, ..CompileOptions::default() };
+    observer("train", "00-built", &graphs.train.graph);
+    observer("update", "00-built", &graphs.update);
+    let update = compile_with(&graphs.update, &CompileOptions::default(), &mut |pass, graph| {
+        observer("update", pass, graph);
+    })?
+    .plan;
+    let train = match compile_with(&graphs.train.graph, &options, &mut |pass, graph| {
+        observer("train", pass, graph)
+    }) {
+        Ok(compiled) => compiled.plan,
+        Err(KernelError::Budget(e)) => return Err(too_small(job, &held, e.smallest.max(update.arena_bytes))),
+        Err(e) => return Err(e.into()),
+    };
+    let arena = train.arena_bytes.max(update.arena_bytes);
+    let account = Account::new(before, store, arena as u64);
+    if job.train.mem_budget.is_some_and(|budget| account.total() > budget) {
+        let smallest = match job.train.recompute {
+            RecomputePolicy::Auto => arena,
+            _ => smallest_arena(&graphs.train.graph)?.max(update.arena_bytes),
+        };
+        return Err(too_small(job, &held, smallest));
+    }
+    Ok(CompiledJob { plans: [train, update], account })
+}
+
+fn smallest_arena(graph: &Graph) -> Result<usize> {
+    let frontier = frontier(graph, &CompileOptions::default().rates)?;
+    Ok(frontier.choices.iter().map(|c| c.arena_bytes).min().unwrap_or(0))
+}
+
+/// The refusal of a budget: what the smallest that would do is, and what it goes to.
+fn too_small(job: &JobConfig, held: &Account, smallest_arena: usize) -> RunError {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let items: Vec<String> = held
+        .items
+        .iter()
+        .filter(|i| i.bytes >= 1 << 20)
+        .map(|i| format!("{} MiB {}", mib(i.bytes), i.what))
+        .collect();
+    let smallest = mib(held.total() + smallest_arena as u64);
+    let policy = match job.train.recompute {
+        RecomputePolicy::Auto => "",
+        _ => " with train.recompute = \"auto\"",
+    };
+    RunError::Input(format!(
+        "train.mem_budget: {} MiB is too small; the smallest that this job runs in is {smallest} MiB{policy}: {} MiB \
+         activations{}{}; raise the budget, or lower train.batch or data.seq_len",
+        job.train.mem_budget.unwrap_or(0) >> 20,
+        mib(smallest_arena as u64),
+        if items.is_empty() { "" } else { ", " },
+        items.join(", ")
+    ))
 }
 
 /// Opens everything the job names, fills a store and builds the graphs.
@@ -287,21 +389,14 @@ impl Trainer {
         // Reading and tokenising left holes behind; they are not what the run holds.
         memory::release_unused();
         let before = memory::resident();
-        let Prepared { student, teacher, mut store, penalty, graphs: StepGraphs { train, update } } =
-            prepare(job, loader.seq_len())?;
+        let Prepared { student, teacher, mut store, penalty, graphs } = prepare(job, loader.seq_len())?;
         match &teacher {
             Some(Teacher::Cache(cache)) => check_cache(job, cache, &loader, student.model.config.vocab_size)?,
             Some(Teacher::Model(model)) => check_teacher(job, model, &loader)?,
             None => {}
         }
-        for graph in [&train.graph, &update] {
-            for input in graph.inputs().iter().filter(|i| i.kind != InputKind::Weight) {
-                store.allocate(&input.name, graph.ty(input.value))?;
-            }
-        }
-        let plans = session::compile_all(&[train.graph, update])?;
-        let account = Account::new(before, &store, session::arena_bytes(&plans) as u64);
-        check_budget(job, &account)?;
+        allocate(&mut store, &graphs)?;
+        let CompiledJob { plans, account } = compile_graphs(job, &graphs, before, &store, &mut |_, _, _| ())?;
         let bound = session::bind(&plans, &store)?;
         let [micro, update]: [_; 2] =
             bound.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
@@ -313,29 +408,11 @@ impl Trainer {
             micro,
             update,
             store,
-            params: train.params,
+            params: graphs.train.params,
             important: penalty.and_then(|p| p.important),
             account,
         }))
     }
-}
-
-/// Refuses a budget that the run would exceed.
-fn check_budget(job: &JobConfig, account: &Account) -> Result<()> {
-    let Some(budget) = job.train.mem_budget.filter(|b| *b < account.total()) else { return Ok(()) };
-    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-    let items: Vec<String> = account
-        .items
-        .iter()
-        .filter(|i| i.bytes >= 1 << 20)
-        .map(|i| format!("{} MiB {}", mib(i.bytes), i.what))
-        .collect();
-    Err(RunError::Input(format!(
-        "train.mem_budget: {} MiB is too small, {} MiB are needed: {}; raise the budget, or lower train.batch or data.seq_len",
-        budget >> 20,
-        mib(account.total()),
-        items.join(", ")
-    )))
 }
 
 /// Weights, adapter and tables of the student.
