@@ -137,7 +137,7 @@ fn settings_that_do_not_fit_the_model() {
     );
     c.refuses(
         &["train.mem_budget=1MiB"],
-        &["train.mem_budget", "1 MiB is too small", "MiB are needed", "lower train.batch"],
+        &["train.mem_budget", "1 MiB is too small", "smallest that this job runs in is", "lower train.batch"],
     );
     let data = case("llama_small_teacher_vocab").join("tokens.safetensors");
     c.refuses(

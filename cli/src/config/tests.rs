@@ -90,7 +90,7 @@ fn resolved_text() {
         [data]\ntrain = [\"/jobs/a.jsonl\"]\npacking = true\nshuffle = true\non_error = \"fail\"\nlong_rows = \"split\"\n\n\
         [train]\nsteps = 10\nbatch = 1\naccumulation = 8\nlr = 3e-5\nschedule = \"cosine\"\nwarmup_steps = 500\n\
         weight_decay = 0.01\nbetas = [0.9, 0.999]\neps = 1e-8\nmax_grad_norm = 1.0\nseed = 0\nsave_every = 500\nkeep = 2\n\
-        mem_budget = \"8GiB\"\n";
+        mem_budget = \"8GiB\"\nrecompute = \"auto\"\n";
     assert_eq!(text, expected);
 }
 

@@ -397,6 +397,8 @@ impl Trainer {
         }
         allocate(&mut store, &graphs)?;
         let CompiledJob { plans, account } = compile_graphs(job, &graphs, before, &store, &mut |_, _, _| ())?;
+        // Compiling, too, left holes behind.
+        memory::release_unused();
         let bound = session::bind(&plans, &store)?;
         let [micro, update]: [_; 2] =
             bound.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
