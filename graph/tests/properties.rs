@@ -4,9 +4,9 @@
 mod common;
 
 use common::{check_order, check_plan, defs, facts, no_facts, random_graph, random_inputs, random_training};
-use kfc_graph::interp::{Tensor, run};
 use kfc_graph::budget::Frontier;
 use kfc_graph::cost::Rates;
+use kfc_graph::interp::{Tensor, run};
 use kfc_graph::memory::plan;
 use kfc_graph::passes::{optimise, recompute};
 use kfc_graph::schedule::schedule;

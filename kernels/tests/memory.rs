@@ -19,11 +19,9 @@ fn job(teacher: bool) -> Job {
 #[test]
 fn arenas_are_close_to_their_lower_bound() {
     for layers in [2, 12, 32] {
-        for (name, job) in [
-            ("lora", job(false)),
-            ("lora + teacher", job(true)),
-            ("full", Job { lora: false, ..job(false) }),
-        ] {
+        for (name, job) in
+            [("lora", job(false)), ("lora + teacher", job(true)), ("full", Job { lora: false, ..job(false) })]
+        {
             let graph = train(large(layers), job);
             let start = Instant::now();
             let plan = compile(&graph, &mut |_, _| ()).unwrap();

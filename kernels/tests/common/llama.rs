@@ -79,7 +79,8 @@ pub fn contents(graph: &Graph, shape: Shape, seq: usize) -> Vec<Vec<f64>> {
     };
     let fill = |input: &kfc_graph::Input| {
         let n = graph.ty(input.value).elements();
-        let mut values = |f: &mut dyn FnMut(usize, f64) -> f64| (0..n).map(|i| f(i, next())).collect::<Vec<f64>>();
+        let mut values =
+            |f: &mut dyn FnMut(usize, f64) -> f64| (0..n).map(|i| f(i, next())).collect::<Vec<f64>>();
         match input.name.as_str() {
             "tokens" | "labels" => values(&mut |_, u| (u * shape.vocab as f64).floor()),
             "positions" => values(&mut |i, _| (i % seq) as f64),

@@ -77,7 +77,13 @@ fn maker(graph: &Graph, v: ValueId) -> Option<NodeId> {
 }
 
 /// The node that must be copied for a copy or a late node to read `v`; `None` if `v` itself can be read.
-fn to_copy(graph: &Graph, cut: &Cut, dropped: &BTreeSet<ValueId>, is_output: &[bool], v: ValueId) -> Option<NodeId> {
+fn to_copy(
+    graph: &Graph,
+    cut: &Cut,
+    dropped: &BTreeSet<ValueId>,
+    is_output: &[bool],
+    v: ValueId,
+) -> Option<NodeId> {
     let id = maker(graph, v)?;
     let gone = dropped.contains(&v) || !(cut.is_saved(v) || is_output[v.index()]);
     gone.then_some(id)
@@ -140,7 +146,8 @@ struct Copier<'a> {
 
 impl Copier<'_> {
     fn needed(&self, v: ValueId) -> Option<NodeId> {
-        to_copy(self.graph, self.cut, self.dropped, &self.is_output, v).filter(|_| self.copies[v.index()].is_none())
+        to_copy(self.graph, self.cut, self.dropped, &self.is_output, v)
+            .filter(|_| self.copies[v.index()].is_none())
     }
 
     /// What a late node reads for `v`.
