@@ -11,7 +11,7 @@
 //! layer saves lives for a moment only, so each step is also tried with the last layer left alone.
 
 use crate::cost::{Rates, node_cost};
-use crate::graph::{Def, Graph, Phase, ValueId};
+use crate::graph::{Def, Graph, NodeId, Phase, ValueId};
 use crate::memory::{FactsOf, live_bytes, plan};
 use crate::passes::recompute::{self, Cut, Policy, chain, dropped, layer_of};
 use crate::schedule::schedule;
@@ -20,6 +20,9 @@ use thiserror::Error;
 
 /// Sets beside the named policies of which the memory is planned in full.
 const PLANNED: usize = 72;
+
+/// The largest classes are tried.
+const MAX_CLASSES: usize = 24;
 
 /// Parts that the layers are cut into.
 const PARTS: usize = 8;
@@ -90,7 +93,7 @@ pub struct Decision {
     pub value: String,
     /// Its size.
     pub bytes: usize,
-    /// Whether it is made again; otherwise it stays in memory.
+    /// Whether it is made again, for itself or beside another result of its node; otherwise it stays in memory.
     pub recomputed: bool,
     /// Estimated time to make it again from what is saved.
     pub seconds: f64,
@@ -99,6 +102,7 @@ pub struct Decision {
 /// What becomes of each saved value when `dropped` is dropped, in order of the forward pass.
 pub fn decisions(graph: &Graph, dropped: &BTreeSet<ValueId>, rates: &Rates) -> Vec<Decision> {
     let cut = Cut::new(graph);
+    let copied: BTreeSet<NodeId> = dropped.iter().flat_map(|&v| chain(graph, &cut, dropped, v)).collect();
     let decision = |&v: &ValueId| {
         let Def::Node(id, result) = graph.def(v) else { return None };
         let node = graph.node(id);
@@ -107,7 +111,7 @@ pub fn decisions(graph: &Graph, dropped: &BTreeSet<ValueId>, rates: &Rates) -> V
             .iter()
             .map(|&n| rates.seconds(node_cost(graph, graph.node(n))))
             .sum();
-        Some(Decision { value, bytes: graph.ty(v).bytes(), recomputed: dropped.contains(&v), seconds })
+        Some(Decision { value, bytes: graph.ty(v).bytes(), recomputed: copied.contains(&id), seconds })
     };
     cut.saved().iter().filter_map(decision).collect()
 }
@@ -213,8 +217,8 @@ impl Search<'_> {
             })
             .collect();
         jobs.extend(without_last);
-        let mut all = each(jobs, &|(name, dropped)| self.measured(name, dropped));
-        all.push(none);
+        let mut all = vec![none];
+        all.extend(each(jobs, &|(name, dropped)| self.measured(name, dropped)));
         thin(pareto(all, |c| c.live_bytes), PLANNED)
     }
 
@@ -246,7 +250,11 @@ impl Search<'_> {
             let bytes = layers.values().flatten().map(|&v| graph.ty(v).bytes()).sum();
             Class { name, layers: layers.into_iter().collect(), bytes }
         };
-        classes.into_iter().map(class).filter(|c| c.bytes * MINOR >= total).collect()
+        let mut classes: Vec<Class> =
+            classes.into_iter().map(class).filter(|c| c.bytes * MINOR >= total).collect();
+        classes.sort_by(|a, b| b.bytes.cmp(&a.bytes).then(a.name.cmp(&b.name)));
+        classes.truncate(MAX_CLASSES);
+        classes
     }
 
     /// Classes in order of being dropped, each with what was dropped before.
