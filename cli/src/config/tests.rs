@@ -198,9 +198,15 @@ fn train() -> impl Strategy<Value = TrainSection> {
         prop::option::of(prop_oneof![positive().prop_map(LossScale::Static), Just(LossScale::Dynamic)]);
     let sizes = (1..99usize, 1..99usize, 0..999usize, 0..999usize, 1..9usize);
     let numbers = (unit(), unit(), unit(), unit(), positive(), unit());
+    let recompute = prop_oneof![
+        Just(RecomputePolicy::Auto),
+        Just(RecomputePolicy::Off),
+        Just(RecomputePolicy::Attention),
+        (1..9usize).prop_map(RecomputePolicy::EveryK)
+    ];
     let budget = prop::option::of(prop_oneof![1..u64::MAX, (1..99u64).prop_map(|n| n << 30)]);
-    (length, schedule, loss_scale, sizes, numbers, any::<u64>(), budget).prop_map(
-        |(length, schedule, loss_scale, sizes, numbers, seed, mem_budget)| TrainSection {
+    (length, schedule, loss_scale, sizes, numbers, (any::<u64>(), recompute), budget).prop_map(
+        |(length, schedule, loss_scale, sizes, numbers, (seed, recompute), mem_budget)| TrainSection {
             length,
             batch: sizes.0,
             accumulation: sizes.1,
@@ -216,6 +222,7 @@ fn train() -> impl Strategy<Value = TrainSection> {
             save_every: sizes.3,
             keep: sizes.4,
             mem_budget,
+            recompute,
         },
     )
 }

@@ -13,7 +13,7 @@ pub mod setup;
 mod state;
 
 pub use metrics::StepMetrics;
-pub use run::{Observer, RunOptions, Silent, Summary, run};
+pub use run::{Observer, RunOptions, Silent, Summary, resume, run};
 pub use schedule::learning_rate;
 
 use crate::accounting::Account;
