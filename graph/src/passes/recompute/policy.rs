@@ -22,31 +22,15 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// Forms that [`Policy::from_name`] reads, for messages.
-    pub const NAMES: &str = "none, attention-only, every-layer, every-K-layers, first-N-layers";
-
-    /// Name in configurations and reports.
+    /// Name in reports.
     pub fn name(&self) -> String {
         match self {
             Policy::None => "none".into(),
-            Policy::EveryLayer => "every-layer".into(),
-            Policy::EveryK(k) => format!("every-{k}-layers"),
-            Policy::AttentionOnly => "attention-only".into(),
-            Policy::FirstLayers(n) => format!("first-{n}-layers"),
+            Policy::EveryLayer => "every layer".into(),
+            Policy::EveryK(k) => format!("every {k} layers"),
+            Policy::AttentionOnly => "attention only".into(),
+            Policy::FirstLayers(n) => format!("first {n} layers"),
             Policy::Selected(values) => format!("{} selected values", values.len()),
-        }
-    }
-
-    /// The policy of this name, if it is one of [`Policy::NAMES`]. A selection has no name to read.
-    pub fn from_name(name: &str) -> Option<Policy> {
-        let number = |prefix: &str| -> Option<usize> {
-            name.strip_prefix(prefix)?.strip_suffix("-layers")?.parse().ok().filter(|&n| n > 0)
-        };
-        match name {
-            "none" => Some(Policy::None),
-            "every-layer" => Some(Policy::EveryLayer),
-            "attention-only" => Some(Policy::AttentionOnly),
-            _ => number("every-").map(Policy::EveryK).or(number("first-").map(Policy::FirstLayers)),
         }
     }
 }
@@ -107,23 +91,6 @@ fn leaving(graph: &Graph, cut: &Cut, of_scope: &[Option<(String, usize)>]) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_read_back() {
-        let all = [
-            Policy::None,
-            Policy::EveryLayer,
-            Policy::EveryK(3),
-            Policy::AttentionOnly,
-            Policy::FirstLayers(7),
-        ];
-        for policy in all {
-            assert_eq!(Policy::from_name(&policy.name()), Some(policy));
-        }
-        for wrong in ["", "every-0-layers", "every-x-layers", "first--layers", "all", "every-2-layers "] {
-            assert_eq!(Policy::from_name(wrong), None, "{wrong:?}");
-        }
-    }
 
     #[test]
     fn layers_are_found_in_scopes() {
