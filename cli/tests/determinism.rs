@@ -179,7 +179,7 @@ fn finish(child: Child) {
 /// A pause drawn anew in every run of the tests; what it was shows in the output of a failure.
 fn pause(from: u64, to: u64) -> Duration {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let pause = Duration::from_millis(from + u64::from(now.subsec_nanos() / 1000) % (to - from));
+    let pause = Duration::from_millis(from + u64::from(now.subsec_micros()) % (to - from));
     println!("pause {pause:?}");
     pause
 }
