@@ -7,10 +7,11 @@
 //!
 //! Values that play the same role in every layer form a class, ordered greedily: next comes the class whose recomputation
 //! costs the fewest seconds for each byte that the peak of live memory falls by. Each step of the ladder drops one class
-//! more, in a quarter, half, three quarters or all of the layers, the first layers first: their values live the longest.
+//! more, in an eighth of the layers after the other, the first layers first: their values live the longest. What the last
+//! layer saves lives for a moment only, so each step is also tried with the last layer left alone.
 
 use crate::cost::{Rates, node_cost};
-use crate::graph::{Def, Graph, Phase, ValueId};
+use crate::graph::{Def, Graph, NodeId, Phase, ValueId};
 use crate::memory::{FactsOf, live_bytes, plan};
 use crate::passes::recompute::{self, Cut, Policy, chain, dropped, layer_of};
 use crate::schedule::schedule;
@@ -18,7 +19,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 /// Sets beside the named policies of which the memory is planned in full.
-const PLANNED: usize = 24;
+const PLANNED: usize = 72;
+
+/// The largest classes are tried.
+const MAX_CLASSES: usize = 24;
+
+/// Parts that the layers are cut into.
+const PARTS: usize = 8;
 
 /// Classes whose values take less than one part in so many of all saved bytes go with their larger siblings only.
 const MINOR: usize = 500;
@@ -86,7 +93,7 @@ pub struct Decision {
     pub value: String,
     /// Its size.
     pub bytes: usize,
-    /// Whether it is made again; otherwise it stays in memory.
+    /// Whether it is made again, for itself or beside another result of its node; otherwise it stays in memory.
     pub recomputed: bool,
     /// Estimated time to make it again from what is saved.
     pub seconds: f64,
@@ -95,6 +102,7 @@ pub struct Decision {
 /// What becomes of each saved value when `dropped` is dropped, in order of the forward pass.
 pub fn decisions(graph: &Graph, dropped: &BTreeSet<ValueId>, rates: &Rates) -> Vec<Decision> {
     let cut = Cut::new(graph);
+    let copied: BTreeSet<NodeId> = dropped.iter().flat_map(|&v| chain(graph, &cut, dropped, v)).collect();
     let decision = |&v: &ValueId| {
         let Def::Node(id, result) = graph.def(v) else { return None };
         let node = graph.node(id);
@@ -103,7 +111,7 @@ pub fn decisions(graph: &Graph, dropped: &BTreeSet<ValueId>, rates: &Rates) -> V
             .iter()
             .map(|&n| rates.seconds(node_cost(graph, graph.node(n))))
             .sum();
-        Some(Decision { value, bytes: graph.ty(v).bytes(), recomputed: dropped.contains(&v), seconds })
+        Some(Decision { value, bytes: graph.ty(v).bytes(), recomputed: copied.contains(&id), seconds })
     };
     cut.saved().iter().filter_map(decision).collect()
 }
@@ -148,11 +156,15 @@ impl Search<'_> {
 
     /// Number of layers that hold saved values.
     fn layers(&self) -> usize {
-        let scopes = self.cut.saved().iter().filter_map(|&v| match self.graph.def(v) {
-            Def::Node(id, _) => layer_of(self.graph.scope(self.graph.node(id))).map(|(_, n, _)| n + 1),
+        self.cut.saved().iter().filter_map(|&v| self.layer(v)).max().map_or(0, |last| last + 1)
+    }
+
+    /// The layer that makes a value.
+    fn layer(&self, v: ValueId) -> Option<usize> {
+        match self.graph.def(v) {
+            Def::Node(id, _) => layer_of(self.graph.scope(self.graph.node(id))).map(|(_, n, _)| n),
             Def::Input(_) => None,
-        });
-        scopes.max().unwrap_or(0)
+        }
     }
 
     fn planned(&self, name: String, dropped: BTreeSet<ValueId>) -> Choice {
@@ -175,34 +187,38 @@ impl Search<'_> {
 
     fn seconds(&self, graph: &Graph) -> f64 {
         let again = graph.nodes().iter().filter(|n| n.phase == Phase::Recompute);
-        again.map(|n| self.rates.seconds(node_cost(graph, n))).sum()
+        again.fold(0.0, |sum, n| sum + self.rates.seconds(node_cost(graph, n)))
     }
 
-    /// The candidates worth planning, at most [`PLANNED`].
+    /// The candidates worth planning, about [`PLANNED`] at most.
     fn ladder(&self) -> Vec<Candidate> {
-        let none = self.measured("none".into(), BTreeSet::new());
-        let (steps, full) = self.greedy(self.classes(), none.clone());
+        let none = self.measured(Policy::None.name(), BTreeSet::new());
         let mut jobs: Vec<(String, BTreeSet<ValueId>)> = vec![];
-        for (before, class) in &steps {
-            let n = class.layers.len();
-            let mut parts = vec![n.div_ceil(4), n.div_ceil(2), (3 * n).div_ceil(4)];
-            parts.dedup();
-            for part in parts.into_iter().filter(|&p| p < n) {
-                let dropped = before.dropped.iter().copied().chain(class.up_to(part)).collect();
-                jobs.push((format!("{} + {} in {part} layers", before.name, class.name), dropped));
+        for (before, class) in self.greedy(self.classes(), none.clone()) {
+            for n in parts(class.layers.len()) {
+                let name = match n == class.layers.len() {
+                    true => class.name.clone(),
+                    false => format!("{} ({n} layers)", class.name),
+                };
+                let name = if before.dropped.is_empty() { name } else { format!("{}, {name}", before.name) };
+                jobs.push((name, before.dropped.iter().copied().chain(class.up_to(n)).collect()));
             }
         }
         let layers = self.layers();
-        for eighth in 1..8 {
-            let n = layers * eighth / 8;
-            if n > 0 {
-                let policy = Policy::FirstLayers(n);
-                jobs.push((policy.name(), dropped(self.graph, &self.cut, &policy)));
-            }
+        for n in parts(layers) {
+            let policy = Policy::FirstLayers(n);
+            jobs.push((policy.name(), dropped(self.graph, &self.cut, &policy)));
         }
-        let mut all = each(jobs, &|(name, dropped)| self.measured(name, dropped));
-        all.push(none);
-        all.extend(full);
+        let without_last: Vec<_> = jobs
+            .iter()
+            .map(|(name, all)| {
+                let earlier = |v: &ValueId| self.layer(*v).is_none_or(|n| n + 1 < layers);
+                (format!("{name}; last layer kept"), all.iter().copied().filter(earlier).collect())
+            })
+            .collect();
+        jobs.extend(without_last);
+        let mut all = vec![none];
+        all.extend(each(jobs, &|(name, dropped)| self.measured(name, dropped)));
         thin(pareto(all, |c| c.live_bytes), PLANNED)
     }
 
@@ -234,12 +250,16 @@ impl Search<'_> {
             let bytes = layers.values().flatten().map(|&v| graph.ty(v).bytes()).sum();
             Class { name, layers: layers.into_iter().collect(), bytes }
         };
-        classes.into_iter().map(class).filter(|c| c.bytes * MINOR >= total).collect()
+        let mut classes: Vec<Class> =
+            classes.into_iter().map(class).filter(|c| c.bytes * MINOR >= total).collect();
+        classes.sort_by(|a, b| b.bytes.cmp(&a.bytes).then(a.name.cmp(&b.name)));
+        classes.truncate(MAX_CLASSES);
+        classes
     }
 
-    /// Classes in order of being dropped, each with what was dropped before, and the sets after each step.
-    fn greedy(&self, mut classes: Vec<Class>, start: Candidate) -> (Vec<(Candidate, Class)>, Vec<Candidate>) {
-        let (mut steps, mut after) = (vec![], vec![]);
+    /// Classes in order of being dropped, each with what was dropped before.
+    fn greedy(&self, mut classes: Vec<Class>, start: Candidate) -> Vec<(Candidate, Class)> {
+        let mut steps = vec![];
         let mut current = start;
         while !classes.is_empty() {
             let trials: Vec<(usize, BTreeSet<ValueId>)> = classes
@@ -259,13 +279,19 @@ impl Search<'_> {
             let class = classes.remove(i);
             best.name = match current.dropped.is_empty() {
                 true => class.name.clone(),
-                false => format!("{} + {}", current.name, class.name),
+                false => format!("{}, {}", current.name, class.name),
             };
-            after.push(best.clone());
             steps.push((std::mem::replace(&mut current, best), class));
         }
-        (steps, after)
+        steps
     }
+}
+
+/// How many of `n` layers to take: an eighth, two eighths, .. all.
+fn parts(n: usize) -> Vec<usize> {
+    let mut parts: Vec<usize> = (1..=PARTS).map(|k| (n * k).div_ceil(PARTS)).filter(|&p| p > 0).collect();
+    parts.dedup();
+    parts
 }
 
 /// Calls `f` for each item on two threads; results in order.
@@ -279,16 +305,16 @@ fn each<T: Send, R: Send>(items: Vec<T>, f: &(dyn Fn(T) -> R + Sync)) -> Vec<R> 
         (even, odd.join())
     });
     let odd = odd.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    let (mut even, mut odd) = (even.into_iter(), odd.into_iter());
+    let mut odd = odd.into_iter();
     let mut out = vec![];
-    while let Some(first) = even.next() {
+    for first in even {
         out.push(first);
         out.extend(odd.next());
     }
     out
 }
 
-/// The least memory, and the time, of a way to run a graph.
+/// What is compared.
 trait Timed {
     fn seconds(&self) -> f64;
 }
@@ -318,10 +344,17 @@ fn pareto<T: Timed>(mut all: Vec<T>, bytes: impl Fn(&T) -> usize) -> Vec<T> {
     all
 }
 
-/// At most `n` of them, both ends among them, evenly spread.
-fn thin<T>(all: Vec<T>, n: usize) -> Vec<T> {
-    let last = all.len().saturating_sub(1);
-    let mut kept: BTreeSet<usize> = (0..n).map(|i| i * last / (n - 1).max(1)).collect();
-    kept.insert(last);
-    all.into_iter().enumerate().filter(|(i, _)| kept.contains(i)).map(|(_, c)| c).collect()
+/// About `n` of them, both ends among them, each by the same factor smaller than the one before.
+fn thin(all: Vec<Candidate>, n: usize) -> Vec<Candidate> {
+    let (Some(first), Some(last)) = (all.first(), all.last()) else { return all };
+    let smallest = last.live_bytes;
+    let step = (smallest.max(1) as f64 / first.live_bytes.max(1) as f64).powf(1.0 / n as f64);
+    let mut kept: Vec<Candidate> = vec![];
+    for c in all {
+        let far = kept.last().is_none_or(|k| c.live_bytes as f64 <= k.live_bytes as f64 * step);
+        if far || c.live_bytes == smallest {
+            kept.push(c);
+        }
+    }
+    kept
 }

@@ -117,6 +117,16 @@ proptest! {
     }
 }
 
+#[test]
+fn without_a_backward_pass_there_is_one_choice() {
+    let text = "graph g {\n %0: f32[4] = data \"x\"\n %1: f32[4] = exp(%0) @forward \"layers.0\"\n \
+                %2: f32[4] = neg(%1) @forward \"layers.1\"\n output \"y\" = %2\n}\n";
+    let frontier = Frontier::new(&parse(text, &defs()).unwrap(), &facts, &Rates::default());
+    assert_eq!(frontier.choices.len(), 1);
+    assert_eq!((frontier.choices[0].name.as_str(), frontier.choices[0].extra_seconds), ("none", 0.0));
+    assert_eq!(frontier.within(64).unwrap_err().smallest, frontier.choices[0].arena_bytes);
+}
+
 /// A long chain of layers whose activations live until a backward pass.
 fn deep(layers: usize) -> Graph {
     let mut g = Graph::new("deep");

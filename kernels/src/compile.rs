@@ -38,7 +38,7 @@ pub struct CompileOptions {
 pub struct Compiled {
     /// The plan.
     pub plan: Plan,
-    /// All choices, when there was a budget to choose for.
+    /// All choices, where a budget did not allow to keep everything.
     pub frontier: Option<Frontier>,
 }
 
@@ -63,6 +63,7 @@ pub fn compile_with(
     let graph = optimised(graph, observer)?;
     let (dropped, frontier) = match &options.recompute {
         Recompute::Off => (BTreeSet::new(), None),
+        Recompute::WithinBudget(bytes) if plain_arena(&graph) <= *bytes => (BTreeSet::new(), None),
         Recompute::Named(policy) => (recompute::dropped(&graph, &Cut::new(&graph), policy), None),
         Recompute::WithinBudget(bytes) => {
             let frontier = Frontier::new(&graph, &facts_of, &options.rates);
@@ -80,6 +81,11 @@ pub fn compile_with(
 /// As [`compile`].
 pub fn frontier(graph: &Graph, rates: &Rates) -> Result<Frontier, KernelError> {
     Ok(Frontier::new(&optimised(graph, &mut |_, _| ())?, &facts_of, rates))
+}
+
+/// Size of the arena when everything is kept.
+fn plain_arena(graph: &Graph) -> usize {
+    memory::plan(graph, &schedule::schedule(graph), &facts_of).arena_bytes
 }
 
 /// The graph after the device-independent passes; every operation in it has a kernel.

@@ -14,7 +14,7 @@
 //!
 //! When all steps have run, an output that updates a state and does not already live in it is copied there.
 //! Invariant: no two places of the arena whose life spans meet overlap. The planner follows tinygrad's: liveness, then
-//! greedy best-fit offsets; of several orders of placing the best is kept.
+//! greedy offsets; of several orders of placing the best is kept, and a bounded search tries to better it.
 
 mod place;
 

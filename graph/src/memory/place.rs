@@ -228,3 +228,53 @@ fn find_gap(taken: &[(usize, usize)], bytes: usize, fit: Fit) -> usize {
     }
     best.map_or(end, |(_, offset)| offset)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Slot;
+
+    /// Ranges of 1 to 20 units at random times.
+    fn random_spans(seed: u64, n: usize, steps: usize) -> Vec<Span> {
+        let mut state = seed.wrapping_mul(2).wrapping_add(1);
+        let mut next = |n: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % n
+        };
+        let mut span = |_| {
+            let (a, b) = (next(steps), next(steps));
+            let slot = Slot { offset: 0, bytes: 64 * (1 + next(20)) };
+            Span { slot, first: a.min(b), last: a.max(b).min(a.min(b) + steps / 4) }
+        };
+        (0..n).map(&mut span).collect()
+    }
+
+    #[test]
+    fn the_search_helps_and_nothing_overlaps() {
+        let (mut swept, mut greedy, mut placed, mut bound) = (0, 0, 0, 0);
+        for seed in 0..60 {
+            let (n, steps) = (60 + seed as usize, 40);
+            let mut spans = random_spans(seed, n, steps);
+            let orders = orders(&spans).map(|o| place_in_order(&spans, &o, steps, Fit::Best).0);
+            let sweep = sweep(&spans).0;
+            let (arena, lower) = place(&mut spans, steps);
+            for (i, a) in spans.iter().enumerate() {
+                assert!(a.slot.offset + a.slot.bytes <= arena);
+                for b in &spans[..i] {
+                    let together = a.first <= b.last && b.first <= a.last;
+                    let apart = a.slot.offset + a.slot.bytes <= b.slot.offset
+                        || b.slot.offset + b.slot.bytes <= a.slot.offset;
+                    assert!(!together || apart, "{a:?} and {b:?} overlap");
+                }
+            }
+            swept += sweep;
+            greedy += orders.into_iter().fold(sweep, usize::min);
+            placed += arena;
+            bound += lower;
+        }
+        let over = |bytes: usize| 100.0 * (bytes as f64 / bound as f64 - 1.0);
+        println!("above the bound: {:.2} %, {:.2} %, {:.2} %", over(swept), over(greedy), over(placed));
+        assert!(placed < greedy && greedy < swept);
+        assert!(over(placed) < 3.0, "{:.2} %", over(placed));
+    }
+}

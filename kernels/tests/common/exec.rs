@@ -1,6 +1,7 @@
-//! Runs a plan on buffers of its own.
+//! Runs a plan on buffers of its own, or a graph with a buffer for each value.
 
-use super::{Aligned, encode};
+use super::{Aligned, encode, run_cpu};
+use kfc_graph::{Graph, TensorType};
 use kfc_kernels::cpu::{self, Buf, Call};
 use kfc_kernels::plan::{Place, Plan};
 
@@ -44,4 +45,19 @@ pub fn run_plan(plan: &Plan, contents: &[Vec<f64>]) -> Vec<(String, Vec<u8>)> {
         unsafe { std::slice::from_raw_parts(b.ptr, b.bytes) }.to_vec()
     };
     plan.outputs.iter().map(|o| (o.name.clone(), read(at(&o.place)))).collect()
+}
+
+/// As [`run_plan`] for the nodes of a graph in order, where no two values share memory.
+pub fn run_apart(graph: &Graph, contents: &[Vec<f64>]) -> Vec<(String, Vec<u8>)> {
+    let mut values: Vec<Vec<u8>> = vec![vec![]; graph.value_count()];
+    for (input, data) in graph.inputs().iter().zip(contents) {
+        values[input.value.index()] = encode(graph.ty(input.value), data);
+    }
+    for node in graph.nodes() {
+        let types: Vec<TensorType> = node.inputs.iter().map(|&v| graph.ty(v).clone()).collect();
+        let operands: Vec<Vec<u8>> = node.inputs.iter().map(|v| values[v.index()].clone()).collect();
+        let results = run_cpu(&node.op, &types, &operands);
+        node.outputs.iter().zip(results).for_each(|(v, r)| values[v.index()] = r);
+    }
+    graph.outputs().iter().map(|o| (o.name.clone(), values[o.value.index()].clone())).collect()
 }

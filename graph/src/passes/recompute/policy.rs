@@ -87,3 +87,16 @@ fn leaving(graph: &Graph, cut: &Cut, of_scope: &[Option<(String, usize)>]) -> Ve
     }
     leaves
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_found_in_scopes() {
+        assert_eq!(layer_of("student.layers.3.mlp"), Some(("student.", 3, "mlp")));
+        assert_eq!(layer_of("layers.12"), Some(("", 12, "")));
+        assert_eq!(layer_of("student.norm"), None);
+        assert_eq!(layer_of("layers.x.mlp"), None);
+    }
+}
