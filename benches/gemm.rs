@@ -49,6 +49,9 @@ fn product(dtype: DType, m: usize, n: usize, k: usize) -> (BoundPlan, Store) {
     });
     let y = linear(&mut Builder::new(&mut graph), x, w, None).expect("a product");
     graph.add_output("y", y, None);
-    let plan = session::bind(&session::compile_all(&[graph]).expect("a plan"), &store).expect("bound").pop().expect("one plan");
+    let plan = session::bind(&session::compile_all(&[graph]).expect("a plan"), &store)
+        .expect("bound")
+        .pop()
+        .expect("one plan");
     (plan, store)
 }

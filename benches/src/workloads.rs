@@ -9,7 +9,7 @@ use kfc_ops::head::Divergence;
 use kfc_ops::model::{ModelConfig, resolve_targets};
 use kfc_runtime::config::{
     DataSection, DistillSection, EwcMode, EwcSection, Important, JobConfig, Length, LongRows, LoraInit,
-    LoraSection, LoraTargets, ModelInit, ModelSection, OnError, Schedule, TrainSection,
+    LoraSection, LoraTargets, ModelInit, ModelSection, OnError, RecomputePolicy, Schedule, TrainSection,
 };
 use kfc_runtime::hf::{TensorOut, file_dtype, write_model, write_safetensors};
 use kfc_runtime::models::write_f32;
@@ -175,6 +175,7 @@ impl Workload {
                 save_every: 0,
                 keep: 1,
                 mem_budget: None,
+                recompute: RecomputePolicy::Auto,
             },
         })
     }

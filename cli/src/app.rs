@@ -9,6 +9,7 @@ use std::panic::{self, PanicHookInfo};
 /// Runs the command line `arguments` (the first is the program's name) and returns the exit code.
 pub fn main(arguments: Vec<OsString>) -> u8 {
     panic::set_hook(Box::new(report_panic));
+    kfc_runtime::files::survive_size_limit();
     match panic::catch_unwind(|| dispatch(arguments)) {
         Ok(code) => code,
         // The hook has spoken.

@@ -2,6 +2,7 @@
 
 use crate::error::input_error;
 use anyhow::Context;
+use kfc_runtime::files;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +21,7 @@ impl RunDir {
     pub fn check(path: &Path, resume: bool) -> anyhow::Result<RunDir> {
         let shown = path.display();
         let entries = match std::fs::read_dir(path) {
-            Ok(entries) => entries.count(),
+            Ok(entries) => entries.filter(|entry| !is_first_leftover(entry)).count(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
             Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
                 return Err(input_error(format!(
@@ -69,6 +70,14 @@ impl RunDir {
             .with_context(|| format!("the run directory {} cannot be made", self.path.display()))
     }
 
+    /// Removes the directory of a run that did not come about.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn remove(&self) -> anyhow::Result<()> {
+        Ok(files::remove_dir(&self.path)?)
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
@@ -105,23 +114,18 @@ impl RunDir {
     }
 }
 
-/// Writes `bytes` to `path` so that a reader finds the old file or the whole new one: a temporary file beside it, then a
-/// rename.
+/// What a run leaves that was killed while it wrote its first file: no run yet.
+fn is_first_leftover(entry: &std::io::Result<std::fs::DirEntry>) -> bool {
+    entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("config.toml.tmp-"))
+}
+
+/// Writes `bytes` to `path` so that a reader finds the old file or the whole new one.
 ///
 /// # Errors
-/// If any step fails; the temporary file is removed then.
+/// If any step fails; nothing is left behind then.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let temporary = sibling(path);
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().with_context(|| {
-        let _ = std::fs::remove_file(&temporary);
-        format!("{} cannot be written", path.display())
-    })
+    files::write_atomic(path, |file| file.write_all(bytes))?;
+    Ok(())
 }
 
 /// A name beside `path` that no other process uses.

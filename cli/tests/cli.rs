@@ -28,7 +28,18 @@ fn folder(name: &str) -> PathBuf {
 }
 
 const COMMANDS: [&str; 13] = [
-    "train", "eval", "logits", "fisher", "teach", "merge", "generate", "compile", "explain", "tune", "doctor", "rollback",
+    "train",
+    "eval",
+    "logits",
+    "fisher",
+    "teach",
+    "merge",
+    "generate",
+    "compile",
+    "explain",
+    "tune",
+    "doctor",
+    "rollback",
     "completions",
 ];
 

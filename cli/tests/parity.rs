@@ -129,7 +129,12 @@ fn curve_agrees(name: &str) {
     for (got, expected) in got.iter().zip(expected) {
         assert_eq!(got["step"], expected["step"]);
         for (field, theirs) in [
-            ("loss", "total"), ("ce", "ce"), ("kd", "kd"), ("feat", "feat"), ("ewc", "ewc"), ("lr", "lr"),
+            ("loss", "total"),
+            ("ce", "ce"),
+            ("kd", "kd"),
+            ("feat", "feat"),
+            ("ewc", "ewc"),
+            ("lr", "lr"),
             ("grad_norm", "grad_norm"),
         ] {
             let (a, b) = (&got[field], &expected[theirs]);
@@ -178,9 +183,11 @@ fn delta_fisher_of_a_fresh_adapter_is_that_of_the_weights() {
         let write = |name: &str, sections: &str| {
             let text = format!(
                 "[model]\npath = {:?}\ndtype = \"f32\"\n{sections}\n[data]\ntrain = {:?}\n[train]\nsteps = 1\n",
-                case.join("student"), case.join("tokens.safetensors"),
+                case.join("student"),
+                case.join("tokens.safetensors"),
             );
-            let (config, out) = (folder.join(&format!("{name}.toml")), folder.join(&format!("{name}.safetensors")));
+            let (config, out) =
+                (folder.join(&format!("{name}.toml")), folder.join(&format!("{name}.safetensors")));
             std::fs::write(&config, text).unwrap();
             succeeds(&args!["fisher", config, "--out", out]);
             tensors(&out)
@@ -193,4 +200,140 @@ fn delta_fisher_of_a_fresh_adapter_is_that_of_the_weights() {
             assert_close(name, got, &weights[name], 1e-6);
         }
     }
+}
+
+/// Runs a case with features off and more settings; returns its run folder.
+fn train(folder: &Folder, name: &str, out: &str, sets: &[String]) -> PathBuf {
+    let run = folder.join(out);
+    let mut arguments = args!["train", case(name).join("config.toml"), "--out", run].to_vec();
+    arguments.extend(args!["--set", "distill.features=[]"]);
+    for set in sets {
+        arguments.extend(args!["--set", set]);
+    }
+    succeeds(&arguments);
+    run
+}
+
+/// Makes a cache of a case's teacher.
+fn teach(folder: &Folder, name: &str, out: &str, sets: &[&str]) -> PathBuf {
+    let cache = folder.join(out);
+    let mut arguments = args!["teach", case(name).join("config.toml"), "--out", cache].to_vec();
+    for set in sets {
+        arguments.extend(args!["--set", set]);
+    }
+    succeeds(&arguments);
+    cache
+}
+
+fn teacher(path: &Path) -> String {
+    format!("distill.teacher={}", path.display())
+}
+
+/// Traps: no offline cache (TRL #2255, #3055), and padded vocabularies that mislead (TRL #2215, #3028, #4562): a cache
+/// of every token trains like the teacher itself, whatever the divergence, also where the teacher has more tokens.
+#[test]
+fn a_full_cache_is_the_teacher() {
+    for name in ["gqa_linear_padded_teacher", "qwen2_reverse_kl", "qwen2_yarn_jsd_tied", "qwen2_full"] {
+        let folder = Folder::new();
+        let cache = teach(&folder, name, "cache", &["distill.top_k=100000"]);
+        let live = train(&folder, name, "live", &[]);
+        let cached = train(&folder, name, "cached", &[teacher(&cache)]);
+        for field in ["loss", "ce", "kd", "grad_norm"] {
+            for (a, b) in series(&cached, field).iter().zip(series(&live, field)) {
+                assert!(
+                    (a - b).abs() <= 1e-5 * b,
+                    "{name}: {field} is {a} with the cache, {b} with the teacher"
+                );
+            }
+        }
+        let trained = |run: &Path| {
+            let adapter = run.join("adapter/adapter_model.safetensors");
+            tensors(&if adapter.exists() { adapter } else { run.join("model/model.safetensors") })
+        };
+        for ((name, a), b) in trained(&cached).iter().zip(trained(&live).values()) {
+            assert_close(name, a, b, 1e-3);
+        }
+    }
+}
+
+/// Fewer outcomes never tell more: lumping outcomes together cannot raise a divergence.
+#[test]
+fn a_small_cache_gives_a_smaller_divergence() {
+    for name in ["gqa_linear_padded_teacher", "qwen2_reverse_kl", "qwen2_yarn_jsd_tied"] {
+        let folder = Folder::new();
+        let mut last = 0.0;
+        for k in [1, 4, 16, 1000] {
+            let top_k = format!("distill.top_k={k}");
+            let cache = teach(&folder, name, &format!("cache-{k}"), &[&top_k]);
+            let run = train(&folder, name, &format!("run-{k}"), &[teacher(&cache), "train.steps=1".into()]);
+            let kd = series(&run, "kd")[0];
+            assert!(kd.is_finite() && kd > last, "{name}: {kd} with the {k} likeliest, {last} with fewer");
+            last = kd;
+        }
+    }
+}
+
+/// A cache is keyed by rows, so it must not serve others.
+#[test]
+fn a_cache_of_something_else_is_refused() {
+    let (folder, name) = (Folder::new(), "qwen2_reverse_kl");
+    let cache = teach(&folder, name, "cache", &[]);
+    let config = case(name).join("config.toml");
+    let run = folder.join("run");
+    let base = args!["train", config, "--out", run, "--set", "distill.features=[]", "--set", teacher(&cache)];
+    let refused = |sets: &[String], parts: &[&str]| {
+        let mut arguments = base.to_vec();
+        for set in sets {
+            arguments.extend(args!["--set", set]);
+        }
+        fails(2, &arguments, parts);
+        assert!(!run.exists());
+    };
+    let remake = "make it again with `kfc teach`";
+    refused(&["distill.temperature=3".into()], &["distill.temperature 2, this job has 3", remake]);
+    let rows = |name: &str, rows: &[Vec<i64>]| {
+        let path = folder.join(name);
+        write_tokens(&path, rows, rows);
+        format!("data.train={}", path.display())
+    };
+    let of = |n: i64, t: i64, first: i64| {
+        (0..n).map(|i| (0..t).map(|j| 3 + (first + i + j) % 50).collect()).collect::<Vec<_>>()
+    };
+    refused(&[rows("other", &of(12, 19, 1))], &["fingerprint", remake]);
+    refused(&[rows("fewer", &of(11, 19, 0))], &["rows 12+0, this job has 11+0", remake]);
+    refused(&[rows("longer", &of(12, 20, 0))], &["data.seq_len 19, this job has 20", remake]);
+    refused(&["distill.features=[{student_layer=1,teacher_layer=1}]".into()], &["distill.features", "cache"]);
+    fails(
+        2,
+        &args!["teach", config, "--out", folder.join("again"), "--set", teacher(&cache)],
+        &["is a cache already"],
+    );
+    assert_eq!(folder.names(), ["cache", "fewer", "longer", "other"]);
+    // A damaged cache.
+    edit(&cache.join("top_lse.safetensors"), "top_lse", |t| {
+        t.2 = vec![12, 18];
+        t.3.truncate(12 * 18 * 4);
+    });
+    refused(&[], &["top_lse", "[12, 18]"]);
+}
+
+/// The teacher knows fewer tokens than the student: it runs beside it, but a cache could not tell the student's further
+/// tokens from the rest.
+#[test]
+fn a_teacher_of_fewer_tokens() {
+    let (folder, name) = (Folder::new(), "llama_small_teacher_vocab");
+    let config = case(name).join("config.toml");
+    let out = folder.join("cache");
+    fails(
+        2,
+        &args!["teach", config, "--out", out],
+        &["distill.teacher", "71 tokens, the student 83", "the teacher itself"],
+    );
+    // A token that the teacher has never seen.
+    let rows = vec![vec![5, 6, 7, 80, 9]; 4];
+    write_tokens(&folder.join("rows.safetensors"), &rows, &rows);
+    let data = format!("data.train={}", folder.join("rows.safetensors").display());
+    let run = folder.join("run");
+    fails(2, &args!["train", config, "--out", run, "--set", data], &["71 tokens", "data.train has token 80"]);
+    assert_eq!(folder.names(), ["rows.safetensors"]);
 }

@@ -19,31 +19,17 @@ const LICENCES: [&str; 8] =
 /// Longest source file, in lines.
 const MAX_LINES: usize = 1000;
 
-/// Folders that hold nothing written by hand.
-const SKIPPED: [&str; 9] =
-    ["target", ".git", "runs", ".venv", "__pycache__", "corpus", "artifacts", "coverage", "node_modules"];
-
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
 
-/// Every file of the repository, as a path from its root, in order.
+/// Every file that git knows of, as a path from the root. None in an unpacked archive, where there is no git to ask.
 fn files() -> Vec<PathBuf> {
-    let (root, mut found, mut folders) = (root(), Vec::new(), vec![PathBuf::new()]);
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(root.join(&folder)).unwrap() {
-            let entry = entry.unwrap();
-            let name = entry.file_name().into_string().unwrap();
-            let path = folder.join(&name);
-            match entry.file_type().unwrap() {
-                kind if kind.is_dir() && !SKIPPED.contains(&name.as_str()) => folders.push(path),
-                kind if kind.is_file() => found.push(path),
-                _ => {}
-            }
-        }
-    }
-    found.sort();
-    assert!(found.len() > 100, "the walk found only {} files", found.len());
+    let output = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output();
+    let Some(output) = output.ok().filter(|o| o.status.success()) else { return Vec::new() };
+    let names = String::from_utf8(output.stdout).unwrap();
+    let found: Vec<PathBuf> = names.split_terminator('\0').map(PathBuf::from).collect();
+    assert!(found.len() > 100, "git knows only {} files", found.len());
     found
 }
 
@@ -262,7 +248,7 @@ fn links_in_the_documentation_lead_somewhere() {
         }
     }
     fail("links to files that do not exist", &wrong);
-    assert!(count > 0, "no link was found, the search must be broken");
+    assert!(count > 0 || files().is_empty(), "no link was found, the search must be broken");
 }
 
 #[test]

@@ -129,7 +129,7 @@ pub struct Node {
     pub outputs: Vec<ValueId>,
     /// Part of the step.
     pub phase: Phase,
-    /// Where in the model it stands (`layers.3.attn.q`); index into [`Graph::scopes`].
+    /// Where in the model it stands (`layers.3.attn.q`); index into the graph's scopes (see [`Graph::scope`]).
     pub scope: u32,
 }
 

@@ -11,7 +11,9 @@
 
 pub mod attrs;
 pub mod autodiff;
+pub mod budget;
 pub mod builder;
+pub mod cost;
 pub mod error;
 pub mod graph;
 pub mod interp;

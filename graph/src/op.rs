@@ -30,7 +30,7 @@ impl Op {
     /// Result types for these operand types.
     ///
     /// # Errors
-    /// [`GraphError::Type`](crate::GraphError::Type) if the operands do not fit.
+    /// [`crate::GraphError::Type`] if the operands do not fit.
     pub fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
         match self {
             Op::Prim(p) => p.infer(inputs).map(|t| vec![t]),

@@ -78,10 +78,7 @@ mod tests {
 
     #[test]
     fn only_what_is_taken_of_a_table_counts() {
-        let cost = Prim::Gather.cost(
-            &[f32(&[32_000, 8]), TensorType::new(DType::I32, [6])],
-            &[f32(&[6, 8])],
-        );
+        let cost = Prim::Gather.cost(&[f32(&[32_000, 8]), TensorType::new(DType::I32, [6])], &[f32(&[6, 8])]);
         assert_eq!(cost, Cost { flops: 0, bytes: 2 * 6 * 8 * 4 + 6 * 4 });
     }
 }

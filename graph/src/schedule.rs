@@ -2,14 +2,17 @@
 //!
 //! List scheduling. Among the nodes that are ready, program order decides, except that
 //! - a node that frees more than it allocates runs as soon as it is ready (a gradient is accumulated when it is made);
-//! - nodes without operands (constants, indices) run just before their first user.
+//! - nodes without operands (constants, indices) run just before their first user;
+//! - forward nodes that little saved for the backward pass depends on come first: a teacher runs before the student's
+//!   activations pile up, not on top of them.
 //!
 //! State rule: a node that takes a state and makes the value that updates it may work in place, so the reads of the
 //! state that stand before it in program order (through reshapes too) run before it. A read that stands after it keeps its
 //! place in program order at the latest; the memory plan sees it and does not let that update be in place.
 
-use crate::graph::{Def, Graph, InputKind, Node, NodeId, ValueId};
+use crate::graph::{Def, Graph, InputKind, Node, NodeId, Phase, ValueId};
 use crate::op::Op;
+use crate::passes::recompute::Cut;
 use crate::prim::Prim;
 use std::collections::BTreeSet;
 
@@ -54,6 +57,39 @@ pub(crate) fn roots(graph: &Graph) -> Vec<ValueId> {
     roots
 }
 
+/// What decides between ready nodes: whether they come second, then program order.
+type Rank = (bool, NodeId);
+
+/// A forward node comes first if the chain of operands behind it saves at most one part in so many of what the longest
+/// chain saves.
+const FIRST: u128 = 4;
+
+/// For each node, whether it comes second.
+fn second(graph: &Graph) -> Vec<bool> {
+    let cut = Cut::new(graph);
+    let mut kept = vec![false; graph.value_count()];
+    for id in graph.node_ids() {
+        let node = graph.node(id);
+        if cut.is_late(id) || node.phase == Phase::Recompute {
+            node.inputs.iter().for_each(|v| kept[v.index()] = true);
+        }
+    }
+    // Bytes saved along the chain of operands that saves the most.
+    let mut saved: Vec<u128> = vec![0; graph.nodes().len()];
+    for id in graph.node_ids().filter(|&id| graph.node(id).phase == Phase::Forward) {
+        let node = graph.node(id);
+        let behind = node.inputs.iter().filter_map(|&v| match graph.def(v) {
+            Def::Node(from, _) => Some(saved[from.index()]),
+            Def::Input(_) => None,
+        });
+        let own = node.outputs.iter().filter(|v| kept[v.index()]).map(|&v| graph.ty(v).bytes() as u128);
+        saved[id.index()] = behind.max().unwrap_or(0) + own.sum::<u128>();
+    }
+    let most = saved.iter().copied().max().unwrap_or(0);
+    let is_second = |id: NodeId| graph.node(id).phase != Phase::Forward || saved[id.index()] * FIRST > most;
+    graph.node_ids().map(is_second).collect()
+}
+
 struct Scheduler<'g> {
     graph: &'g Graph,
     roots: Vec<ValueId>,
@@ -66,9 +102,11 @@ struct Scheduler<'g> {
     /// Predecessors that have not run, and successors.
     waiting: Vec<u32>,
     next: Vec<Vec<NodeId>>,
-    ready: BTreeSet<NodeId>,
+    ready: BTreeSet<Rank>,
     /// The ready nodes that free more than they allocate.
-    gains: BTreeSet<NodeId>,
+    gains: BTreeSet<Rank>,
+    /// Nodes that come after the others that are ready.
+    second: Vec<bool>,
     done: Vec<bool>,
     order: Vec<NodeId>,
 }
@@ -92,6 +130,7 @@ impl<'g> Scheduler<'g> {
             next: vec![vec![]; nodes],
             ready: BTreeSet::new(),
             gains: BTreeSet::new(),
+            second: second(graph),
             done: vec![false; nodes],
             order: Vec::with_capacity(nodes),
         };
@@ -147,10 +186,14 @@ impl<'g> Scheduler<'g> {
         out
     }
 
+    fn rank(&self, id: NodeId) -> Rank {
+        (self.second[id.index()], id)
+    }
+
     fn make_ready(&mut self, id: NodeId) {
-        self.ready.insert(id);
+        self.ready.insert(self.rank(id));
         if self.gain(id) {
-            self.gains.insert(id);
+            self.gains.insert(self.rank(id));
         }
     }
 
@@ -174,10 +217,10 @@ impl<'g> Scheduler<'g> {
     }
 
     fn choose(&mut self) -> Option<NodeId> {
-        let id = self.gains.first().or(self.ready.first()).copied()?;
-        self.gains.remove(&id);
-        self.ready.remove(&id);
-        Some(id)
+        let rank = self.gains.first().or(self.ready.first()).copied()?;
+        self.gains.remove(&rank);
+        self.ready.remove(&rank);
+        Some(rank.1)
     }
 
     fn run(&mut self, id: NodeId) {
@@ -211,10 +254,10 @@ impl<'g> Scheduler<'g> {
     fn last_reader_left(&mut self, storage: ValueId) {
         let last = self.readers[storage.index()].iter().copied().find(|r| !self.done[r.index()]);
         if let Some(last) = last
-            && self.ready.contains(&last)
+            && self.ready.contains(&self.rank(last))
             && self.gain(last)
         {
-            self.gains.insert(last);
+            self.gains.insert(self.rank(last));
         }
     }
 }

@@ -4,10 +4,10 @@
 
 mod common;
 
-use common::{check_plan, defs, inplace, random_inputs, workspace};
+use common::{check_plan, defs, facts, random_inputs};
 use kfc_graph::interp::run;
-use kfc_graph::memory::{Options, Place, plan};
-use kfc_graph::passes::{canonicalise, cse, dce, decompose, fuse_head, optimise};
+use kfc_graph::memory::{Place, plan};
+use kfc_graph::passes::{canonicalise, cse, dce, decompose, fuse_head, optimise, recompute};
 use kfc_graph::schedule::schedule;
 use kfc_graph::text::{parse, print};
 use kfc_graph::verify::verify;
@@ -60,6 +60,7 @@ fn execute(source: &str, commands: &str) -> Result<String> {
             "dce" => dce::run(&graph),
             "fuse_head" => fuse_head::run(&graph, &defs())?,
             "decompose" => decompose::run(&graph, &|c, _| c.def.name() == "accumulate")?,
+            "recompute" => recompute_every_layer(&graph),
             "optimise" => optimise(&graph, &defs(), &|_, _| false, &mut |_, _| ())?,
             other => panic!("unknown command {other}"),
         };
@@ -67,6 +68,11 @@ fn execute(source: &str, commands: &str) -> Result<String> {
     }
     same_results(&original, &graph);
     Ok(print(&graph))
+}
+
+fn recompute_every_layer(graph: &Graph) -> Graph {
+    let cut = recompute::Cut::new(graph);
+    recompute::run(graph, &cut, &recompute::dropped(graph, &cut, &recompute::Policy::EveryLayer))
 }
 
 fn line(graph: &Graph, id: NodeId) -> String {
@@ -82,8 +88,7 @@ fn show_schedule(graph: &Graph) -> String {
 /// One line a step: the places of its results and its workspace.
 fn show_memory(graph: &Graph) -> String {
     let order = schedule(graph);
-    let options = Options { inplace: &inplace, workspace: &workspace };
-    let plan = plan(graph, &order, &options);
+    let plan = plan(graph, &order, &facts);
     check_plan(graph, &order, &plan);
     let mut out = format!("arena {} bytes, at least {}\n", plan.arena_bytes, plan.lower_bound);
     for id in order {

@@ -3,10 +3,12 @@
 
 mod common;
 
-use common::{check_order, check_plan, defs, inplace, random_graph, random_inputs, workspace};
+use common::{check_order, check_plan, defs, facts, no_facts, random_graph, random_inputs, random_training};
+use kfc_graph::budget::Frontier;
+use kfc_graph::cost::Rates;
 use kfc_graph::interp::{Tensor, run};
-use kfc_graph::memory::{Options, plan};
-use kfc_graph::passes::optimise;
+use kfc_graph::memory::plan;
+use kfc_graph::passes::{optimise, recompute};
 use kfc_graph::schedule::schedule;
 use kfc_graph::text::{parse, print};
 use kfc_graph::verify::verify;
@@ -63,12 +65,66 @@ proptest! {
         let order = schedule(&g);
         check_order(&g, &order);
         let program: Vec<_> = g.node_ids().collect();
-        let options = Options { inplace: &inplace, workspace: &workspace };
         for order in [order, program] {
-            check_plan(&g, &order, &plan(&g, &order, &options));
-            check_plan(&g, &order, &plan(&g, &order, &Options::default()));
+            check_plan(&g, &order, &plan(&g, &order, &facts));
+            check_plan(&g, &order, &plan(&g, &order, &no_facts));
         }
     }
+
+    #[test]
+    fn recompute_keeps_results(seed: u64, size in 1usize..60, keep: u64) {
+        for g in [random_graph(seed, size), random_training(seed, size)] {
+            let cut = recompute::Cut::new(&g);
+            let mut rng = common::Rng(keep);
+            let dropped = cut.saved().iter().copied().filter(|_| rng.below(3) > 0).collect();
+            let new = recompute::run(&g, &cut, &dropped);
+            verify(&new).unwrap();
+            let inputs = random_inputs(&g, seed);
+            let (a, b) = (run(&g, &inputs).unwrap(), run(&new, &inputs).unwrap());
+            let bits = |t: &[Tensor]| t.iter().flat_map(|t| t.data.clone()).map(f64::to_bits).collect::<Vec<_>>();
+            prop_assert_eq!(bits(&a), bits(&b));
+            let order = schedule(&new);
+            check_order(&new, &order);
+            check_plan(&new, &order, &plan(&new, &order, &facts));
+        }
+    }
+
+    #[test]
+    fn budgets_are_monotone(seed: u64, size in 10usize..60) {
+        let g = random_training(seed, size);
+        let frontier = Frontier::new(&g, &facts, &Rates::default());
+        let cut = recompute::Cut::new(&g);
+        let (fast, small) = (frontier.choices.first().unwrap(), frontier.choices.last().unwrap());
+        let mut last: Option<(usize, f64)> = None;
+        for budget in (0..=fast.arena_bytes + 64).rev().step_by(64) {
+            let Ok(choice) = frontier.within(budget) else {
+                prop_assert!(budget < small.arena_bytes);
+                prop_assert_eq!(frontier.within(budget).unwrap_err().smallest, small.arena_bytes);
+                break;
+            };
+            prop_assert!(choice.arena_bytes <= budget);
+            if let Some((bytes, seconds)) = last {
+                prop_assert!(choice.arena_bytes <= bytes && choice.extra_seconds >= seconds);
+            }
+            last = Some((choice.arena_bytes, choice.extra_seconds));
+            let named = frontier.named.iter().filter(|n| n.arena_bytes <= budget);
+            named.for_each(|n| assert!(choice.extra_seconds <= n.extra_seconds, "{} is faster", n.name));
+        }
+        for choice in &frontier.choices {
+            let new = recompute::run(&g, &cut, &choice.dropped);
+            prop_assert_eq!(plan(&new, &schedule(&new), &facts).arena_bytes, choice.arena_bytes);
+        }
+    }
+}
+
+#[test]
+fn without_a_backward_pass_there_is_one_choice() {
+    let text = "graph g {\n %0: f32[4] = data \"x\"\n %1: f32[4] = exp(%0) @forward \"layers.0\"\n \
+                %2: f32[4] = neg(%1) @forward \"layers.1\"\n output \"y\" = %2\n}\n";
+    let frontier = Frontier::new(&parse(text, &defs()).unwrap(), &facts, &Rates::default());
+    assert_eq!(frontier.choices.len(), 1);
+    assert_eq!((frontier.choices[0].name.as_str(), frontier.choices[0].extra_seconds), ("none", 0.0));
+    assert_eq!(frontier.within(64).unwrap_err().smallest, frontier.choices[0].arena_bytes);
 }
 
 /// A long chain of layers whose activations live until a backward pass.
@@ -102,7 +158,7 @@ fn large_graphs_take_seconds_at_most() {
     let start = std::time::Instant::now();
     let g = optimise(&g, &defs(), &|_, _| false, &mut |_, _| ()).unwrap();
     let order = schedule(&g);
-    let plan = plan(&g, &order, &Options::default());
+    let plan = plan(&g, &order, &no_facts);
     assert!(plan.arena_bytes >= plan.lower_bound && plan.lower_bound > 25_000 * 64);
     assert!(parse(&print(&g), &defs()).is_ok());
     // Far above what it takes, far below what anything quadratic would.

@@ -3,44 +3,119 @@
 use crate::KernelError;
 use crate::cpu;
 use crate::plan::{Place, Plan, PlanInput, PlanOutput, Step};
-use kfc_graph::memory::{self, MemoryPlan};
-use kfc_graph::{Composite, Def, Graph, Node, NodeId, Op, Prim, TensorType, ValueId, passes, schedule};
+use kfc_graph::budget::{Decision, Frontier, decisions};
+use kfc_graph::cost::Rates;
+use kfc_graph::memory::{self, Facts, MemoryPlan};
+use kfc_graph::passes::recompute::{self, Cut, Policy};
+use kfc_graph::{
+    Composite, Def, Graph, Node, NodeId, Op, Prim, TensorType, ValueId, passes, schedule, verify,
+};
+use std::collections::BTreeSet;
 
-/// Compiles a graph. `observer` sees the graph after every pass, with a name that sorts in order (`01-canonicalise`).
+/// What is made again in the backward pass instead of being kept.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Recompute {
+    /// Nothing.
+    #[default]
+    Off,
+    /// What a policy names.
+    Named(Policy),
+    /// What costs the least time for an arena of at most this many bytes.
+    WithinBudget(usize),
+}
+
+/// How to compile.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CompileOptions {
+    /// What is made again in the backward pass.
+    pub recompute: Recompute,
+    /// How fast the device is; what recomputation costs is estimated with it.
+    pub rates: Rates,
+}
+
+/// A plan, and what else there was to choose from.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The plan.
+    pub plan: Plan,
+    /// All choices, where a budget did not allow to keep everything.
+    pub frontier: Option<Frontier>,
+}
+
+/// Compiles a graph without recomputation. `observer` sees the graph after every pass, with a name that sorts in order
+/// (`01-canonicalise`).
 ///
 /// # Errors
 /// If a pass breaks the graph, or an operation has no kernel.
 pub fn compile(graph: &Graph, observer: &mut dyn FnMut(&str, &Graph)) -> Result<Plan, KernelError> {
-    let claims = |c: &Composite, types: &[TensorType]| cpu::claims(c, types);
-    let graph = passes::optimise(graph, &kfc_ops::registry(), &claims, observer)?;
-    lower(&graph)
+    Ok(compile_with(graph, &CompileOptions::default(), observer)?.plan)
 }
 
-/// What the memory plan has to know of a kernel.
-struct Facts {
-    inplace: &'static [(usize, usize)],
-    workspace: usize,
+/// Compiles a graph. `observer` is as in [`compile`].
+///
+/// # Errors
+/// As [`compile`]; and [`KernelError::Budget`] if the budget is smaller than any choice needs.
+pub fn compile_with(
+    graph: &Graph,
+    options: &CompileOptions,
+    observer: &mut dyn FnMut(&str, &Graph),
+) -> Result<Compiled, KernelError> {
+    let graph = optimised(graph, observer)?;
+    let (dropped, frontier) = match &options.recompute {
+        Recompute::Off => (BTreeSet::new(), None),
+        Recompute::WithinBudget(bytes) if plain_arena(&graph) <= *bytes => (BTreeSet::new(), None),
+        Recompute::Named(policy) => (recompute::dropped(&graph, &Cut::new(&graph), policy), None),
+        Recompute::WithinBudget(bytes) => {
+            let frontier = Frontier::new(&graph, &facts_of, &options.rates);
+            (frontier.within(*bytes)?.dropped.clone(), Some(frontier))
+        }
+    };
+    let decisions = decisions(&graph, &dropped, &options.rates);
+    let graph = if dropped.is_empty() { graph } else { recomputed(&graph, &dropped, observer)? };
+    Ok(Compiled { plan: lower(&graph, decisions)?, frontier })
+}
+
+/// The choices between memory and time that a graph leaves.
+///
+/// # Errors
+/// As [`compile`].
+pub fn frontier(graph: &Graph, rates: &Rates) -> Result<Frontier, KernelError> {
+    Ok(Frontier::new(&optimised(graph, &mut |_, _| ())?, &facts_of, rates))
+}
+
+/// Size of the arena when everything is kept.
+fn plain_arena(graph: &Graph) -> usize {
+    memory::plan(graph, &schedule::schedule(graph), &facts_of).arena_bytes
+}
+
+/// The graph after the device-independent passes; every operation in it has a kernel.
+fn optimised(graph: &Graph, observer: &mut dyn FnMut(&str, &Graph)) -> Result<Graph, KernelError> {
+    let claims = |c: &Composite, types: &[TensorType]| cpu::claims(c, types);
+    let graph = passes::optimise(graph, &kfc_ops::registry(), &claims, observer)?;
+    graph.nodes().iter().try_for_each(|n| kernel_facts(&graph, n).map(|_| ()))?;
+    Ok(graph)
+}
+
+fn recomputed(
+    graph: &Graph,
+    dropped: &BTreeSet<ValueId>,
+    observer: &mut dyn FnMut(&str, &Graph),
+) -> Result<Graph, KernelError> {
+    let graph = recompute::run(graph, &Cut::new(graph), dropped);
+    verify::verify(&graph)?;
+    observer("09-recompute", &graph);
+    Ok(graph)
 }
 
 /// Orders and places a graph whose every operation has a kernel.
-fn lower(graph: &Graph) -> Result<Plan, KernelError> {
-    let facts =
-        graph.nodes().iter().map(|n| kernel_facts(graph, n)).collect::<Result<Vec<Facts>, KernelError>>()?;
-    let of = |node: &Node| match node.outputs.first().map(|&v| graph.def(v)) {
-        Some(Def::Node(id, _)) => facts.get(id.index()),
-        _ => None,
-    };
-    let options = memory::Options {
-        inplace: &|node| of(node).map_or(Vec::new(), |f| f.inplace.to_vec()),
-        workspace: &|node| of(node).map_or(0, |f| f.workspace),
-    };
+fn lower(graph: &Graph, decisions: Vec<Decision>) -> Result<Plan, KernelError> {
     let order = schedule::schedule(graph);
-    let memory = memory::plan(graph, &order, &options);
+    let memory = memory::plan(graph, &order, &facts_of);
     let steps = order
         .iter()
         .filter(|&&id| !is_free(graph, graph.node(id), &memory))
-        .map(|&id| step(graph, id, &memory, facts[id.index()].inplace))
-        .collect();
+        .map(|&id| Ok(step(graph, id, &memory, kernel_facts(graph, graph.node(id))?.inplace)))
+        .collect::<Result<Vec<Step>, KernelError>>()?;
     Ok(Plan {
         name: graph.name.clone(),
         steps,
@@ -49,6 +124,7 @@ fn lower(graph: &Graph) -> Result<Plan, KernelError> {
         epilogue: epilogue(graph, &memory),
         arena_bytes: memory.arena_bytes,
         live_bytes: memory.lower_bound,
+        decisions,
     })
 }
 
@@ -129,7 +205,16 @@ fn place(graph: &Graph, memory: &MemoryPlan, v: ValueId) -> Place {
 fn kernel_facts(graph: &Graph, node: &Node) -> Result<Facts, KernelError> {
     let (inputs, outputs) = types(graph, node);
     let kernel = cpu::build(&node.op, &inputs, &outputs)?;
-    Ok(Facts { inplace: kernel.inplace(), workspace: kernel.workspace_bytes() })
+    Ok(Facts {
+        inplace: kernel.inplace(),
+        may_inplace: kernel.may_inplace(),
+        workspace: kernel.workspace_bytes(),
+    })
+}
+
+/// What the memory plan has to know of a node's kernel. [`optimised`] has seen that every node has one.
+fn facts_of(graph: &Graph, node: &Node) -> Facts {
+    kernel_facts(graph, node).unwrap_or_default()
 }
 
 fn types(graph: &Graph, node: &Node) -> (Vec<TensorType>, Vec<TensorType>) {

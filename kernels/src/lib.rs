@@ -1,5 +1,6 @@
 //! What runs: kernels of each device, and plans compiled from graphs.
 
+pub mod calibrate;
 pub mod compile;
 pub mod cpu;
 pub mod plan;

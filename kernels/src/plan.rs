@@ -1,5 +1,6 @@
 //! A compiled graph: steps in order, with the place of every operand. No device handles, no memory.
 
+use kfc_graph::budget::Decision;
 use kfc_graph::{InputKind, Op, Phase, TensorType};
 use serde_json::{Value, json};
 
@@ -81,6 +82,8 @@ pub struct Plan {
     pub arena_bytes: usize,
     /// Most bytes alive at once: no arena could be smaller for this order.
     pub live_bytes: usize,
+    /// What becomes of each value that the backward pass reads of the forward pass: kept, or made again.
+    pub decisions: Vec<Decision>,
 }
 
 impl Plan {
@@ -104,6 +107,11 @@ impl Plan {
             .collect();
         let copies: Vec<Value> =
             self.epilogue.iter().map(|(from, to)| json!([place_json(from), place_json(to)])).collect();
+        let decisions: Vec<Value> = self
+            .decisions
+            .iter()
+            .map(|d| json!({"value": d.value, "bytes": d.bytes, "recomputed": d.recomputed, "seconds": d.seconds}))
+            .collect();
         json!({
             "name": self.name,
             "arena_bytes": self.arena_bytes,
@@ -112,6 +120,7 @@ impl Plan {
             "outputs": outputs,
             "steps": steps,
             "epilogue": copies,
+            "saved": decisions,
         })
     }
 }

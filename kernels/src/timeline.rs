@@ -35,7 +35,8 @@ pub fn blocks(plan: &Plan) -> Vec<Block> {
         for place in &step.outputs {
             let Place::Arena { offset, bytes } = *place else { continue };
             // A result at the place of an operand is the same block, changed.
-            let taken_over = step.inputs.iter().any(|i| matches!(i, Place::Arena { offset: o, .. } if *o == offset));
+            let taken_over =
+                step.inputs.iter().any(|i| matches!(i, Place::Arena { offset: o, .. } if *o == offset));
             if !(taken_over && at.contains_key(&offset)) {
                 at.insert(offset, blocks.len());
                 blocks.push(Block { offset, bytes: rounded(bytes), first: now, last: now, scratch: false });
@@ -62,10 +63,14 @@ pub fn live_bytes(blocks: &[Block], launches: usize) -> Vec<usize> {
         change[b.last + 1] -= b.bytes as isize;
     }
     let mut live = 0isize;
-    change.iter().take(launches).map(|c| {
-        live += c;
-        live.unsigned_abs()
-    }).collect()
+    change
+        .iter()
+        .take(launches)
+        .map(|c| {
+            live += c;
+            live.unsigned_abs()
+        })
+        .collect()
 }
 
 fn offset(place: &Place) -> Option<usize> {

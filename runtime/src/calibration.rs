@@ -4,10 +4,10 @@
 //! the three. Times are kept by signature of the work, so that jobs share them. Nothing here ever fails a run: without a
 //! file, or with a damaged one, predictions are rough.
 
+use crate::Result;
 use crate::files::{self, xxh64};
 use crate::profile::{Kind, Machine, PlanProfile};
 use crate::train::Trainer;
-use crate::Result;
 use kfc_graph::{Cost, DType, Op, Prim, TensorType};
 use kfc_kernels::cpu::{self, Call, simd};
 use rayon::prelude::*;
@@ -76,7 +76,12 @@ fn guess(threads: usize) -> Rates {
         simd::Level::Portable => 1e10,
     };
     let threads = threads as f64;
-    Rates { flops_f32: flops * threads, flops_16: flops * threads, bytes: 1.5e10 * threads.min(8.0), launch: 2e-6 }
+    Rates {
+        flops_f32: flops * threads,
+        flops_16: flops * threads,
+        bytes: 1.5e10 * threads.min(8.0),
+        launch: 2e-6,
+    }
 }
 
 impl Rates {
@@ -154,7 +159,8 @@ impl Calibration {
         }
         let rates = self.rates();
         let bound = rates.roofline(kind.cost, kind.is_16_bit());
-        let mut ratios: Vec<f64> = self.kernels.values().filter(|t| t.op == kind.op).map(|t| t.ratio).collect();
+        let mut ratios: Vec<f64> =
+            self.kernels.values().filter(|t| t.op == kind.op).map(|t| t.ratio).collect();
         match median(&mut ratios) {
             Some(ratio) => (bound * ratio + rates.launch, Source::Scaled),
             None => (bound + rates.launch, Source::Roofline),
@@ -286,9 +292,9 @@ fn to_json(c: &Calibration) -> Value {
         .iter()
         .map(|(signature, t)| (signature.clone(), json!({"op": t.op, "ns": t.ns, "ratio": t.ratio})))
         .collect();
-    let rates = c.rates.map(|r| {
-        json!({"flops_f32": r.flops_f32, "flops_16": r.flops_16, "bytes": r.bytes, "launch": r.launch})
-    });
+    let rates = c.rates.map(
+        |r| json!({"flops_f32": r.flops_f32, "flops_16": r.flops_16, "bytes": r.bytes, "launch": r.launch}),
+    );
     let m = &c.machine;
     json!({"cpu": m.cpu, "threads": m.threads, "version": m.version, "rates": rates, "kernels": kernels})
 }

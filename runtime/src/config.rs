@@ -250,6 +250,23 @@ pub struct TrainSection {
     pub keep: usize,
     /// Bytes that the run may take; `None` is no limit.
     pub mem_budget: Option<u64>,
+    /// What is computed again in the backward pass instead of being kept.
+    pub recompute: RecomputePolicy,
+}
+
+/// `train.recompute`: activation checkpointing
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecomputePolicy {
+    /// What the memory budget asks for, at the least cost; nothing without a budget.
+    Auto,
+    /// Nothing.
+    Off,
+    /// Everything inside a layer.
+    EveryLayer,
+    /// Everything inside groups of this many layers.
+    EveryK(usize),
+    /// Everything inside attention blocks.
+    Attention,
 }
 
 /// `train.steps` or `train.epochs`

@@ -81,7 +81,7 @@ impl FileError {
         reason: io::Error,
     ) -> Self {
         match reason.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
                 FileError::DiskFull { path, written, expected, reason }
             }
             _ => FileError::Io { action, path, reason },
@@ -135,6 +135,16 @@ pub fn write_json(path: &Path, value: &Value) -> Result<Written> {
         .map_err(|e| FileError::invalid(path, format!("cannot be written as JSON: {e}")))?;
     text.push('\n');
     write_atomic(path, |file| file.write_all(text.as_bytes()))
+}
+
+/// Lets a write beyond the limit of file sizes (`ulimit -f`) fail like one to a full disk. Without this the system ends the
+/// process, and temporary files stay.
+pub fn survive_size_limit() {
+    // SAFETY: sets the disposition of one signal to "ignore"; no handler runs.
+    #[cfg(unix)]
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
 }
 
 /// Length and [`xxh64`] (seed 0) of a file's bytes.

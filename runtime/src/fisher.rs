@@ -138,9 +138,7 @@ fn check(store: &Store, wrt: &[String], model: &Model) -> Result<()> {
     for name in wrt {
         let Some(t) = store.get(&format!("fisher.{name}")) else { continue };
         if t.slice::<f32>().iter().any(|v| !v.is_finite()) {
-            let why =
-                model.find_non_finite().unwrap_or_else(|| format!("the gradient of `{name}` is not finite"));
-            return Err(RunError::Failed(format!("{why}; nothing was written")));
+            return Err(model.not_finite(&format!("the gradients of `{name}`")));
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use std::path::Path;
 /// `progress` is told the rows done and in all. Returns `[N, T, V]`.
 ///
 /// # Errors
-/// If a file is missing or damaged, or a token is out of range.
+/// If a file is missing or damaged, a token is out of range, or a logit is not finite.
 pub fn write_logits(
     served: &Served,
     tokens: &Path,
@@ -37,7 +37,11 @@ pub fn write_logits(
             }
         }
         plan.run(&mut store);
-        writer.push(plan.output::<f32>(0))?;
+        let logits = plan.output::<f32>(0);
+        if logits.iter().any(|z| !z.is_finite()) {
+            return Err(served.model.not_finite(&format!("the logits of row {row}")));
+        }
+        writer.push(logits)?;
         progress(row + 1, n);
     }
     writer.finish()?;

@@ -118,6 +118,18 @@ impl Model {
         }
     }
 
+    /// The error of `what` (a result of this model) not being finite: names the weight that is to blame, if one is.
+    pub fn not_finite(&self, what: &str) -> RunError {
+        match self.find_non_finite() {
+            Some(weight) => RunError::Input(format!(
+                "{weight}; the file is damaged or the model diverged, use another (nothing was written)"
+            )),
+            None => RunError::Failed(format!(
+                "{what} are not finite, though every weight is; use dtype \"f32\" or \"bf16\" (nothing was written)"
+            )),
+        }
+    }
+
     /// Puts the rotary tables for `positions` positions into `store`.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ pub fn uniform(seed: u64, stream: u64, i: u64) -> f64 {
     let block = i / 2;
     let counter = [block as u32, (block >> 32) as u32, stream as u32, (stream >> 32) as u32];
     let words = philox4x32(counter, [seed as u32, (seed >> 32) as u32]);
-    let (hi, lo) = if i % 2 == 0 { (words[0], words[1]) } else { (words[2], words[3]) };
+    let (hi, lo) = if i.is_multiple_of(2) { (words[0], words[1]) } else { (words[2], words[3]) };
     let bits = (u64::from(hi) << 21) ^ u64::from(lo >> 11);
     ((bits & ((1 << 53) - 1)) as f64 + 0.5) / (1u64 << 53) as f64
 }

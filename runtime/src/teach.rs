@@ -8,20 +8,23 @@ use crate::files::{AtomicDir, write_json};
 use crate::hf::{FileDType, TensorFileWriter, TensorSpec};
 use crate::inference::bind_one;
 use crate::models::Model;
-use crate::teacher_cache::{CacheDescription, DESCRIPTION, TENSORS};
-use crate::train::setup::rows_fingerprint;
+use crate::teacher_cache::{CacheDescription, DESCRIPTION, TENSORS, is_cache};
+use crate::train::setup::{check_teacher, rows_fingerprint};
+use kfc_ops::model::ModelConfig;
 use kfc_ops::step::logits::logits_graph;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Writes the cache of the job's teacher for the rows of `loader` to the folder `out`. The logits of one row are in memory
-/// at a time.
+/// at a time. Tokens that only the teacher has (a padded vocabulary) are left out, as when it runs beside `student`.
 ///
 /// # Errors
-/// If the job has no teacher, a file is missing or damaged, or memory runs out.
+/// If the job has no teacher, teacher and student do not belong together, a file is missing or damaged, or memory runs
+/// out.
 pub fn write_cache(
     job: &JobConfig,
+    student: &ModelConfig,
     loader: &Loader,
     out: &Path,
     progress: &mut dyn FnMut(usize, usize),
@@ -32,13 +35,28 @@ pub fn write_cache(
         ));
     };
     crate::hf::folder::require_free(out)?;
+    if is_cache(&distill.teacher) {
+        let m = format!(
+            "distill.teacher: {} is a cache already; give the teacher's model folder",
+            distill.teacher.display()
+        );
+        return Err(RunError::Input(m));
+    }
     let teacher = Model::open(&distill.teacher, job.model.dtype, ModelInit::Pretrained, 0)?;
+    check_teacher(job, &teacher, loader)?;
+    let (vocab, theirs) = (student.vocab_size, teacher.config.vocab_size);
+    if theirs < vocab {
+        return Err(RunError::Input(format!(
+            "distill.teacher: {} has {theirs} tokens, the student {vocab}: a cache cannot tell the student's further tokens \
+             from the rest; train with the teacher itself",
+            distill.teacher.display()
+        )));
+    }
     let seq = loader.seq_len();
     let (main, general) = (loader.rows(), loader.general_rows());
     let mut store = Store::new();
     teacher.place(&mut store, "teacher.", false)?;
     teacher.place_rope(&mut store, "teacher.", seq)?;
-    let vocab = teacher.config.vocab_size;
     let graph = logits_graph(&teacher.config, "teacher.", teacher.dtype, None, 1, seq)?;
     let mut plan = bind_one(graph, &mut store)?;
     let description = CacheDescription {
@@ -70,7 +88,9 @@ pub fn write_cache(
     for set in sets.into_iter().flatten() {
         for row in 0..set.len() {
             buffers.fill(set, row);
-            let top = run_row(&mut plan, &mut store, &buffers, &description)?;
+            let Some(top) = run_row(&mut plan, &mut store, &buffers, theirs, &description) else {
+                return Err(teacher.not_finite("the teacher's logits"));
+            };
             let parts: [&[u8]; 3] = [
                 bytemuck::cast_slice(&top.ids),
                 bytemuck::cast_slice(&top.logits),
@@ -98,12 +118,14 @@ struct TopRow {
     lse: Vec<f32>,
 }
 
+/// Runs the teacher, which has `vocab` tokens, on a row; the first `d.vocab` count. None if a logit is not finite.
 fn run_row(
     plan: &mut BoundPlan,
     store: &mut Store,
     row: &RowBuffers,
+    vocab: usize,
     d: &CacheDescription,
-) -> Result<TopRow> {
+) -> Option<TopRow> {
     for (name, data) in [("tokens", &row.tokens), ("positions", &row.positions), ("segments", &row.segments)]
     {
         if let Some(slot) = store.slot(name) {
@@ -112,10 +134,13 @@ fn run_row(
     }
     plan.run(store);
     let logits = plan.output::<f32>(0);
-    let positions: Vec<(Vec<(f32, i32)>, f32)> =
-        logits.par_chunks(d.vocab).map(|z| (largest(z, d.k), logsumexp(z, d.temperature))).collect();
+    let positions: Vec<(Vec<(f32, i32)>, f32)> = logits
+        .par_chunks(vocab)
+        .map(|z| &z[..d.vocab])
+        .map(|z| (largest(z, d.k), logsumexp(z, d.temperature)))
+        .collect();
     if positions.iter().any(|(_, lse)| !lse.is_finite()) {
-        return Err(RunError::Failed("the teacher's logits are not finite; nothing was written".into()));
+        return None;
     }
     let mut top = TopRow { ids: Vec::new(), logits: Vec::new(), lse: Vec::new() };
     for (best, lse) in positions {
@@ -123,7 +148,7 @@ fn run_row(
         top.logits.extend(best.iter().map(|(z, _)| *z));
         top.lse.push(lse);
     }
-    Ok(top)
+    Some(top)
 }
 
 /// The `k` largest logits with their ids, descending; the smaller id first among equals.

@@ -3,7 +3,7 @@
 //! A folder with `teacher_cache.json` (how it was made) and three safetensors files, each with one tensor of its name: for
 //! each row of the training data (then each row of the general data) and each position, the `k` largest logits
 //! (`top_logits`) with their token ids (`top_ids`), and the logsumexp of all logits at the temperature (`top_lse`). What
-//! is outside the `k` is one "rest" outcome, so its probability is exact.
+//! is outside the `k` is one "rest" outcome, so its probability is exact. "All" are the tokens of the student's vocabulary.
 
 use crate::config::JobConfig;
 use crate::data::MicroBatch;
@@ -17,8 +17,8 @@ use std::path::Path;
 pub const DESCRIPTION: &str = "teacher_cache.json";
 /// Names of the three tensors, and of their files.
 pub const TENSORS: [&str; 3] = ["top_ids", "top_logits", "top_lse"];
-/// Format version.
-const VERSION: u64 = 1;
+/// Format version; 2 says that `vocab` is the student's.
+const VERSION: u64 = 2;
 
 /// How a cache was made; it is only valid for the same rows and temperature.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,7 +33,7 @@ pub struct CacheDescription {
     pub general_rows: usize,
     /// Tokens a row.
     pub seq_len: usize,
-    /// Teacher vocabulary.
+    /// Tokens that were looked at: the student's vocabulary, of which the teacher's may be a padded one.
     pub vocab: usize,
     /// Hash of the rows' tokens, of training and general data.
     pub fingerprint: u64,
@@ -114,8 +114,8 @@ impl TeacherCache {
         Ok(TeacherCache { description: d, files })
     }
 
-    /// Checks that the cache belongs to this job's rows (training rows, general rows, tokens a row; their hash) and
-    /// temperature.
+    /// Checks that the cache belongs to this job's rows (training rows, general rows, tokens a row; their hash),
+    /// vocabulary and temperature.
     ///
     /// # Errors
     /// Says what differs.
@@ -123,7 +123,7 @@ impl TeacherCache {
         &self,
         job: &JobConfig,
         path: &Path,
-        [rows, general, seq]: [usize; 3],
+        [rows, general, seq, vocab]: [usize; 4],
         fingerprint: u64,
     ) -> Result<()> {
         let d = &self.description;
@@ -142,6 +142,9 @@ impl TeacherCache {
         }
         if d.seq_len != seq {
             return differ("data.seq_len", d.seq_len.to_string(), seq.to_string());
+        }
+        if d.vocab != vocab {
+            return differ("a student vocabulary of", d.vocab.to_string(), vocab.to_string());
         }
         if d.fingerprint != fingerprint {
             return differ(

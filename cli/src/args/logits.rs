@@ -12,9 +12,9 @@ pub struct LogitsArgs {
     pub model: PathBuf,
     /// Adapter folder.
     pub adapter: Option<PathBuf>,
-    /// Safetensors file with `input_ids` [N,T].
+    /// Safetensors file with `input_ids` `[N,T]`.
     pub tokens: PathBuf,
-    /// File that gets `logits` [N,T,V].
+    /// File that gets `logits` `[N,T,V]`.
     pub out: PathBuf,
     /// Element type that the model computes in; `None` takes that of the stored weights. The logits are f32.
     pub dtype: Option<DType>,

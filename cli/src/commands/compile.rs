@@ -5,7 +5,7 @@ use crate::config::{self, format_bytes};
 use crate::error::{Outcome, input_error};
 use crate::output;
 use kfc_graph::{Graph, text};
-use kfc_kernels::compile::compile;
+use kfc_kernels::plan::Plan;
 use kfc_runtime::files::{AtomicDir, write_json};
 use kfc_runtime::models::Model;
 use kfc_runtime::train::{data, setup};
@@ -19,7 +19,8 @@ use std::path::Path;
 /// If the input is wrong or the work fails.
 pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
     let Target::Cpu = args.target;
-    let job = config::load(&args.config, &args.set)?;
+    let mut job = config::load(&args.config, &args.set)?;
+    job.train.mem_budget = args.mem_budget.or(job.train.mem_budget);
     if args.emit.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(input_error(format!(
             "{} is not empty; choose another folder with --emit DIR",
@@ -28,21 +29,16 @@ pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
     }
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let rows = data::load(&job, &model.config)?;
-    let graphs = setup::graphs(&job, rows.rows.seq_len())?;
-
     let folder = AtomicDir::create(&args.emit)?;
-    let mut plans = Vec::new();
+    let mut written = Ok(());
+    let compiled = setup::compile(&job, rows.rows.seq_len(), &mut |name, pass, graph| {
+        if written.is_ok() {
+            written = write_graph(folder.path(), name, pass, graph);
+        }
+    })?;
+    written?;
     let mut table = vec![["graph", "steps", "arena", "live"].map(String::from).to_vec()];
-    for (graph, ir) in [(&graphs.train.graph, "ir"), (&graphs.update, "ir/update")] {
-        let ir = folder.path().join(ir);
-        std::fs::create_dir_all(&ir)?;
-        let mut written = write_graph(&ir.join("00-built.kir"), graph);
-        let plan = compile(graph, &mut |pass, graph| {
-            if written.is_ok() {
-                written = write_graph(&ir.join(format!("{pass}.kir")), graph);
-            }
-        })?;
-        written?;
+    for plan in &compiled.plans {
         let bytes = |b: usize| format_bytes(b as u64);
         let cells = [
             plan.name.clone(),
@@ -51,9 +47,14 @@ pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
             bytes(plan.live_bytes),
         ];
         table.push(cells.to_vec());
-        plans.push(plan.to_json());
     }
-    write_json(&folder.path().join("plan.json"), &json!({"target": "cpu", "plans": plans}))?;
+    let plans: Vec<_> = compiled.plans.iter().map(Plan::to_json).collect();
+    write_json(
+        &folder.path().join("plan.json"),
+        &json!({
+            "target": "cpu", "memory": compiled.account.to_json(), "plans": plans,
+        }),
+    )?;
     folder.commit()?;
     if global.json {
         output::json_line(&json!({"emit": args.emit, "plans": plans.iter().map(|p| json!({
@@ -67,6 +68,9 @@ pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn write_graph(path: &Path, graph: &Graph) -> std::io::Result<()> {
-    std::fs::write(path, text::print(graph))
+/// The micro-batch graph goes to `ir/`, the update graph to `ir/update/`.
+fn write_graph(folder: &Path, name: &str, pass: &str, graph: &Graph) -> std::io::Result<()> {
+    let ir = if name == "train" { folder.join("ir") } else { folder.join("ir").join(name) };
+    std::fs::create_dir_all(&ir)?;
+    std::fs::write(ir.join(format!("{pass}.kir")), text::print(graph))
 }

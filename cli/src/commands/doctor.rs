@@ -54,9 +54,11 @@ fn text(memory: Memory, disks: &[std::io::Result<Speed>], gpu: &Gpu, fit: Option
         }
         None => ("limit", "none beside the machine's memory".into()),
     });
-    rows.extend(disks.iter().map(|d| {
-        ("disk", d.as_ref().map_or_else(|e| format!("cannot be measured: {e}"), Speed::text))
-    }));
+    rows.extend(
+        disks
+            .iter()
+            .map(|d| ("disk", d.as_ref().map_or_else(|e| format!("cannot be measured: {e}"), Speed::text))),
+    );
     rows.push(("gpu", gpu.text()));
     rows.push((
         "predicts",
@@ -75,9 +77,18 @@ fn text(memory: Memory, disks: &[std::io::Result<Speed>], gpu: &Gpu, fit: Option
 
 fn verdict(fit: &Fit) -> String {
     let peak = fit.profile.predicted_peak();
-    let items: Vec<String> =
-        fit.profile.account.iter().map(|(what, bytes)| format!("  {:>10}  {what}\n", format_bytes(*bytes))).collect();
-    let sizes = format!("{} predicted, {} allowed by {}", format_bytes(peak), format_bytes(fit.limit), fit.limited_by);
+    let items: Vec<String> = fit
+        .profile
+        .account
+        .iter()
+        .map(|(what, bytes)| format!("  {:>10}  {what}\n", format_bytes(*bytes)))
+        .collect();
+    let sizes = format!(
+        "{} predicted, {} allowed by {}",
+        format_bytes(peak),
+        format_bytes(fit.limit),
+        fit.limited_by
+    );
     let mut text = match fit.fits() {
         true => format!("the job fits: {sizes}\n{}", items.concat()),
         false => format!("the job does not fit: {sizes}\n{}what to change\n", items.concat()),

@@ -17,11 +17,11 @@ pub fn run(args: &TeachArgs, global: &Global) -> anyhow::Result<Outcome> {
     let job = config::load(&args.config, &args.set)?;
     let student = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let rows = data::load(&job, &student.config)?;
-    drop(student);
     let total = rows.rows.len() + rows.general.as_ref().map_or(0, |g| g.len());
     let loader = data::loader(&job, rows)?;
     let mut progress = Progress::new("row", 0, total, global);
-    let made = write_cache(&job, &loader, &args.out, &mut |done, _| progress.update(done, ""))?;
+    let made =
+        write_cache(&job, &student.config, &loader, &args.out, &mut |done, _| progress.update(done, ""))?;
     progress.finish();
     if global.json {
         let mut line = made.to_json();

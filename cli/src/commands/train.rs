@@ -53,10 +53,21 @@ pub fn train_job(
     let mut trainer = prepare(job, chatter == Chatter::Full && !global.quiet)?;
     let predicted = trainer.account().total();
     run_dir.create()?;
-    write_atomically(&run_dir.config(), config::to_toml(job).as_bytes())?;
     let mut display = Display { progress: None, first: None, global, metrics: chatter == Chatter::Full };
-    let options = RunOptions { dir: run_dir.path(), resume, stop: stop::flag() };
-    let done = train::run(&mut trainer, &options, &mut display)?;
+    if resume {
+        // Before the configuration is written: a job that does not fit the run must not replace it.
+        train::resume(&mut trainer, run_dir.path(), &mut display)?;
+    }
+    write_atomically(&run_dir.config(), config::to_toml(job).as_bytes())?;
+    let options = RunOptions { dir: run_dir.path(), resume: false, stop: stop::flag() };
+    let done = match train::run(&mut trainer, &options, &mut display) {
+        // Only the first step finds what is wrong with the input (weights that are NaN): no run came of it.
+        Err(error) if error.is_input() && !resume => {
+            run_dir.remove()?;
+            return Err(error.into());
+        }
+        result => result?,
+    };
     display.finish();
     let summary = Summary {
         steps: done.steps,

@@ -24,6 +24,9 @@ impl ConfigError {
             std::io::ErrorKind::InvalidData => {
                 "the file is not UTF-8 text; give a configuration (TOML)".into()
             }
+            std::io::ErrorKind::IsADirectory => {
+                "is a directory; give the path of the configuration (TOML) in it".into()
+            }
             _ => format!("cannot be read: {error}"),
         };
         ConfigError::new(path.display().to_string(), None, problem)

@@ -6,7 +6,7 @@ use super::units;
 use kfc_graph::DType;
 use kfc_runtime::config::{
     DataFormat, Divergence, EwcMode, Important, LongRows, LoraInit, LoraTargets, LossScale, ModelInit,
-    OnError, Schedule,
+    OnError, RecomputePolicy, Schedule,
 };
 use std::path::{Path, PathBuf};
 
@@ -378,6 +378,36 @@ impl Field for LossScale {
 
     fn kind() -> String {
         "a number or \"dynamic\"".into()
+    }
+}
+
+impl Field for RecomputePolicy {
+    fn read(node: &Node, field: &str, context: &Context) -> Result<Self, ConfigError> {
+        match &node.value {
+            Value::Str(text) if text == "auto" => Ok(RecomputePolicy::Auto),
+            Value::Str(text) if text == "none" => Ok(RecomputePolicy::Off),
+            Value::Str(text) if text == "layer" => Ok(RecomputePolicy::EveryLayer),
+            Value::Str(text) if text == "attention" => Ok(RecomputePolicy::Attention),
+            Value::Int(_) => match usize::read(node, field, context)? {
+                0 => Err(context.error(&node.at, field, "is 0; leave it out, or use \"none\"")),
+                k => Ok(RecomputePolicy::EveryK(k)),
+            },
+            _ => Err(context.wrong_type(node, field, &Self::kind())),
+        }
+    }
+
+    fn show(&self) -> Option<String> {
+        match self {
+            RecomputePolicy::Auto => Some(quote("auto")),
+            RecomputePolicy::Off => Some(quote("none")),
+            RecomputePolicy::EveryLayer => Some(quote("layer")),
+            RecomputePolicy::EveryK(k) => k.show(),
+            RecomputePolicy::Attention => Some(quote("attention")),
+        }
+    }
+
+    fn kind() -> String {
+        "\"auto\", \"none\", \"layer\", \"attention\" or a number of layers".into()
     }
 }
 

@@ -6,8 +6,8 @@ use super::node::{Node, Value};
 use super::suggest::nearest;
 use kfc_runtime::config::{
     DataSection, DistillSection, Divergence, EwcMode, EwcSection, FeatureSection, Important, JobConfig,
-    Length, LongRows, LoraInit, LoraSection, LoraTargets, ModelInit, ModelSection, OnError, Schedule,
-    TrainSection,
+    Length, LongRows, LoraInit, LoraSection, LoraTargets, ModelInit, ModelSection, OnError, RecomputePolicy,
+    Schedule, TrainSection,
 };
 use std::path::PathBuf;
 
@@ -349,6 +349,7 @@ pub fn train_defaults() -> TrainSection {
         save_every: 500,
         keep: 2,
         mem_budget: None,
+        recompute: RecomputePolicy::Auto,
     }
 }
 
@@ -389,6 +390,12 @@ pub(super) fn train() -> Section<TrainSection> {
             },
             show: |section| section.mem_budget.map(Bytes).show(),
         },
+        key!(
+            S,
+            recompute,
+            "What is computed again in the backward pass instead of being kept: what the budget asks for, nothing, \
+             everything inside each layer (or each group of so many), or inside attention."
+        ),
     ]);
     Section { name: "train", doc: "Steps, optimiser and schedule.", defaults: train_defaults, keys }
 }

@@ -90,7 +90,7 @@ fn resolved_text() {
         [data]\ntrain = [\"/jobs/a.jsonl\"]\npacking = true\nshuffle = true\non_error = \"fail\"\nlong_rows = \"split\"\n\n\
         [train]\nsteps = 10\nbatch = 1\naccumulation = 8\nlr = 3e-5\nschedule = \"cosine\"\nwarmup_steps = 500\n\
         weight_decay = 0.01\nbetas = [0.9, 0.999]\neps = 1e-8\nmax_grad_norm = 1.0\nseed = 0\nsave_every = 500\nkeep = 2\n\
-        mem_budget = \"8GiB\"\n";
+        mem_budget = \"8GiB\"\nrecompute = \"auto\"\n";
     assert_eq!(text, expected);
 }
 
@@ -198,9 +198,15 @@ fn train() -> impl Strategy<Value = TrainSection> {
         prop::option::of(prop_oneof![positive().prop_map(LossScale::Static), Just(LossScale::Dynamic)]);
     let sizes = (1..99usize, 1..99usize, 0..999usize, 0..999usize, 1..9usize);
     let numbers = (unit(), unit(), unit(), unit(), positive(), unit());
+    let recompute = prop_oneof![
+        Just(RecomputePolicy::Auto),
+        Just(RecomputePolicy::Off),
+        Just(RecomputePolicy::Attention),
+        (1..9usize).prop_map(RecomputePolicy::EveryK)
+    ];
     let budget = prop::option::of(prop_oneof![1..u64::MAX, (1..99u64).prop_map(|n| n << 30)]);
-    (length, schedule, loss_scale, sizes, numbers, any::<u64>(), budget).prop_map(
-        |(length, schedule, loss_scale, sizes, numbers, seed, mem_budget)| TrainSection {
+    (length, schedule, loss_scale, sizes, numbers, (any::<u64>(), recompute), budget).prop_map(
+        |(length, schedule, loss_scale, sizes, numbers, (seed, recompute), mem_budget)| TrainSection {
             length,
             batch: sizes.0,
             accumulation: sizes.1,
@@ -216,6 +222,7 @@ fn train() -> impl Strategy<Value = TrainSection> {
             save_every: sizes.3,
             keep: sizes.4,
             mem_budget,
+            recompute,
         },
     )
 }

@@ -2,7 +2,7 @@
 
 use crate::commands::explain::rows;
 use crate::config::format_bytes;
-use kfc_runtime::config::JobConfig;
+use kfc_runtime::config::{JobConfig, RecomputePolicy};
 use kfc_runtime::machine::Memory;
 use kfc_runtime::profile::Profile;
 use kfc_runtime::train::setup;
@@ -31,7 +31,6 @@ impl Fit {
 /// If anything that the job names is missing or does not fit together.
 pub(crate) fn check(job: &JobConfig, memory: Memory) -> anyhow::Result<Fit> {
     let (seq, before) = rows(job)?;
-    let profile = setup::predict(job, seq, before)?;
     let (mut limit, mut limited_by) = match memory.group {
         Some((_, left)) if left <= memory.available => (left, "the control group of this process"),
         _ => (memory.available, "the machine's free memory"),
@@ -41,25 +40,46 @@ pub(crate) fn check(job: &JobConfig, memory: Memory) -> anyhow::Result<Fit> {
     if let Some(budget) = job.train.mem_budget.filter(|b| *b < limit) {
         (limit, limited_by) = (budget, "train.mem_budget");
     }
+    // A budget that nothing fits into is what this is to say, and no error.
+    let profile =
+        setup::predict(job, seq, before).or_else(|_| setup::predict(&with_budget(job, None), seq, before))?;
     let mut fit = Fit { profile, limit, limited_by, advice: Vec::new() };
     if !fit.fits() {
-        fit.advice = advice(job, seq, before, &fit)?;
+        fit.advice = advice(job, seq, before, &fit);
     }
     Ok(fit)
 }
 
-fn advice(job: &JobConfig, seq: usize, before: u64, fit: &Fit) -> anyhow::Result<Vec<String>> {
+fn with_budget(job: &JobConfig, budget: Option<u64>) -> JobConfig {
+    let mut job = job.clone();
+    job.train.mem_budget = budget;
+    job
+}
+
+fn advice(job: &JobConfig, seq: usize, before: u64, fit: &Fit) -> Vec<String> {
     let mut advice = Vec::new();
+    // The peak of a changed job, if it fits the limit.
+    let fits = |job: &JobConfig| {
+        let peak = setup::predict(&with_budget(job, Some(fit.limit)), seq, before).ok()?.predicted_peak();
+        (peak <= fit.limit).then(|| format_bytes(peak))
+    };
+    let mut recomputing = job.clone();
+    recomputing.train.recompute = RecomputePolicy::Auto;
+    let recomputed = fits(&recomputing);
+    if let Some(peak) = &recomputed {
+        let mib = fit.limit >> 20;
+        advice.push(format!(
+            "train.mem_budget = \"{mib}MiB\" with train.recompute = \"auto\": the same step in {peak}, part of it computed twice"
+        ));
+    }
     let mut smaller = job.clone();
     while smaller.train.batch > 1 {
         smaller.train.batch = smaller.train.batch.div_ceil(2);
-        let peak = setup::predict(&smaller, seq, before)?.predicted_peak();
-        if peak <= fit.limit {
+        if let Some(peak) = fits(&smaller) {
             let micro = (job.train.batch * job.train.accumulation).div_ceil(smaller.train.batch);
             advice.push(format!(
-                "train.batch = {} with train.accumulation = {micro}: the same step in {}",
-                smaller.train.batch,
-                format_bytes(peak)
+                "train.batch = {} with train.accumulation = {micro}: as many rows a step in {peak}",
+                smaller.train.batch
             ));
             break;
         }
@@ -67,13 +87,8 @@ fn advice(job: &JobConfig, seq: usize, before: u64, fit: &Fit) -> anyhow::Result
     let bytes = |what: &str| {
         fit.profile.account.iter().filter(|(name, _)| name == what).map(|(_, bytes)| *bytes).sum::<u64>()
     };
-    let arena = bytes("activations (arena)");
-    if advice.is_empty() && seq > 1 && fit.profile.predicted_peak() - arena < fit.limit {
-        let room = (fit.limit - (fit.profile.predicted_peak() - arena)) as f64 / arena.max(1) as f64;
-        // The smallest batch takes this share of the arena, and activations grow with the row at least in proportion.
-        let share = 1.0 / job.train.batch.max(1) as f64;
-        let shorter = ((seq as f64 * room / share) as usize).min(seq / 2).max(1);
-        advice.push(format!("data.seq_len = {shorter} or less with train.batch = 1: rows have {seq} tokens now"));
+    if advice.is_empty() && seq > 1 {
+        advice.push(format!("a data.seq_len below {seq} with train.batch = 1: activations shrink with it"));
     }
     if bytes("teacher weights") > 0 {
         advice.push(format!(
@@ -81,9 +96,9 @@ fn advice(job: &JobConfig, seq: usize, before: u64, fit: &Fit) -> anyhow::Result
             format_bytes(bytes("teacher weights"))
         ));
     }
-    if bytes("f32 masters") + bytes("optimiser moments") > fit.limit / 4 && job.lora.is_none() {
-        let saved = bytes("f32 masters") + bytes("optimiser moments") + bytes("gradient accumulators");
-        advice.push(format!("[lora] instead of full fine-tuning: saves most of {}", format_bytes(saved)));
+    let states = bytes("f32 masters") + bytes("optimiser moments") + bytes("gradient accumulators");
+    if job.lora.is_none() {
+        advice.push(format!("[lora] instead of full fine-tuning: saves most of {}", format_bytes(states)));
     }
     if fit.profile.model.contains(" in f32") {
         advice.push("model.dtype = \"bf16\": halves weights and activations".into());
@@ -92,5 +107,5 @@ fn advice(job: &JobConfig, seq: usize, before: u64, fit: &Fit) -> anyhow::Result
         let mib = fit.profile.predicted_peak().div_ceil(1 << 20);
         advice.push(format!("train.mem_budget = \"{mib}MiB\" or more"));
     }
-    Ok(advice)
+    advice
 }

@@ -43,13 +43,15 @@ pub(crate) fn find() -> Gpu {
         names(Path::new("/dev")).into_iter().filter(numbered).map(|n| format!("/dev/{n}")).collect();
     devices.sort();
     let version = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
-    let driver = version.and_then(|v| v.lines().next().map(|l| l.trim_start_matches("NVRM version:").trim().to_owned()));
+    let driver = version
+        .and_then(|v| v.lines().next().map(|l| l.trim_start_matches("NVRM version:").trim().to_owned()));
     let mut folders: Vec<PathBuf> =
         std::env::var_os("LD_LIBRARY_PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default();
     folders.extend(FOLDERS.map(PathBuf::from));
     let locate = |library: &'static str| {
         let found = folders.iter().find_map(|folder| {
-            let mut here: Vec<String> = names(folder).into_iter().filter(|n| n.starts_with(library)).collect();
+            let mut here: Vec<String> =
+                names(folder).into_iter().filter(|n| n.starts_with(library)).collect();
             here.sort();
             here.first().map(|n| folder.join(n))
         });

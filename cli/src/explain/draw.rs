@@ -207,7 +207,8 @@ pub(super) fn arena(e: &Explanation<'_>, plan: &PlanProfile) -> String {
 
 /// Kernels under the roofline: FLOP a byte against GFLOP/s.
 pub(super) fn roofline(e: &Explanation<'_>) -> Option<String> {
-    let points: Vec<_> = e.kernels.iter().filter(|k| k.flops > 0.0 && k.bytes > 0.0 && k.ms() > 0.0).collect();
+    let points: Vec<_> =
+        e.kernels.iter().filter(|k| k.flops > 0.0 && k.bytes > 0.0 && k.ms() > 0.0).collect();
     let rates = e.calibration.rates();
     let top = rates.flops_f32.max(rates.flops_16) * 1e-9;
     let intensity = |k: &super::Kernel<'_>| k.flops / k.bytes;

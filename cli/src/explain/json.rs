@@ -44,6 +44,9 @@ pub(crate) fn object(e: &Explanation<'_>) -> Value {
                 "launch": memory.peak, "at": memory.peak_at, "bytes": memory.peak_bytes(),
                 "living": memory.living.iter().map(living).collect::<Vec<_>>(),
             },
+            "decisions": plan.decisions.iter().map(|d| json!({
+                "value": d.value, "bytes": d.bytes, "recomputed": d.recomputed, "seconds": d.seconds,
+            })).collect::<Vec<_>>(),
             "saved": memory.saved.iter().map(living).collect::<Vec<_>>(),
             "timeline_bytes": memory.live,
         })).collect::<Vec<_>>(),

@@ -3,10 +3,10 @@
 //! A [`Profile`] says what there is, a [`Calibration`] how long it should take. Times are milliseconds a step and bytes are
 //! bytes, unless a name says otherwise. A kernel is a kind of launch in one plan.
 
+mod draw;
 pub(crate) mod json;
 mod memory;
 pub(crate) mod page;
-mod draw;
 mod places;
 pub(crate) mod text;
 mod why;
@@ -111,7 +111,10 @@ impl Kernel<'_> {
             why.push("made again in the backward pass: that costs less than keeping it".into());
         }
         if self.saved_bytes > 0 {
-            why.push(format!("{} kept for the backward pass", crate::config::format_bytes(self.saved_bytes as u64)));
+            why.push(format!(
+                "{} kept for the backward pass",
+                crate::config::format_bytes(self.saved_bytes as u64)
+            ));
         }
         if self.inplace_bytes > 0 {
             let bytes = crate::config::format_bytes(self.inplace_bytes as u64);
@@ -150,7 +153,8 @@ impl<'a> Explanation<'a> {
         kernels.sort_by(|a, b| b.ms().total_cmp(&a.ms()));
         let predicted_ms = kernels.iter().map(|k| k.predicted_ms).sum();
         let measured = measured(profile, &kernels);
-        let phases = phases.into_iter().map(|(p, sum): (Phase, Sum)| sum.total(p.name().into(), profile)).collect();
+        let phases =
+            phases.into_iter().map(|(p, sum): (Phase, Sum)| sum.total(p.name().into(), profile)).collect();
         let mut places: Vec<Total> =
             places.into_iter().map(|(p, sum): (Place, Sum)| sum.total(p.name(), profile)).collect();
         places.sort_by(|a, b| b.ms().total_cmp(&a.ms()));
@@ -191,7 +195,8 @@ impl<'a> Explanation<'a> {
 }
 
 impl Total {
-    fn ms(&self) -> f64 {
+    /// Measured if it was, else predicted.
+    pub(crate) fn ms(&self) -> f64 {
         self.measured_ms.unwrap_or(self.predicted_ms)
     }
 }
@@ -294,7 +299,9 @@ fn measured(profile: &Profile, kernels: &[Kernel<'_>]) -> Option<MeasuredStep> {
     let explained = kernel_ms + host.iter().map(|(_, ms)| ms).sum::<f64>();
     let mut errors: Vec<(f64, f64)> = kernels
         .iter()
-        .filter_map(|k| k.measured_ms.filter(|ms| *ms > 0.0).map(|ms| ((k.predicted_ms / ms - 1.0).abs(), ms)))
+        .filter_map(|k| {
+            k.measured_ms.filter(|ms| *ms > 0.0).map(|ms| ((k.predicted_ms / ms - 1.0).abs(), ms))
+        })
         .collect();
     errors.sort_by(|a, b| a.0.total_cmp(&b.0));
     let half = errors.iter().map(|(_, ms)| ms).sum::<f64>() / 2.0;

@@ -43,9 +43,8 @@ fn tables(e: &Explanation<'_>) -> Vec<Table> {
         tables.push(table("Outside of kernels", "", rows));
     }
     for m in e.memory.iter().filter(|m| !m.living.is_empty()) {
-        let row = |l: &super::memory::Living| {
-            vec![l.what(), l.blocks.to_string(), format_bytes(l.bytes as u64)]
-        };
+        let row =
+            |l: &super::memory::Living| vec![l.what(), l.blocks.to_string(), format_bytes(l.bytes as u64)];
         let head = || vec![["what", "blocks", "bytes"].map(String::from).to_vec()];
         let living = head().into_iter().chain(m.living.iter().map(row)).collect();
         let note = format!("{}: {} alive", m.peak_at, format_bytes(m.peak_bytes() as u64));

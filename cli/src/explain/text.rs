@@ -3,6 +3,7 @@
 use super::{Explanation, Total};
 use crate::config::format_bytes;
 use crate::output::table;
+use kfc_graph::budget::Decision;
 use std::fmt::Write;
 
 /// Kernels listed by default.
@@ -22,7 +23,13 @@ pub(crate) fn ms(value: f64) -> String {
 
 /// A rate in a table.
 fn rate(value: f64) -> String {
-    if value == 0.0 { "-".into() } else if value >= 10.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+    if value == 0.0 {
+        "-".into()
+    } else if value >= 10.0 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.2}")
+    }
 }
 
 fn percent(share: f64) -> String {
@@ -36,7 +43,11 @@ pub(crate) fn render(e: &Explanation<'_>) -> String {
         let _ = writeln!(out, "{name:<10}{value}");
     }
     let shown = e.kernels.len().min(KERNELS);
-    let _ = writeln!(out, "\nkernels, the slowest {shown} of {} (times and launches are those of a step)", e.kernels.len());
+    let _ = writeln!(
+        out,
+        "\nkernels, the slowest {shown} of {} (times and launches are those of a step)",
+        e.kernels.len()
+    );
     out.push_str(&table(&kernel_rows(e, KERNELS)));
     out.push_str("\nby phase\n");
     out.push_str(&table(&totals(e, &e.phases)));
@@ -82,7 +93,11 @@ fn list(living: &[super::memory::Living]) -> String {
         .collect();
     if living.len() > ENTRIES {
         let rest: usize = living[ENTRIES..].iter().map(|l| l.bytes).sum();
-        rows.push(vec![format!("  {} more", living.len() - ENTRIES), String::new(), format_bytes(rest as u64)]);
+        rows.push(vec![
+            format!("  {} more", living.len() - ENTRIES),
+            String::new(),
+            format_bytes(rest as u64),
+        ]);
     }
     table(&rows)
 }
@@ -158,7 +173,10 @@ pub(crate) fn cards(e: &Explanation<'_>) -> Vec<(String, String)> {
         cards.push(("peak, measured", format_bytes(m.peak_bytes)));
     }
     cards.push(("arena", format_bytes(p.plans.iter().map(|p| p.arena_bytes as u64).max().unwrap_or(0))));
-    cards.push(("launches a step", p.plans.iter().map(|p| p.launches.len() * p.runs_per_step).sum::<usize>().to_string()));
+    cards.push((
+        "launches a step",
+        p.plans.iter().map(|p| p.launches.len() * p.runs_per_step).sum::<usize>().to_string(),
+    ));
     cards.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
 }
 
@@ -229,11 +247,27 @@ pub(crate) fn reasons(e: &Explanation<'_>) -> Vec<String> {
             format_bytes(inplace as u64)
         ));
     }
-    let recomputed = e.phases.iter().find(|t| t.name == "recompute");
-    lines.push(match recomputed {
-        Some(t) => format!("recomputed: {} launches are made again in the backward pass instead of kept", t.launches),
-        None => "recomputed: nothing; all that the backward pass needs is kept".into(),
-    });
+    let decisions = e.profile.plans.iter().flat_map(|p| &p.decisions);
+    let (again, kept): (Vec<_>, Vec<_>) = decisions.partition(|d| d.recomputed);
+    let bytes = |list: &[&Decision]| format_bytes(list.iter().map(|d| d.bytes as u64).sum());
+    if !again.is_empty() {
+        let seconds: f64 = e.phases.iter().filter(|t| t.name == "recompute").map(Total::ms).sum();
+        lines.push(format!(
+            "recomputed: {} values ({}) of the forward pass are made again in the backward pass, for {} ms a step, so that \
+             the run fits its budget",
+            again.len(),
+            bytes(&again),
+            ms(seconds)
+        ));
+    }
+    if !kept.is_empty() {
+        let why = if again.is_empty() {
+            "the budget allows it, or there is none"
+        } else {
+            "they cost the most to make again"
+        };
+        lines.push(format!("kept: {} values ({}) for the backward pass; {why}", kept.len(), bytes(&kept)));
+    }
     lines
 }
 

@@ -16,7 +16,9 @@ pub(crate) fn fused(kind: &Kind) -> &'static str {
         }
         "linear_token_scores" => "output layer and log-likelihoods chunk by chunk",
         "lora_linear" => "frozen product, adapter, scale and bias in one kernel; only the small x·Aᵀ is kept",
-        "lora_linear_bwd" => "gradients of A, B and the input share their reads of dy; no gradient of the frozen weight",
+        "lora_linear_bwd" => {
+            "gradients of A, B and the input share their reads of dy; no gradient of the frozen weight"
+        }
         "linear" => "product and bias in one kernel",
         "attention" => "scores, mask, softmax and values tile by tile: scores of all pairs never exist",
         "attention_bwd" => "scores are made again tile by tile from the saved log-sum-exp",

@@ -82,7 +82,10 @@ pub fn fails(code: i32, arguments: &[std::ffi::OsString], parts: &[&str]) -> Str
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {message}");
     assert!(output.stdout.is_empty(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
-    assert!(message.starts_with("error: ") && !message.contains("internal error"), "{arguments:?}: {message}");
+    assert!(
+        message.starts_with("error: ") && !message.contains("internal error"),
+        "{arguments:?}: {message}"
+    );
     assert_eq!(message.trim_end().lines().count(), 1, "{message}");
     for part in parts {
         assert!(message.contains(part), "{part:?} is not in: {message}");
@@ -209,4 +212,59 @@ pub fn assert_close(what: &str, got: &Tensor, expected: &Tensor, tolerance: f64)
     assert_eq!(got.dims, expected.dims, "{what}");
     let error = relative(&got.values, &expected.values);
     assert!(error < tolerance, "{what}: off by {error:.1e} of the largest, {tolerance:.0e} is allowed");
+}
+
+/// A student and a teacher with one tokenizer of 64 words for their 67 tokens, and rows of text.
+pub struct World {
+    folder: Folder,
+}
+
+impl World {
+    pub fn new() -> World {
+        let folder = Folder::new();
+        let words: Vec<String> = (0..61).map(|i| format!("w{i}")).collect();
+        for model in ["student", "teacher"] {
+            copy(&case("llama").join(model), &folder.join(model));
+            kfc_runtime::data::save_word_level(&folder.join(model), &words).unwrap();
+        }
+        let text = |seed: usize, n: usize| {
+            (0..n)
+                .map(|j| format!("w{}", (seed * 7 + j * j * (1 + seed % 5)) % 61))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        let mut rows = String::new();
+        for i in 0..40 {
+            let row = match i % 3 {
+                0 => serde_json::json!({"text": text(i, 5 + i % 11)}),
+                1 => serde_json::json!({"prompt": text(i, 4), "completion": text(i + 50, 3 + i % 7)}),
+                _ => serde_json::json!({"text": text(i, 20 + i % 9)}),
+            };
+            rows.push_str(&format!("{row}\n"));
+        }
+        std::fs::write(folder.join("rows.jsonl"), rows).unwrap();
+        let general: String =
+            (0..11).map(|i| format!("{}\n", serde_json::json!({"text": text(i + 90, 9 + i)}))).collect();
+        std::fs::write(folder.join("general.jsonl"), general).unwrap();
+        World { folder }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.folder.names()
+    }
+
+    /// Writes `job.toml`.
+    pub fn job(&self, text: &str) -> PathBuf {
+        let path = self.join("job.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
 }

@@ -1,7 +1,7 @@
 //! The meaning of a graph: a plain f64 interpreter.
 //!
 //! Every float type is computed in `f64` without rounding, so a result is what a kernel would give with infinite
-//! precision; [`Prim::Random`](crate::Prim::Random) gives exactly its `f32` values. `i32` values are exact and wrap.
+//! precision; [`crate::Prim::Random`] gives exactly its `f32` values. `i32` values are exact and wrap.
 //! A composite means what its decomposition means. Speed does not matter here, clarity does.
 
 mod philox;

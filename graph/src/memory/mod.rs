@@ -4,15 +4,17 @@
 //! - a graph input is its own storage, outside the arena;
 //! - a reshape is a view of its operand's storage, unless it is an output of (or updates a state from) an input's storage:
 //!   then it is copied, so that no output changes when a state does;
-//! - an operation that must work in place ([`Options::inplace`]) takes over its operand's storage if the operand is not
+//! - an operation that must work in place ([`Facts::inplace`]) takes over its operand's storage if the operand is not
 //!   read afterwards and is either in the arena or a state that the result (or what is made in place of it) updates;
 //!   otherwise the result has a place of its own, and whoever runs the plan copies the operand there first;
+//! - an operation that may work in place ([`Facts::may_inplace`]) does so over the first such operand that is in the
+//!   arena and not read afterwards;
 //! - everything else gets a place in the arena from the step that makes it to the step that last reads it; outputs keep
 //!   theirs to the end.
 //!
 //! When all steps have run, an output that updates a state and does not already live in it is copied there.
 //! Invariant: no two places of the arena whose life spans meet overlap. The planner follows tinygrad's: liveness, then
-//! greedy best-fit offsets; of several orders of placing the best is kept.
+//! greedy offsets; of several orders of placing the best is kept, and a bounded search tries to better it.
 
 mod place;
 
@@ -22,20 +24,20 @@ use crate::schedule::{is_view, roots, update_targets};
 /// Offsets and sizes are multiples of this.
 pub const ALIGN: usize = 64;
 
-/// What a plan needs to know about the backend.
-pub struct Options<'a> {
+/// What a plan needs to know of the kernel of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
     /// Pairs (operand, result) that share storage because the operation updates the operand.
-    pub inplace: &'a dyn Fn(&Node) -> Vec<(usize, usize)>,
-    /// Bytes that a node needs while it runs.
-    pub workspace: &'a dyn Fn(&Node) -> usize,
+    pub inplace: &'static [(usize, usize)],
+    /// Pairs (operand, result) of which the result may be written over the operand: any choice with one operand a result
+    /// and one result an operand. None of their operands is also in [`Facts::inplace`].
+    pub may_inplace: &'static [(usize, usize)],
+    /// Bytes that the kernel needs while it runs.
+    pub workspace: usize,
 }
 
-impl Default for Options<'_> {
-    /// Nothing in place, no workspaces.
-    fn default() -> Self {
-        Options { inplace: &|_| vec![], workspace: &|_| 0 }
-    }
-}
+/// The backend's kernels as the planner sees them. `Facts::default()` is a kernel without needs.
+pub type FactsOf<'a> = dyn Fn(&Graph, &Node) -> Facts + Sync + 'a;
 
 /// A range of the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,17 +86,10 @@ pub struct MemoryPlan {
 }
 
 /// Plans the memory of a graph whose nodes run in `order` (each node once, operands first). Takes near-linear time.
-pub fn plan(graph: &Graph, order: &[NodeId], options: &Options<'_>) -> MemoryPlan {
-    let storage = assign_storage(graph, order, options);
-    let mut spans: Vec<Span> = storage.arena.iter().map(|a| unplaced(a.bytes, a.first, a.last)).collect();
-    let mut workspaces = vec![None; graph.nodes().len()];
-    for (position, &id) in order.iter().enumerate() {
-        let bytes = (options.workspace)(graph.node(id));
-        if bytes > 0 {
-            workspaces[id.index()] = Some(spans.len());
-            spans.push(unplaced(bytes, position, position));
-        }
-    }
+pub fn plan(graph: &Graph, order: &[NodeId], facts: &FactsOf<'_>) -> MemoryPlan {
+    let facts: Vec<Facts> = graph.nodes().iter().map(|n| facts(graph, n)).collect();
+    let storage = assign_storage(graph, order, &facts);
+    let (mut spans, workspaces) = unplaced_spans(graph, order, &storage, &facts);
     let (arena_bytes, lower_bound) = place::place(&mut spans, order.len());
 
     let places: Vec<Place> = storage
@@ -105,9 +100,36 @@ pub fn plan(graph: &Graph, order: &[NodeId], options: &Options<'_>) -> MemoryPla
             Storage::Arena(a) => Place::Arena(spans[a].slot),
         })
         .collect();
-    let workspaces = workspaces.into_iter().map(|w| w.map(|i: usize| spans[i].slot)).collect();
+    let workspaces = workspaces.into_iter().map(|w| w.map(|i| spans[i].slot)).collect();
     let copied_updates = copied_updates(graph, &places);
     MemoryPlan { places, workspaces, spans, copied_updates, arena_bytes, lower_bound }
+}
+
+/// The most bytes in use at once when the nodes run in `order`: what [`plan`] reports as its lower bound, without the
+/// search for places.
+pub fn live_bytes(graph: &Graph, order: &[NodeId], facts: &FactsOf<'_>) -> usize {
+    let facts: Vec<Facts> = graph.nodes().iter().map(|n| facts(graph, n)).collect();
+    let storage = assign_storage(graph, order, &facts);
+    place::live_bytes(&unplaced_spans(graph, order, &storage, &facts).0, order.len())
+}
+
+/// Ranges for values and workspaces, without offsets, and the range of each node's workspace.
+fn unplaced_spans(
+    graph: &Graph,
+    order: &[NodeId],
+    storage: &Assignment,
+    facts: &[Facts],
+) -> (Vec<Span>, Vec<Option<usize>>) {
+    let mut spans: Vec<Span> = storage.arena.iter().map(|a| unplaced(a.bytes, a.first, a.last)).collect();
+    let mut workspaces = vec![None; graph.nodes().len()];
+    for (position, &id) in order.iter().enumerate() {
+        let bytes = facts[id.index()].workspace;
+        if bytes > 0 {
+            workspaces[id.index()] = Some(spans.len());
+            spans.push(unplaced(bytes, position, position));
+        }
+    }
+    (spans, workspaces)
 }
 
 fn unplaced(bytes: usize, first: usize, last: usize) -> Span {
@@ -139,10 +161,9 @@ struct Assignment {
 }
 
 /// Follows the order once and says for each value which storage holds it.
-fn assign_storage(graph: &Graph, order: &[NodeId], options: &Options<'_>) -> Assignment {
+fn assign_storage(graph: &Graph, order: &[NodeId], facts: &[Facts]) -> Assignment {
     let reads = reads(graph);
-    let inplace: Vec<Vec<(usize, usize)>> = graph.nodes().iter().map(|n| (options.inplace)(n)).collect();
-    let targets = inplace_targets(graph, &inplace);
+    let targets = inplace_targets(graph, facts);
     let is_output = outputs(graph);
     let end = order.len().saturating_sub(1);
 
@@ -183,13 +204,21 @@ fn assign_storage(graph: &Graph, order: &[NodeId], options: &Options<'_>) -> Ass
                     node.inputs.iter().enumerate().all(|(k, u)| k == i || a.of[u.index()] != s)
                         && node.outputs[..j].iter().all(|u| a.of[u.index()] != s)
                 };
-                let pair = inplace[id.index()].iter().find(|(_, result)| *result == j);
-                pair.and_then(|&(i, _)| {
+                let shared = |i: usize| {
                     let operand = *node.inputs.get(i)?;
                     let s = a.of[operand.index()];
                     let fits = graph.ty(operand).bytes() == graph.ty(v).bytes();
                     (fits && dead(s) && alone(i, s)).then_some(s)
-                })
+                };
+                let Facts { inplace, may_inplace, .. } = facts[id.index()];
+                match inplace.iter().find(|(_, result)| *result == j) {
+                    Some(&(i, _)) => shared(i),
+                    None => may_inplace
+                        .iter()
+                        .filter(|(_, result)| *result == j)
+                        .filter_map(|&(i, _)| shared(i))
+                        .find(|s| matches!(s, Storage::Arena(_))),
+                }
             };
             let storage = shared.unwrap_or_else(|| {
                 a.arena.push(Lifetime { bytes: graph.ty(v).bytes(), first: position, last: position });
@@ -239,12 +268,12 @@ fn updates_own(graph: &Graph, v: ValueId, s: Storage) -> bool {
 
 /// For each value, the state whose storage it may take: the one it updates, or that the result made in place of it
 /// updates (several accumulations into one state).
-fn inplace_targets(graph: &Graph, inplace: &[Vec<(usize, usize)>]) -> Vec<Option<ValueId>> {
+fn inplace_targets(graph: &Graph, facts: &[Facts]) -> Vec<Option<ValueId>> {
     let roots = roots(graph);
     let mut targets = update_targets(graph, &roots);
     let is_output = outputs(graph);
-    for (node, pairs) in graph.nodes().iter().zip(inplace).rev() {
-        for &(i, j) in pairs {
+    for (node, facts) in graph.nodes().iter().zip(facts).rev() {
+        for &(i, j) in facts.inplace {
             let (Some(operand), Some(result)) = (node.inputs.get(i), node.outputs.get(j)) else { continue };
             let root = roots[operand.index()];
             if targets[root.index()].is_none() && !is_output[root.index()] {

@@ -9,6 +9,7 @@ pub mod cse;
 pub mod dce;
 pub mod decompose;
 pub mod fuse_head;
+pub mod recompute;
 mod rewriter;
 
 pub use rewriter::Rewriter;

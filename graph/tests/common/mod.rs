@@ -14,8 +14,8 @@ mod plans;
 mod random;
 
 pub use ops::defs;
-pub use plans::{check_order, check_plan, inplace, workspace};
-pub use random::random_graph;
+pub use plans::{check_order, check_plan, facts, no_facts};
+pub use random::{random_graph, random_training};
 
 use kfc_graph::interp::Tensor;
 use kfc_graph::{DType, Graph, TensorType};

@@ -1,21 +1,24 @@
 //! A memory plan played through: what each byte range holds, step by step.
 
-use kfc_graph::memory::{ALIGN, MemoryPlan, Place, Slot};
+use kfc_graph::memory::{ALIGN, Facts, MemoryPlan, Place, Slot};
 use kfc_graph::{Def, Graph, Node, NodeId, Op, Prim, ValueId};
 use std::collections::BTreeMap;
 
-/// The in-place pairs of the test composites.
-pub fn inplace(node: &Node) -> Vec<(usize, usize)> {
-    if node.op.name() == "accumulate" { vec![(0, 0)] } else { vec![] }
+/// Accumulation is in place; sums and products may be; matrix products and gates need scratch.
+pub fn facts(_: &Graph, node: &Node) -> Facts {
+    let none = Facts::default();
+    match node.op.name() {
+        "accumulate" => Facts { inplace: &[(0, 0)], ..none },
+        "add" | "mul" => Facts { may_inplace: &[(0, 0), (1, 0)], ..none },
+        "gate" => Facts { may_inplace: &[(0, 0), (1, 1), (0, 1)], workspace: 200, ..none },
+        "matmul" => Facts { workspace: 100, ..none },
+        _ => none,
+    }
 }
 
-/// Matrix products and gates need scratch.
-pub fn workspace(node: &Node) -> usize {
-    match node.op.name() {
-        "matmul" => 100,
-        "gate" => 200,
-        _ => 0,
-    }
+/// No kernel needs anything.
+pub fn no_facts(_: &Graph, _: &Node) -> Facts {
+    Facts::default()
 }
 
 /// What lies where: the contents of inputs, and of arena ranges by offset.
@@ -93,7 +96,8 @@ pub fn check_plan(graph: &Graph, order: &[NodeId], plan: &MemoryPlan) {
         }
         for (j, &v) in node.outputs.iter().enumerate() {
             for (i, &u) in node.inputs.iter().enumerate() {
-                let allowed = inplace(node).contains(&(i, j));
+                let f = facts(graph, node);
+                let allowed = f.inplace.contains(&(i, j)) || f.may_inplace.contains(&(i, j));
                 assert!(allowed || !meet(place(u), place(v)), "node {} writes over its operand {i}", id.0);
             }
             if let Place::Input(i) = place(v) {

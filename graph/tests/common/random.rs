@@ -107,3 +107,48 @@ fn random_node(
     };
     one.ok().map(|v| vec![v])
 }
+
+/// A random forward pass in two layers, and its gradient with respect to every float input; every seed gives some.
+pub fn random_training(seed: u64, size: usize) -> Graph {
+    let mut rng = Rng(seed);
+    let mut g = Graph::new(format!("training {seed}"));
+    let ty = TensorType::new(DType::F32, [4, 4]);
+    let seed_value = g.add_input("seed", InputKind::Data, TensorType::new(DType::I32, [2]));
+    let inputs: Vec<ValueId> =
+        (0..3).map(|i| g.add_input(format!("x{i}"), InputKind::Weight, ty.clone())).collect();
+    let mut b = Builder::new(&mut g);
+    let mut values = inputs.clone();
+    for i in 0..size {
+        b.set_scope(&format!("layers.{}.{}", 3 * i / size, ["attn", "mlp"][6 * i / size % 2]));
+        let (x, y) = (values[rng.below(values.len())], values[values.len() - 1]);
+        let new = match rng.below(7) {
+            0 => b.add(x, y),
+            1 => b.mul(x, y),
+            2 => b.sigmoid(y),
+            3 => b.matmul(x, y, false, true, DType::F32),
+            4 => b.prim(Prim::Random { dims: vec![4, 4], stream: i as u32 }, &[seed_value]),
+            5 => b.reshape(y, &[2, 8]).and_then(|r| b.sigmoid(r)).and_then(|r| b.reshape(r, &[4, 4])),
+            _ => {
+                let attrs = Attrs::new().with("scale", 1.25);
+                let def = defs().get("gate_explicit").unwrap();
+                b.composite(def, attrs, &[x, y]).map(|v| v[0])
+            }
+        };
+        values.push(new.unwrap());
+    }
+    b.set_scope("loss");
+    let mut loss = values[values.len() - 1];
+    for &x in &inputs {
+        loss = b.add(loss, x).unwrap();
+    }
+    let one = b.full_like(loss, 1.0).unwrap();
+    g.add_output("loss", loss, None);
+    let grads = autodiff::backward(&mut g, &[(loss, one)], &inputs).unwrap();
+    let mut seen = vec![loss];
+    for (i, grad) in grads.into_iter().enumerate() {
+        let Some(grad) = grad.filter(|v| !seen.contains(v)) else { continue };
+        seen.push(grad);
+        g.add_output(format!("d{i}"), grad, None);
+    }
+    g
+}

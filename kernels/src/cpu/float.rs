@@ -83,6 +83,28 @@ impl Src {
         &scratch[..n]
     }
 
+    /// As [`Src::read`], but always a copy in `scratch` if the operand is the buffer of a result: that is written while the
+    /// copy is in use.
+    ///
+    /// # Safety
+    /// As [`Src::read`]; nothing refers to the elements while they are copied.
+    pub(crate) unsafe fn read_before<'a>(
+        self,
+        results: &[Dst],
+        start: usize,
+        n: usize,
+        scratch: &'a mut [f32],
+    ) -> &'a [f32] {
+        // SAFETY: by contract.
+        unsafe {
+            if results.iter().all(|r| r.ptr.cast_const() != self.ptr) {
+                return self.read(start, n, scratch);
+            }
+            self.load(start, &mut scratch[..n]);
+        }
+        &scratch[..n]
+    }
+
     /// Element `i`.
     ///
     /// # Safety

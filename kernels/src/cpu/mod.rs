@@ -8,6 +8,7 @@
 //! - inner loops are compiled for several instruction sets and chosen once a process ([`simd`]).
 
 use bytemuck::Pod;
+use kfc_graph::budget::TooSmall;
 use kfc_graph::{Composite, DType, GraphError, Op, Prim, TensorType};
 use thiserror::Error;
 
@@ -114,9 +115,10 @@ pub trait Kernel: Send + Sync {
     /// Computes the results.
     ///
     /// # Safety
-    /// Buffers have the sizes of the types the kernel was built for. A result overlaps no other buffer, except that an
-    /// in-place result ([`Kernel::inplace`]) already holds its operand's content; that operand is not read through
-    /// `inputs`.
+    /// Buffers have the sizes of the types the kernel was built for. A result overlaps no other buffer, except that
+    /// - an in-place result ([`Kernel::inplace`]) already holds its operand's content; that operand is not read through
+    ///   `inputs`;
+    /// - a result may be exactly the buffer of an operand that [`Kernel::may_inplace`] pairs it with.
     unsafe fn run(&self, call: &Call<'_>);
 
     /// Bytes of scratch a call needs.
@@ -126,6 +128,12 @@ pub trait Kernel: Send + Sync {
 
     /// `(operand, result)` pairs updated in place: on entry the result's buffer holds the operand's content.
     fn inplace(&self) -> &'static [(usize, usize)] {
+        &[]
+    }
+
+    /// `(operand, result)` pairs that may be one buffer, each alone or several at once (one operand a result, one result an
+    /// operand): every element is read before the same element is written, and by the same task.
+    fn may_inplace(&self) -> &'static [(usize, usize)] {
         &[]
     }
 }
@@ -151,6 +159,9 @@ pub enum KernelError {
     /// An attribute is missing or wrong.
     #[error(transparent)]
     Graph(#[from] GraphError),
+    /// No plan fits the memory there is.
+    #[error(transparent)]
+    Budget(#[from] TooSmall),
 }
 
 /// Whether the CPU has a kernel of its own for this composite (else it is decomposed into primitives).

@@ -89,7 +89,8 @@ impl Kernel for RmsNormBwd {
                     dw.fill(0.0);
                     let w = w.read(0, h, sw);
                     for r in rows {
-                        let (x, dy) = (x.read(r * h, h, sx), dy.read(r * h, h, sy));
+                        let x = x.read(r * h, h, sx);
+                        let dy = dy.read_before(&[dx], r * h, h, sy);
                         let rstd = rstd.at(r);
                         let dx_row = dx.begin(r * h, h, sd);
                         scale_by(1.0, dy, w, dx_row);
@@ -109,6 +110,10 @@ impl Kernel for RmsNormBwd {
             dw.fill(0.0);
             partials.chunks_exact(h).for_each(|p| axpy(1.0, p, dw));
         }
+    }
+
+    fn may_inplace(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
     }
 
     fn workspace_bytes(&self) -> usize {

@@ -61,11 +61,16 @@ impl Kernel for UnaryKernel {
             let (mut x, mut y) = ([0.0; BLOCK], [0.0; BLOCK]);
             // SAFETY: blocks are disjoint and in bounds.
             unsafe {
+                let x = a.read_before(&[out], start, n, &mut x);
                 let y = out.begin(start, n, &mut y);
-                (self.f)(a.read(start, n, &mut x), y);
+                (self.f)(x, y);
                 out.finish(start, y);
             }
         });
+    }
+
+    fn may_inplace(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
     }
 }
 
@@ -82,11 +87,17 @@ impl Kernel for BinaryKernel {
             let (mut x, mut y, mut z) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
             // SAFETY: blocks are disjoint and in bounds.
             unsafe {
+                let x = a.read_before(&[out], start, n, &mut x);
+                let y = b.read_before(&[out], start, n, &mut y);
                 let z = out.begin(start, n, &mut z);
-                (self.f)(a.read(start, n, &mut x), b.read(start, n, &mut y), z);
+                (self.f)(x, y, z);
                 out.finish(start, z);
             }
         });
+    }
+
+    fn may_inplace(&self) -> &'static [(usize, usize)] {
+        &[(0, 0), (1, 0)]
     }
 }
 

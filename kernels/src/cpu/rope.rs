@@ -48,14 +48,18 @@ impl Kernel for Rope {
                     let p = (pos[r].max(0) as usize).min(self.positions - 1) * half;
                     // SAFETY: rows are in bounds and written by one task each.
                     unsafe {
+                        let x = x.read_before(&[y], r * width, width, sx);
                         let out = y.begin(r * width, width, sy);
-                        let x = x.read(r * width, width, sx);
                         rotate(sign, &cos[p..p + half], &sin[p..p + half], x, out);
                         y.finish(r * width, out);
                     }
                 }
             });
         });
+    }
+
+    fn may_inplace(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
     }
 }
 

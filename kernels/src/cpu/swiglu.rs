@@ -27,12 +27,18 @@ impl Kernel for Swiglu {
                 let n = BLOCK.min(end - start);
                 // SAFETY: blocks are disjoint and in bounds.
                 unsafe {
+                    let gate = gate.read_before(&[y], start, n, &mut sg);
+                    let up = up.read_before(&[y], start, n, &mut su);
                     let out = y.begin(start, n, &mut sy);
-                    forward(gate.read(start, n, &mut sg), up.read(start, n, &mut su), out);
+                    forward(gate, up, out);
                     y.finish(start, out);
                 }
             }
         });
+    }
+
+    fn may_inplace(&self) -> &'static [(usize, usize)] {
+        &[(0, 0), (1, 0)]
     }
 }
 
@@ -60,14 +66,22 @@ impl Kernel for SwigluBwd {
                 let n = BLOCK.min(end - start);
                 // SAFETY: blocks are disjoint and in bounds.
                 unsafe {
+                    let results = [dgate, dup];
+                    let dy = dy.read_before(&results, start, n, &mut sd);
+                    let gate = gate.read_before(&results, start, n, &mut sg);
+                    let up = up.read_before(&results, start, n, &mut su);
                     let (dg, du) = (dgate.begin(start, n, &mut s1), dup.begin(start, n, &mut s2));
-                    let dy = dy.read(start, n, &mut sd);
-                    backward(dy, gate.read(start, n, &mut sg), up.read(start, n, &mut su), dg, du);
+                    backward(dy, gate, up, dg, du);
                     dgate.finish(start, dg);
                     dup.finish(start, du);
                 }
             }
         });
+    }
+
+    /// The gradients of gate and up over these, or over dy.
+    fn may_inplace(&self) -> &'static [(usize, usize)] {
+        &[(1, 0), (2, 1), (0, 0), (0, 1)]
     }
 }
 

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod exec;
+pub mod llama;
+
 use half::{bf16, f16};
 use kfc_graph::interp::{self, Tensor};
 use kfc_graph::{Builder, DType, Graph, InputKind, Op, Sample, SampleInput, TensorType};
@@ -34,24 +37,24 @@ pub fn decode(ty: &TensorType, bytes: &[u8]) -> Vec<f64> {
 }
 
 /// Bytes with a 64-byte aligned start.
-struct Aligned {
+pub struct Aligned {
     words: Vec<[u64; 8]>,
     bytes: usize,
 }
 
 impl Aligned {
-    fn new(bytes: usize, fill: u8) -> Aligned {
+    pub fn new(bytes: usize, fill: u8) -> Aligned {
         // One word more, so that an empty buffer still has an address of its own; `[u64; 8]` need not be 64-byte aligned.
         Aligned { words: vec![[u64::from_ne_bytes([fill; 8]); 8]; bytes.div_ceil(64) + 2], bytes }
     }
 
-    fn buf(&mut self) -> Buf {
+    pub fn buf(&mut self) -> Buf {
         let ptr = self.words.as_mut_ptr().cast::<u8>();
         // SAFETY: less than one word further, and there are two to spare.
         Buf { ptr: unsafe { ptr.add(ptr.align_offset(64)) }, bytes: self.bytes }
     }
 
-    fn slice(&mut self) -> &mut [u8] {
+    pub fn slice(&mut self) -> &mut [u8] {
         let b = self.buf();
         // SAFETY: within the words.
         unsafe { std::slice::from_raw_parts_mut(b.ptr, b.bytes) }

@@ -1,9 +1,9 @@
 //! `linear_cross_entropy_kd` and its siblings: the output layer fused with the losses on its logits, so that
 //! no backend ever stores `[tokens, vocabulary]` values.
 //!
-//! - [`forward`]: cross-entropy, distillation loss and the number of correct predictions;
-//! - [`backward`]: gradients of the hidden states and of the output weight;
-//! - [`fused`]: both in one sweep over the vocabulary;
+//! - `forward`: cross-entropy, distillation loss and the number of correct predictions;
+//! - `backward`: gradients of the hidden states and of the output weight;
+//! - `fused`: both in one sweep over the vocabulary;
 //! - `logits`: the pieces of the decompositions; `divergence`: the distillation losses; `samples`.
 //!
 //! Labels are already shifted; a negative label (-100) is ignored. Weights of positions (`w_ce`, `w_kd`)

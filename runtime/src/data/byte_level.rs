@@ -107,13 +107,13 @@ mod tests {
         let dir = TempDir::new("bytes");
         let text = dir.path().join("a.txt");
         std::fs::write(&text, "the cat and the dog and the bird\n".repeat(20)).unwrap();
-        let t = train_byte_level(&[text.clone()], 300, &dir.path().join("tok")).unwrap();
+        let t = train_byte_level(std::slice::from_ref(&text), 300, &dir.path().join("tok")).unwrap();
         assert!(t.vocab_size() > MIN_VOCAB && t.vocab_size() <= 300, "{}", t.vocab_size());
         let ids = t.encode("the cat, naïve 中文\n").unwrap();
         assert!(ids.len() < "the cat, naïve 中文\n".len());
         assert_eq!(t.decode(&ids, true).unwrap(), "the cat, naïve 中文\n");
         assert_eq!((t.pad(), t.bos(), t.eos()), (Some(0), Some(1), Some(2)));
-        let again = train_byte_level(&[text.clone()], 300, &dir.path().join("tok2")).unwrap();
+        let again = train_byte_level(std::slice::from_ref(&text), 300, &dir.path().join("tok2")).unwrap();
         again.same_vocabulary(&t).unwrap();
         let err = train_byte_level(&[text], 100, &dir.path().join("tok3")).unwrap_err().to_string();
         assert!(err.contains("259"), "{err}");

@@ -1,3 +1,4 @@
+//! Each task against what the logits say, and the errors of data that does not fit.
 #![allow(clippy::unwrap_used)]
 use super::*;
 use crate::data::IGNORE;

@@ -1,3 +1,4 @@
+//! Decoding with a cache against whole sequences, batches against single requests, and stopping.
 #![allow(clippy::unwrap_used)]
 use super::*;
 use crate::inference::bind_one;

@@ -2,6 +2,7 @@
 
 use super::{Kind, Launch, Machine, Measured, PlanProfile, Profile};
 use crate::files::{FileError, read_json};
+use kfc_graph::budget::Decision;
 use kfc_graph::{Cost, Phase};
 use kfc_kernels::timeline::Block;
 use serde_json::{Map, Value, json};
@@ -16,9 +17,8 @@ const MOST: usize = 1 << 18;
 impl Profile {
     /// For [`Profile::read`].
     pub fn to_json(&self) -> Value {
-        let pairs = |items: &[(String, u64)]| {
-            items.iter().map(|(what, n)| json!([what, n])).collect::<Vec<_>>()
-        };
+        let pairs =
+            |items: &[(String, u64)]| items.iter().map(|(what, n)| json!([what, n])).collect::<Vec<_>>();
         json!({
             "format": FORMAT,
             "model": self.model,
@@ -58,6 +58,7 @@ fn plan_json(p: &PlanProfile) -> Value {
         .collect();
     let launches = p.launches.iter().map(|l| json!([l.kind, l.phase.name(), l.scope, l.inplace_bytes, l.ns]));
     let blocks = p.blocks.iter().map(|b| json!([b.offset, b.bytes, b.first, b.last, b.scratch]));
+    let decisions = p.decisions.iter().map(|d| json!([d.value, d.bytes, d.recomputed, d.seconds]));
     json!({
         "name": p.name,
         "runs_per_step": p.runs_per_step,
@@ -66,6 +67,7 @@ fn plan_json(p: &PlanProfile) -> Value {
         "kinds": kinds,
         "launches": launches.collect::<Vec<_>>(),
         "blocks": blocks.collect::<Vec<_>>(),
+        "decisions": decisions.collect::<Vec<_>>(),
     })
 }
 
@@ -118,6 +120,7 @@ fn plan(v: &Value) -> Option<PlanProfile> {
         kinds,
         launches,
         blocks,
+        decisions: array(o, "decisions")?.iter().map(decision).collect::<Option<_>>()?,
     })
 }
 
@@ -156,6 +159,16 @@ fn block(v: &Value) -> Option<Block> {
         first: size(first)?,
         last: size(last)?,
         scratch: scratch.as_bool()?,
+    })
+}
+
+fn decision(v: &Value) -> Option<Decision> {
+    let [value, bytes, recomputed, seconds] = v.as_array()?.as_slice() else { return None };
+    Some(Decision {
+        value: value.as_str()?.to_owned(),
+        bytes: size(bytes)?,
+        recomputed: recomputed.as_bool()?,
+        seconds: seconds.as_f64()?,
     })
 }
 
@@ -205,6 +218,12 @@ mod tests {
                 kinds: vec![kind],
                 launches: vec![launch],
                 blocks: vec![Block { offset: 0, bytes: 64, first: 0, last: 0, scratch: false }],
+                decisions: vec![Decision {
+                    value: "student.layers.0.mlp/swiglu.0".into(),
+                    bytes: 64,
+                    recomputed: true,
+                    seconds: 1e-6,
+                }],
             }],
             account: vec![("step data".into(), 64)],
             measured: Some(Measured {
@@ -233,7 +252,9 @@ mod tests {
         other.plans[0].launches[0].kind = 1;
         let mut newer = sample().to_json();
         newer["format"] = json!(99);
-        for value in [other.to_json(), newer, json!({"format": 1}), json!([]), json!({"format": 1, "shape": []})] {
+        for value in
+            [other.to_json(), newer, json!({"format": 1}), json!([]), json!({"format": 1, "shape": []})]
+        {
             crate::files::write_json(&path, &value).unwrap();
             assert!(Profile::read(&path).is_err(), "{value}");
         }

@@ -11,6 +11,7 @@ pub(crate) use clock::{Clock, Part};
 
 use crate::accounting::Account;
 use crate::exec::BoundPlan;
+use kfc_graph::budget::Decision;
 use kfc_graph::{Cost, Op, Phase, TensorType};
 use kfc_kernels::plan::{Place, Plan, Step};
 use kfc_kernels::timeline::{self, Block};
@@ -90,6 +91,8 @@ pub struct PlanProfile {
     pub launches: Vec<Launch>,
     /// Blocks of the arena in order of their first use; times are positions of launches.
     pub blocks: Vec<Block>,
+    /// What becomes of each value that the backward pass reads of the forward pass.
+    pub decisions: Vec<Decision>,
 }
 
 /// Launches that do the same work.
@@ -112,7 +115,13 @@ pub struct Kind {
 impl Kind {
     /// What identifies the work: the key of a calibration.
     pub fn signature(&self) -> String {
-        format!("{} {{{}}} ({}) -> ({})", self.op, self.attrs, self.inputs.join(", "), self.outputs.join(", "))
+        format!(
+            "{} {{{}}} ({}) -> ({})",
+            self.op,
+            self.attrs,
+            self.inputs.join(", "),
+            self.outputs.join(", ")
+        )
     }
 
     /// Whether a float operand has 16 bits.
@@ -185,6 +194,7 @@ impl PlanProfile {
             kinds,
             launches,
             blocks: timeline::blocks(plan),
+            decisions: plan.decisions.clone(),
         }
     }
 

@@ -13,7 +13,7 @@ pub mod setup;
 mod state;
 
 pub use metrics::StepMetrics;
-pub use run::{Observer, RunOptions, Silent, Summary, run};
+pub use run::{Observer, RunOptions, Silent, Summary, resume, run};
 pub use schedule::learning_rate;
 
 use crate::accounting::Account;
@@ -154,8 +154,19 @@ struct Terms {
 
 impl Trainer {
     fn assemble(p: Parts) -> Trainer {
-        let Parts { job, loader, student, teacher, micro, update, store, params, important, account, described } =
-            p;
+        let Parts {
+            job,
+            loader,
+            student,
+            teacher,
+            micro,
+            update,
+            store,
+            params,
+            important,
+            account,
+            described,
+        } = p;
         let total = match job.train.length {
             Length::Steps(n) => n,
             Length::Epochs(e) => ((e * loader.steps_per_epoch() as f64).ceil() as usize).max(1),

@@ -34,7 +34,7 @@ impl Observer for Silent {
 pub struct RunOptions<'a> {
     /// Folder of the run; exists already.
     pub dir: &'a Path,
-    /// Go on from the last checkpoint, if there is one.
+    /// Go on from the last checkpoint, if there is one; see [`resume`].
     pub resume: bool,
     /// Finish the step, save and return when this becomes true.
     pub stop: &'a AtomicBool,
@@ -55,7 +55,7 @@ pub struct Summary {
     pub seconds: f64,
     /// The last step.
     pub last: Option<StepMetrics>,
-    /// Mean loss of the last tenth of the steps (at least one).
+    /// Mean loss of the last tenth of the job's steps so far (at least one).
     pub final_loss: f64,
     /// Peak resident memory, bytes.
     pub peak_bytes: u64,
@@ -72,15 +72,16 @@ pub struct Summary {
 /// # Errors
 /// If a step fails or a file cannot be written. What is in the folder then is complete up to the last checkpoint.
 pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn Observer) -> Result<Summary> {
-    files::clean_stale(options.dir)?;
     if options.resume {
         resume(trainer, options.dir, observer)?;
+    } else {
+        files::clean_stale(options.dir)?;
     }
     if trainer.steps_done() == 0 {
         trainer.write_snapshot(options.dir)?;
     }
-    let mut metrics = Metrics::open(options.dir, trainer.steps_done())?;
-    let (start, mut tokens, mut losses) = (Instant::now(), 0u64, Vec::new());
+    let (mut metrics, mut losses) = Metrics::open(options.dir, trainer.steps_done())?;
+    let (start, mut tokens) = (Instant::now(), 0u64);
     let mut last = None;
     let mut saved = trainer.steps_done();
     while trainer.steps_done() < trainer.total_steps() && !options.stop.load(Ordering::Relaxed) {
@@ -135,7 +136,12 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
     })
 }
 
-fn resume(trainer: &mut Trainer, dir: &Path, observer: &mut dyn Observer) -> Result<()> {
+/// Takes over the newest checkpoint of the run in `dir` that is whole; tells which, and which are damaged.
+///
+/// # Errors
+/// If the checkpoint belongs to another job or other data. Nothing is changed then but leftovers of killed writers.
+pub fn resume(trainer: &mut Trainer, dir: &Path, observer: &mut dyn Observer) -> Result<()> {
+    files::clean_stale(dir)?;
     let found = checkpoint::latest(dir)?;
     for (path, reason) in &found.damaged {
         observer.note(&format!("{} is damaged and not used: {reason}", path.display()));
@@ -158,19 +164,19 @@ struct Metrics {
 
 impl Metrics {
     /// Opens the file so that it holds the lines of the first `steps` steps and nothing else: lines of steps that will be
-    /// taken again, and a line cut short by a kill, go.
-    fn open(dir: &Path, steps: usize) -> Result<Metrics> {
+    /// taken again, and a line cut short by a kill, go. Also returns the losses of these steps.
+    fn open(dir: &Path, steps: usize) -> Result<(Metrics, Vec<f64>)> {
         let path = dir.join(METRICS);
-        let mut kept: Vec<String> = Vec::new();
+        let (mut kept, mut losses) = (Vec::new(), Vec::new());
         if let Ok(file) = File::open(&path) {
             for line in BufReader::new(file).lines() {
                 let Ok(line) = line else { break };
-                let step =
-                    serde_json::from_str::<serde_json::Value>(&line).ok().and_then(|v| v["step"].as_u64());
-                match step {
-                    Some(step) if step as usize <= steps => kept.push(line),
-                    _ => break,
+                let Ok(values) = serde_json::from_str::<serde_json::Value>(&line) else { break };
+                if values["step"].as_u64() != Some(kept.len() as u64 + 1) || kept.len() == steps {
+                    break;
                 }
+                losses.push(values["loss"].as_f64().unwrap_or(f64::NAN));
+                kept.push(line);
             }
         }
         if kept.len() < steps {
@@ -183,7 +189,7 @@ impl Metrics {
         files::write_atomic(&path, |w| kept.iter().try_for_each(|line| writeln!(w, "{line}")))?;
         let file =
             OpenOptions::new().append(true).open(&path).map_err(|e| FileError::io("open", &path, e))?;
-        Ok(Metrics { path, file })
+        Ok((Metrics { path, file }, losses))
     }
 
     fn write(&mut self, m: &StepMetrics) -> Result<()> {

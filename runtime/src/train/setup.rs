@@ -2,7 +2,7 @@
 
 use super::{Parts, Trainer, ewc};
 use crate::accounting::Account;
-use crate::config::{EwcMode, JobConfig, LoraInit, LoraTargets, ModelInit};
+use crate::config::{EwcMode, JobConfig, LoraInit, LoraTargets, ModelInit, RecomputePolicy};
 use crate::data::{Loader, Tokenizer};
 use crate::error::{Result, RunError};
 use crate::exec::Store;
@@ -13,7 +13,11 @@ use crate::profile::{PlanProfile, Profile};
 use crate::random;
 use crate::session;
 use crate::teacher_cache::{TeacherCache, is_cache};
+use kfc_graph::passes::recompute::Policy;
 use kfc_graph::{DType, Graph, InputKind, TensorType};
+use kfc_kernels::KernelError;
+use kfc_kernels::compile::{CompileOptions, Recompute, compile_with, frontier};
+use kfc_kernels::plan::Plan;
 use kfc_ops::model::{LoraSpec, resolve_targets};
 use kfc_ops::step::TrainedParam;
 use kfc_ops::step::train::{
@@ -36,7 +40,7 @@ pub struct Student {
 /// The teacher, opened.
 pub enum Teacher {
     /// A model that runs beside the student.
-    Model(Model),
+    Model(Box<Model>),
     /// Its logits, computed before.
     Cache(TeacherCache),
 }
@@ -135,15 +139,32 @@ fn open_teacher(job: &JobConfig) -> Result<Option<Teacher>> {
         return Ok(Some(Teacher::Cache(TeacherCache::open(&distill.teacher)?)));
     }
     let model = Model::open(&distill.teacher, job.model.dtype, ModelInit::Pretrained, 0)?;
-    Ok(Some(Teacher::Model(model)))
+    Ok(Some(Teacher::Model(Box::new(model))))
 }
 
-/// Refuses a teacher whose token ids mean other tokens than the student's.
+/// Refuses a teacher whose token ids mean other tokens than the student's, or that does not know a token of the rows.
 ///
 /// # Errors
-/// Names the first differing token.
-fn check_tokenizers(job: &JobConfig, teacher: &Teacher) -> Result<()> {
-    let (Some(distill), Teacher::Model(teacher)) = (&job.distill, teacher) else { return Ok(()) };
+/// Names the first differing token, or the unknown one.
+pub(crate) fn check_teacher(job: &JobConfig, teacher: &Model, loader: &Loader) -> Result<()> {
+    check_tokenizers(job, teacher)?;
+    let vocab = teacher.config.vocab_size;
+    for (what, rows) in [("data.train", Some(loader.rows())), ("distill.general", loader.general_rows())] {
+        let documents = rows.map(|r| r.documents());
+        let largest = documents.and_then(|d| (0..d.len()).flat_map(|i| d.tokens(i)).max());
+        if let Some(token) = largest.filter(|t| **t as usize >= vocab) {
+            return Err(RunError::Input(format!(
+                "distill.teacher: {} has {vocab} tokens, but {what} has token {token}; choose a teacher that knows every \
+                 token of the data",
+                teacher.path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_tokenizers(job: &JobConfig, teacher: &Model) -> Result<()> {
+    let Some(distill) = &job.distill else { return Ok(()) };
     let own = job.data.tokenizer.as_deref().unwrap_or(&job.model.path);
     let has = |p: &Path| p.is_file() || p.join("tokenizer.json").is_file();
     if !has(own) || !has(&teacher.path) {
@@ -210,12 +231,108 @@ struct Prepared {
     graphs: StepGraphs,
 }
 
-/// The graphs of a job for rows of `seq` tokens.
+/// Sees graphs while they are compiled: name of the graph, name of the pass, the graph after it.
+pub type PassObserver<'a> = dyn FnMut(&str, &str, &Graph) + 'a;
+
+/// A job compiled, but not bound.
+pub struct CompiledJob {
+    /// The micro-batch plan and the update plan.
+    pub plans: [Plan; 2],
+    /// What the run would hold.
+    pub account: Account,
+}
+
+/// Compiles a job for rows of `seq` tokens without running it.
 ///
 /// # Errors
 /// As [`Trainer::new`].
-pub fn graphs(job: &JobConfig, seq: usize) -> Result<StepGraphs> {
-    Ok(prepare(job, seq)?.graphs)
+pub fn compile(job: &JobConfig, seq: usize, observer: &mut PassObserver<'_>) -> Result<CompiledJob> {
+    memory::release_unused();
+    let before = memory::resident();
+    let mut p = prepare(job, seq)?;
+    allocate(&mut p.store, &p.graphs)?;
+    compile_graphs(job, &p.graphs, &Account::new(before, &p.store, 0), observer)
+}
+
+/// Tensors that the graphs need beside weights: parameters, accumulators, moments, step data.
+fn allocate(store: &mut Store, graphs: &StepGraphs) -> Result<()> {
+    for graph in [&graphs.train.graph, &graphs.update] {
+        for input in graph.inputs().iter().filter(|i| i.kind != InputKind::Weight) {
+            store.allocate(&input.name, graph.ty(input.value))?;
+        }
+    }
+    Ok(())
+}
+
+/// Compiles both graphs so that the run stays within its budget; `held` is what it holds beside the arena.
+fn compile_graphs(
+    job: &JobConfig,
+    graphs: &StepGraphs,
+    held: &Account,
+    observer: &mut PassObserver<'_>,
+) -> Result<CompiledJob> {
+    let recompute = match (job.train.recompute, job.train.mem_budget) {
+        (RecomputePolicy::Auto, Some(budget)) => {
+            Recompute::WithinBudget(budget.saturating_sub(held.total()) as usize)
+        }
+        (RecomputePolicy::Auto | RecomputePolicy::Off, _) => Recompute::Off,
+        (RecomputePolicy::EveryLayer, _) => Recompute::Named(Policy::EveryLayer),
+        (RecomputePolicy::EveryK(k), _) => Recompute::Named(Policy::EveryK(k)),
+        (RecomputePolicy::Attention, _) => Recompute::Named(Policy::AttentionOnly),
+    };
+    let options = CompileOptions { recompute, ..CompileOptions::default() };
+    observer("train", "00-built", &graphs.train.graph);
+    observer("update", "00-built", &graphs.update);
+    let update = compile_with(&graphs.update, &CompileOptions::default(), &mut |pass, graph| {
+        observer("update", pass, graph);
+    })?
+    .plan;
+    let train = match compile_with(&graphs.train.graph, &options, &mut |pass, graph| {
+        observer("train", pass, graph)
+    }) {
+        Ok(compiled) => compiled.plan,
+        Err(KernelError::Budget(e)) => return Err(too_small(job, held, e.smallest.max(update.arena_bytes))),
+        Err(e) => return Err(e.into()),
+    };
+    let arena = train.arena_bytes.max(update.arena_bytes);
+    let account = held.with_arena(arena as u64);
+    if job.train.mem_budget.is_some_and(|budget| account.total() > budget) {
+        let smallest = match job.train.recompute {
+            RecomputePolicy::Auto => arena,
+            _ => smallest_arena(&graphs.train.graph)?.max(update.arena_bytes),
+        };
+        return Err(too_small(job, held, smallest));
+    }
+    Ok(CompiledJob { plans: [train, update], account })
+}
+
+fn smallest_arena(graph: &Graph) -> Result<usize> {
+    let frontier = frontier(graph, &CompileOptions::default().rates)?;
+    Ok(frontier.choices.iter().map(|c| c.arena_bytes).min().unwrap_or(0))
+}
+
+/// The refusal of a budget: what the smallest that would do is, and what it goes to.
+fn too_small(job: &JobConfig, held: &Account, smallest_arena: usize) -> RunError {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let items: Vec<String> = held
+        .items
+        .iter()
+        .filter(|i| i.bytes >= 1 << 20)
+        .map(|i| format!("{} MiB {}", mib(i.bytes), i.what))
+        .collect();
+    let smallest = mib(held.total() + smallest_arena as u64);
+    let policy = match job.train.recompute {
+        RecomputePolicy::Auto => "",
+        _ => " with train.recompute = \"auto\"",
+    };
+    RunError::Input(format!(
+        "train.mem_budget: {} MiB is too small; the smallest that this job runs in is {smallest} MiB{policy}: {} MiB \
+         activations{}{}; raise the budget, or lower train.batch or data.seq_len",
+        job.train.mem_budget.unwrap_or(0) >> 20,
+        mib(smallest_arena as u64),
+        if items.is_empty() { "" } else { ", " },
+        items.join(", ")
+    ))
 }
 
 /// A job's step as it would run on rows of `seq` tokens, with what it would hold in memory when `before` bytes are resident
@@ -227,13 +344,14 @@ pub fn predict(job: &JobConfig, seq: usize, before: u64) -> Result<Profile> {
     check_modes(job)?;
     let student = open_student(job)?;
     let teacher = open_teacher(job)?;
+    check_layers(job, &student.model, teacher.as_ref())?;
     let spec = train_spec(job, &student, teacher.as_ref(), seq);
     let params = trained_params(&spec);
     let describe = |section| ewc::describe(section, &params, student.lora.as_ref());
     let penalty = job.ewc.as_ref().map(describe).transpose()?;
-    let StepGraphs { train, update } = step_graphs(job, &spec, penalty.as_ref())?;
-    let plans = session::compile_all(&[train.graph, update])?;
-    let account = Account::of_plans(before, &plans);
+    let graphs = step_graphs(job, &spec, penalty.as_ref())?;
+    let held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
+    let CompiledJob { plans, account } = compile_graphs(job, &graphs, &held, &mut |_, _, _| ())?;
     let shape = [job.train.batch, seq, job.train.accumulation];
     Ok(Profile::predicted(describe_student(&student, &params), shape, &plans, &account))
 }
@@ -257,13 +375,11 @@ fn prepare(job: &JobConfig, seq: usize) -> Result<Prepared> {
     let teacher = open_teacher(job)?;
     let mut store = Store::new();
     place_student(&mut store, job, &student, seq)?;
-    if let Some(teacher) = &teacher {
-        check_tokenizers(job, teacher)?;
-    }
     if let Some(Teacher::Model(model)) = &teacher {
         model.place(&mut store, "teacher.", false)?;
         model.place_rope(&mut store, "teacher.", seq)?;
     }
+    check_layers(job, &student.model, teacher.as_ref())?;
     let spec = train_spec(job, &student, teacher.as_ref(), seq);
     let params = trained_params(&spec);
     place_projectors(&mut store, job, &params)?;
@@ -305,21 +421,20 @@ impl Trainer {
         // Reading and tokenising left holes behind; they are not what the run holds.
         memory::release_unused();
         let before = memory::resident();
-        let Prepared { student, teacher, mut store, penalty, graphs: StepGraphs { train, update } } =
-            prepare(job, loader.seq_len())?;
-        if let Some(Teacher::Cache(cache)) = &teacher {
-            check_cache(job, cache, &loader)?;
+        let Prepared { student, teacher, mut store, penalty, graphs } = prepare(job, loader.seq_len())?;
+        match &teacher {
+            Some(Teacher::Cache(cache)) => check_cache(job, cache, &loader, student.model.config.vocab_size)?,
+            Some(Teacher::Model(model)) => check_teacher(job, model, &loader)?,
+            None => {}
         }
-        for graph in [&train.graph, &update] {
-            for input in graph.inputs().iter().filter(|i| i.kind != InputKind::Weight) {
-                store.allocate(&input.name, graph.ty(input.value))?;
-            }
-        }
-        let plans = session::compile_all(&[train.graph, update])?;
-        let account = Account::new(before, &store, session::arena_bytes(&plans) as u64);
-        check_budget(job, &account)?;
+        allocate(&mut store, &graphs)?;
+        let held = Account::new(before, &store, 0);
+        let CompiledJob { plans, account } = compile_graphs(job, &graphs, &held, &mut |_, _, _| ())?;
+        // Compiling, too, left holes behind.
+        memory::release_unused();
         let bound = session::bind(&plans, &store)?;
-        let described = [(0, job.train.accumulation), (1, 1)].map(|(i, runs)| PlanProfile::of(&plans[i], runs));
+        let described =
+            [(0, job.train.accumulation), (1, 1)].map(|(i, runs)| PlanProfile::of(&plans[i], runs));
         let [micro, update]: [_; 2] =
             bound.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
         Ok(Trainer::assemble(Parts {
@@ -330,30 +445,12 @@ impl Trainer {
             micro,
             update,
             store,
-            params: train.params,
+            params: graphs.train.params,
             important: penalty.and_then(|p| p.important),
             account,
             described,
         }))
     }
-}
-
-/// Refuses a budget that the run would exceed.
-fn check_budget(job: &JobConfig, account: &Account) -> Result<()> {
-    let Some(budget) = job.train.mem_budget.filter(|b| *b < account.total()) else { return Ok(()) };
-    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-    let items: Vec<String> = account
-        .items
-        .iter()
-        .filter(|i| i.bytes >= 1 << 20)
-        .map(|i| format!("{} MiB {}", mib(i.bytes), i.what))
-        .collect();
-    Err(RunError::Input(format!(
-        "train.mem_budget: {} MiB is too small, {} MiB are needed: {}; raise the budget, or lower train.batch or data.seq_len",
-        budget >> 20,
-        mib(account.total()),
-        items.join(", ")
-    )))
 }
 
 /// Weights, adapter and tables of the student.
@@ -372,10 +469,10 @@ fn place_student(store: &mut Store, job: &JobConfig, student: &Student, seq: usi
     }
 }
 
-fn check_cache(job: &JobConfig, cache: &TeacherCache, loader: &Loader) -> Result<()> {
+fn check_cache(job: &JobConfig, cache: &TeacherCache, loader: &Loader, vocab: usize) -> Result<()> {
     let path = job.distill.as_ref().map(|d| d.teacher.clone()).unwrap_or_default();
     let general = loader.general_rows().map_or(0, |g| g.len());
-    cache.check(job, &path, [loader.rows().len(), general, loader.seq_len()], rows_fingerprint(loader))
+    cache.check(job, &path, [loader.rows().len(), general, loader.seq_len(), vocab], rows_fingerprint(loader))
 }
 
 /// Hash of the tokens of all rows of a job.
@@ -407,6 +504,29 @@ fn place_projectors(store: &mut Store, job: &JobConfig, params: &[TrainedParam])
         };
         let slot = store.allocate(&name, &TensorType::new(DType::F32, p.dims.clone()))?;
         write_f32(&values, DType::F32, store.slice_mut::<u8>(slot));
+    }
+    Ok(())
+}
+
+/// Refuses aligned layers that a model does not have.
+fn check_layers(job: &JobConfig, student: &Model, teacher: Option<&Teacher>) -> Result<()> {
+    let teacher = match teacher {
+        Some(Teacher::Model(teacher)) => Some(&**teacher),
+        _ => None,
+    };
+    for (i, f) in job.distill.iter().flat_map(|d| &d.features).enumerate() {
+        let layers =
+            [("student_layer", f.student_layer, Some(student)), ("teacher_layer", f.teacher_layer, teacher)];
+        for (key, layer, model) in layers {
+            let Some(model) = model else { continue };
+            let last = model.config.layers;
+            if layer < 1 || layer > last {
+                return Err(RunError::Input(format!(
+                    "distill.features[{i}].{key}: {layer} is not one of the layers 1 to {last} of {}",
+                    model.path.display()
+                )));
+            }
+        }
     }
     Ok(())
 }

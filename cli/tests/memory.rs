@@ -1,0 +1,102 @@
+//! The memory budget as a contract, on a model whose activations are most of what a run holds: predicted and measured peak
+//! agree, no budget is exceeded, a smaller budget never gives a larger peak, the smallest that the refusal names works,
+//! and none of it changes a bit of the result.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Folder, fails, succeeds};
+use serde_json::Value;
+use std::ffi::OsString;
+use std::path::Path;
+
+/// Predicted and measured peak may differ by this share and these bytes.
+const SHARE: f64 = 0.02;
+const SLACK: f64 = (16u64 << 20) as f64;
+
+/// A llama of four layers and 512 rows' worth of tokens: about 60 MiB of activations, 5 MiB of the rest.
+fn write_job(dir: &Path) {
+    std::fs::create_dir_all(dir.join("model")).unwrap();
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_act": "silu", "vocab_size": 256, "hidden_size": 128, "intermediate_size": 352,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true, "initializer_range": 0.05,
+    });
+    std::fs::write(dir.join("model/config.json"), config.to_string()).unwrap();
+    let ids: Vec<i32> = (0..16 * 128).map(|i: i32| (i.wrapping_mul(7919) >> 3).rem_euclid(256)).collect();
+    let bytes: Vec<u8> = ids.iter().flat_map(|i| i.to_le_bytes()).collect();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::I32, vec![16, 128], &bytes).unwrap();
+    let file = safetensors::serialize([("input_ids", view)], None).unwrap();
+    std::fs::write(dir.join("tokens.safetensors"), file).unwrap();
+    let job = "[model]\npath = \"model\"\ninit = \"random\"\n\n[lora]\nr = 8\ndropout = 0.1\n\n\
+               [data]\ntrain = [\"tokens.safetensors\"]\nshuffle = false\n\n\
+               [train]\nsteps = 3\nbatch = 16\naccumulation = 1\nlr = 1e-2\nwarmup_steps = 0\n";
+    std::fs::write(dir.join("job.toml"), job).unwrap();
+}
+
+/// Runs the job; gives predicted and measured peak, and the adapter's bytes.
+fn run(dir: &Path, name: &str, more: &[&str]) -> (f64, f64, Vec<u8>) {
+    let out = dir.join(name);
+    let mut arguments: Vec<OsString> =
+        vec!["train".into(), dir.join("job.toml").into(), "--out".into(), out.clone().into()];
+    arguments.extend(["--json", "--threads", "2"].map(OsString::from));
+    arguments.extend(more.iter().map(OsString::from));
+    let stdout = succeeds(&arguments);
+    let summary: Value = serde_json::from_str(stdout.lines().last().unwrap()).unwrap();
+    let bytes = |key: &str| summary[key].as_f64().unwrap();
+    let adapter = std::fs::read(out.join("adapter/adapter_model.safetensors")).unwrap();
+    (bytes("predicted_peak_bytes"), bytes("peak_bytes"), adapter)
+}
+
+#[test]
+fn a_budget_holds_and_changes_no_bit() {
+    let dir = Folder::new();
+    write_job(dir.path());
+    let (predicted, measured, adapter) = run(dir.path(), "free", &[]);
+    let message = fails(
+        2,
+        &command_line(dir.path(), "refused", "1MiB"),
+        &["train.mem_budget", "1 MiB is too small", "smallest that this job runs in is", "activations"],
+    );
+    let smallest: u64 =
+        message.split("runs in is ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(!dir.path().join("refused").exists());
+    let largest = (predicted as u64) >> 20;
+    assert!(smallest + 20 < largest, "nothing to recompute: {smallest} to {largest} MiB");
+
+    let mut last = f64::INFINITY;
+    for i in 0..10 {
+        // From unlimited down to the least feasible; a MiB of air, since the program's own share varies between runs.
+        let budget = largest + 4 - (largest + 3 - smallest) * i / 9;
+        let (p, m, bytes) = run(dir.path(), &format!("b{i}"), &["--mem-budget", &format!("{budget}MiB")]);
+        assert!(bytes == adapter, "{budget} MiB: another adapter");
+        assert!(p <= (budget << 20) as f64, "{budget} MiB: {p} predicted");
+        assert!((p - m).abs() <= SHARE * m + SLACK, "{budget} MiB: {p} predicted, {m} measured");
+        assert!(m <= (budget << 20) as f64, "{budget} MiB: {m} measured");
+        assert!(m <= last + (2 << 20) as f64, "{budget} MiB: {m} measured, {last} with more");
+        last = m;
+    }
+    assert!(
+        (predicted - measured).abs() <= SHARE * measured + SLACK,
+        "{predicted} predicted, {measured} measured"
+    );
+}
+
+#[test]
+fn named_policies_change_no_bit() {
+    let dir = Folder::new();
+    write_job(dir.path());
+    let (_, free, adapter) = run(dir.path(), "none", &["--set", "train.recompute=none"]);
+    for policy in ["layer", "attention", "2"] {
+        let (_, peak, bytes) = run(dir.path(), policy, &["--set", &format!("train.recompute={policy}")]);
+        assert!(bytes == adapter, "{policy}: another adapter");
+        assert!(peak < free, "{policy}: {peak} bytes, {free} without");
+    }
+}
+
+fn command_line(dir: &Path, out: &str, budget: &str) -> Vec<OsString> {
+    let mut a: Vec<OsString> =
+        vec!["train".into(), dir.join("job.toml").into(), "--out".into(), dir.join(out).into()];
+    a.extend(["--mem-budget", budget].map(OsString::from));
+    a
+}
