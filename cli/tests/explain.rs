@@ -171,7 +171,7 @@ fn a_smaller_batch_is_advised_where_it_helps() {
     let (small, large) = (peak(16), peak(512));
     assert!(small < large);
     let budget = format!("train.mem_budget={}", (small + large) / 2);
-    let set = ["train.batch=512", "train.recompute=\"off\"", &budget]
+    let set = ["train.batch=512", "train.recompute=\"none\"", &budget]
         .map(|s| ["--set".into(), OsString::from(s)])
         .concat();
     let d = object(folder.path(), &[&args!["doctor", config][..], &set].concat());
