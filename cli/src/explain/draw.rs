@@ -244,7 +244,12 @@ pub(super) fn roofline(e: &Explanation<'_>) -> Option<String> {
         // The label of the lower line stands below it, so that they do not meet.
         let lower = (name == "bf16") == (rates.flops_16 <= rates.flops_f32);
         let label = format!("{name} {limit:.0} GFLOP/s");
-        f.text(WIDTH - RIGHT - 4.0, y.at(limit) + if lower { 16.0 } else { -6.0 }, "end", &label);
+        f.text(
+            x.at(corner.clamp(from, to)) + 6.0,
+            y.at(limit) + if lower { 16.0 } else { -6.0 },
+            "start",
+            &label,
+        );
     }
     let step = e.step_ms().max(1e-12);
     for k in points.iter() {

@@ -108,7 +108,7 @@ impl Kernel<'_> {
     pub(crate) fn why(&self) -> Vec<String> {
         let mut why = vec![why::fused(self.kind).to_string()];
         if self.phases.contains(&Phase::Recompute) {
-            why.push("made again in the backward pass: that costs less than keeping it".into());
+            why.push("made again in the backward pass, as train.recompute or the budget asks".into());
         }
         if self.saved_bytes > 0 {
             why.push(format!(

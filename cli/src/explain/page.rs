@@ -3,6 +3,7 @@
 use super::{Explanation, draw, text};
 use crate::config::format_bytes;
 use crate::report::{self, Table};
+use kfc_runtime::profile::PlanProfile;
 
 /// The page.
 pub(crate) fn render(e: &Explanation<'_>, title: &str) -> String {
@@ -14,8 +15,7 @@ pub(crate) fn render(e: &Explanation<'_>, title: &str) -> String {
     }
     html.push_str("</dl></section>\n");
     for (plan, memory) in e.profile.plans.iter().zip(&e.memory) {
-        // A plan without blocks has nothing to draw.
-        if !plan.blocks.is_empty() {
+        if worth_drawing(e, plan) {
             html.push_str(&draw::timeline(e, plan, memory));
             html.push_str(&draw::arena(e, plan));
         }
@@ -24,14 +24,29 @@ pub(crate) fn render(e: &Explanation<'_>, title: &str) -> String {
     for table in tables(e) {
         report::push_table(&mut html, &table);
     }
+    html.push_str("<div class=\"reasons\">\n");
+    report::push_table(&mut html, &kernels(e));
+    html.push_str("</div>\n");
     html.push_str(report::TAIL);
     html
 }
 
+/// Plans share one arena; one that takes next to nothing of it has nothing to show.
+fn worth_drawing(e: &Explanation<'_>, plan: &PlanProfile) -> bool {
+    let largest = e.profile.plans.iter().map(|p| p.arena_bytes).max().unwrap_or(0);
+    !plan.blocks.is_empty() && plan.arena_bytes >= largest / 100
+}
+
+/// All kernels and why they are what they are.
+fn kernels(e: &Explanation<'_>) -> Table {
+    let mut rows = text::kernel_rows(e, usize::MAX);
+    rows[0].push("why".into());
+    rows.iter_mut().skip(1).zip(&e.kernels).for_each(|(row, k)| row.push(k.why().join("; ")));
+    let note = "All kernels, the slowest first; times and launches are those of a step.";
+    table("Kernels", note, rows)
+}
+
 fn tables(e: &Explanation<'_>) -> Vec<Table> {
-    let mut kernels = text::kernel_rows(e, usize::MAX);
-    kernels[0].push("why".into());
-    kernels.iter_mut().skip(1).zip(&e.kernels).for_each(|(row, k)| row.push(k.why().join("; ")));
     let mut tables = vec![
         table("Parts", "Times and launches are those of a step.", text::totals(e, &e.places)),
         table("Phases", "", text::totals(e, &e.phases)),
@@ -42,7 +57,7 @@ fn tables(e: &Explanation<'_>) -> Vec<Table> {
         rows.push(vec!["not attributed".into(), text::ms((m.step_ms * (1.0 - m.attributed)).max(0.0))]);
         tables.push(table("Outside of kernels", "", rows));
     }
-    for m in e.memory.iter().filter(|m| !m.living.is_empty()) {
+    for (_, m) in e.profile.plans.iter().zip(&e.memory).filter(|(plan, _)| worth_drawing(e, plan)) {
         let row =
             |l: &super::memory::Living| vec![l.what(), l.blocks.to_string(), format_bytes(l.bytes as u64)];
         let head = || vec![["what", "blocks", "bytes"].map(String::from).to_vec()];
@@ -54,8 +69,6 @@ fn tables(e: &Explanation<'_>) -> Vec<Table> {
             tables.push(table("Kept for the backward pass", "", saved));
         }
     }
-    let note = "All kernels, the slowest first; times and launches are those of a step.";
-    tables.push(table("Kernels", note, kernels));
     tables
 }
 

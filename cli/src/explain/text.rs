@@ -162,7 +162,7 @@ pub(crate) fn summary(e: &Explanation<'_>) -> Vec<(String, String)> {
 /// The figures that a reader looks for first, short.
 pub(crate) fn cards(e: &Explanation<'_>) -> Vec<(String, String)> {
     let p = e.profile;
-    let mut cards = vec![("kernels, predicted", format!("{} ms a step", ms(e.predicted_ms)))];
+    let mut cards = vec![("kernels, predicted", format!("{} ms", ms(e.predicted_ms)))];
     if let Some(m) = &e.measured {
         cards.push(("step, measured", format!("{} ms", ms(m.step_ms))));
         cards.push(("attributed", percent(m.attributed)));
@@ -251,22 +251,18 @@ pub(crate) fn reasons(e: &Explanation<'_>) -> Vec<String> {
     let (again, kept): (Vec<_>, Vec<_>) = decisions.partition(|d| d.recomputed);
     let bytes = |list: &[&Decision]| format_bytes(list.iter().map(|d| d.bytes as u64).sum());
     if !again.is_empty() {
-        let seconds: f64 = e.phases.iter().filter(|t| t.name == "recompute").map(Total::ms).sum();
+        let time: f64 = e.phases.iter().filter(|t| t.name == "recompute").map(Total::ms).sum();
         lines.push(format!(
-            "recomputed: {} values ({}) of the forward pass are made again in the backward pass, for {} ms a step, so that \
-             the run fits its budget",
+            "recomputed: {} values ({}) of the forward pass are made again in the backward pass, for {} ms a step, as \
+             train.recompute or the budget asks",
             again.len(),
             bytes(&again),
-            ms(seconds)
+            ms(time)
         ));
     }
     if !kept.is_empty() {
-        let why = if again.is_empty() {
-            "the budget allows it, or there is none"
-        } else {
-            "they cost the most to make again"
-        };
-        lines.push(format!("kept: {} values ({}) for the backward pass; {why}", kept.len(), bytes(&kept)));
+        let rest = if again.is_empty() { "; nothing is made again" } else { "" };
+        lines.push(format!("kept: {} values ({}) for the backward pass{rest}", kept.len(), bytes(&kept)));
     }
     lines
 }
