@@ -2,6 +2,7 @@
 //!
 //! Values are checked here as far as the text alone tells; everything wrong here ends with exit code 2.
 
+mod bench;
 mod compile;
 mod completions;
 mod eval;
@@ -15,6 +16,7 @@ mod teach;
 mod tokenizer;
 mod train;
 
+pub use bench::BenchArgs;
 pub use compile::{CompileArgs, Target};
 pub use completions::CompletionsArgs;
 pub use eval::{EvalArgs, Task};
@@ -68,6 +70,8 @@ pub enum Invocation {
     Compile(CompileArgs),
     /// `kfc rollback`
     Rollback(RollbackArgs),
+    /// `kfc bench`
+    Bench(BenchArgs),
     /// `kfc tokenizer`
     Tokenizer(TokenizerArgs),
     /// `kfc completions`
@@ -120,6 +124,7 @@ pub fn command() -> Command {
         .subcommand(generate::command())
         .subcommand(compile::command())
         .subcommand(rollback::command())
+        .subcommand(bench::command())
         .subcommand(tokenizer::command())
         .subcommand(completions::command())
 }
@@ -147,6 +152,7 @@ pub fn from_matches(matches: &ArgMatches) -> Result<(Global, Invocation), clap::
         "generate" => Invocation::Generate(generate::from_matches(sub)?),
         "compile" => Invocation::Compile(compile::from_matches(sub)?),
         "rollback" => Invocation::Rollback(rollback::from_matches(sub)?),
+        "bench" => Invocation::Bench(bench::from_matches(sub)?),
         "tokenizer" => Invocation::Tokenizer(tokenizer::from_matches(sub)?),
         "completions" => Invocation::Completions(completions::from_matches(sub)?),
         other => {
