@@ -21,7 +21,7 @@ fn main() {
                 let (_, trainer) = prepared.get_or_insert_with(|| {
                     let folder =
                         TempFolder::new(&format!("{}-{dtype}", workload.name)).expect("a temporary folder");
-                    let trainer = workload.trainer(&folder, dtype).expect("a trainer");
+                    let trainer = workload.trainer(&folder, dtype, None).expect("a trainer");
                     (folder, trainer)
                 });
                 b.iter(|| trainer.step().expect("a step"));

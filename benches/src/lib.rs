@@ -1,7 +1,6 @@
-//! What the benchmarks share: workloads, and folders that go away.
+//! Criterion benches of kernels, passes and whole steps.
 //!
 //! `cargo bench -p kfc-benches` runs everything, `--bench step` one file, `-- small` what has that in its name, and
-//! `-- --quick` gives a rough figure of each in seconds.
+//! `-- --quick` gives a rough figure of each in seconds. Workloads are those of `kfc bench`.
 
-pub mod temp;
-pub mod workloads;
+pub use kfc::bench::{temp, workloads};

@@ -6,6 +6,7 @@
 
 pub mod app;
 pub mod args;
+pub mod bench;
 pub mod commands;
 pub mod config;
 pub mod demo;

@@ -8,13 +8,19 @@ use crate::Result;
 use crate::files::{self, xxh64};
 use crate::profile::{Kind, Machine, PlanProfile};
 use crate::train::Trainer;
-use kfc_graph::{Cost, DType, Op, Prim, TensorType};
-use kfc_kernels::cpu::{self, Call, simd};
-use rayon::prelude::*;
+use kfc_graph::{Cost, DType};
+use kfc_kernels::calibrate::rates;
+use kfc_kernels::cpu::simd;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+/// Seconds that a launch takes without work: a step in a walk over a list.
+const LAUNCH: f64 = 1e-7;
+
+/// Measurements of rates of which the best count.
+const TRIES: usize = 4;
 
 /// What a device can do at best.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,10 +29,8 @@ pub struct Rates {
     pub flops_f32: f64,
     /// The same with bf16 operands.
     pub flops_16: f64,
-    /// Bytes a second of a copy, reads and writes.
+    /// Bytes a second that a long sum reads and writes.
     pub bytes: f64,
-    /// Seconds that a launch takes without work.
-    pub launch: f64,
 }
 
 /// How a predicted time was found.
@@ -76,12 +80,7 @@ fn guess(threads: usize) -> Rates {
         simd::Level::Portable => 1e10,
     };
     let threads = threads as f64;
-    Rates {
-        flops_f32: flops * threads,
-        flops_16: flops * threads,
-        bytes: 1.5e10 * threads.min(8.0),
-        launch: 2e-6,
-    }
+    Rates { flops_f32: flops * threads, flops_16: flops * threads, bytes: 1.5e10 * threads.min(8.0) }
 }
 
 impl Rates {
@@ -91,7 +90,6 @@ impl Rates {
             flops_f32: self.flops_f32.max(other.flops_f32),
             flops_16: self.flops_16.max(other.flops_16),
             bytes: self.bytes.max(other.bytes),
-            launch: self.launch.min(other.launch),
         }
     }
 
@@ -162,27 +160,26 @@ impl Calibration {
         let mut ratios: Vec<f64> =
             self.kernels.values().filter(|t| t.op == kind.op).map(|t| t.ratio).collect();
         match median(&mut ratios) {
-            Some(ratio) => (bound * ratio + rates.launch, Source::Scaled),
-            None => (bound + rates.launch, Source::Roofline),
+            Some(ratio) => (bound * ratio + LAUNCH, Source::Scaled),
+            None => (bound + LAUNCH, Source::Roofline),
         }
     }
 
-    /// Measures the rates. Takes a second or two.
-    pub fn measure_rates(&mut self) {
-        let product = |dtype| {
-            let ty = TensorType::new(dtype, [1024, 1024]);
-            let op = Op::Prim(Prim::MatMul { ta: false, tb: true, out: dtype });
-            time(&op, &[ty.clone(), ty.clone()], &ty, 25).map(|s| 2.0 * 1024f64.powi(3) / s)
-        };
-        let one = TensorType::new(DType::F32, [1]);
-        let launch = time(&Op::Prim(Prim::Neg), std::slice::from_ref(&one), &one, 25);
-        let guess = guess(self.machine.threads);
-        self.rates = Some(Rates {
-            flops_f32: product(DType::F32).unwrap_or(guess.flops_f32),
-            flops_16: product(DType::Bf16).unwrap_or(guess.flops_16),
-            bytes: copy_rate(),
-            launch: launch.unwrap_or(guess.launch),
-        });
+    /// Measures the rates, each the best of a few tries: other programs only ever slow them. Takes a second or two.
+    ///
+    /// # Errors
+    /// If an operation has no kernel.
+    pub fn measure_rates(&mut self) -> Result<()> {
+        for _ in 0..TRIES {
+            let (wide, narrow) = (rates(DType::F32)?, rates(DType::Bf16)?);
+            let now = Rates {
+                flops_f32: wide.flops_per_s,
+                flops_16: narrow.flops_per_s,
+                bytes: wide.bytes_per_s.max(narrow.bytes_per_s),
+            };
+            self.rates = Some(self.rates.map_or(now, |before| now.best(before)));
+        }
+        Ok(())
     }
 
     /// Times every kernel of a job where it runs: takes steps (whose results nobody keeps) for about `budget` after two of
@@ -192,7 +189,7 @@ impl Calibration {
     /// # Errors
     /// As [`Trainer::step`].
     pub fn measure_job(&mut self, trainer: &mut Trainer, budget: Duration) -> Result<usize> {
-        self.measure_rates();
+        self.measure_rates()?;
         for _ in 0..2 {
             trainer.step()?;
         }
@@ -211,7 +208,7 @@ impl Calibration {
         for (signature, (kind, mut ns)) in samples {
             let Some(ns) = median(&mut ns) else { continue };
             let bound = rates.roofline(kind.cost, kind.is_16_bit()) * 1e9;
-            let ratio = if bound > 0.0 { (ns - rates.launch * 1e9).max(0.0) / bound } else { 1.0 };
+            let ratio = if bound > 0.0 { (ns - LAUNCH * 1e9).max(0.0) / bound } else { 1.0 };
             self.kernels.insert(signature, Timed { op: kind.op, ns, ratio });
         }
         Ok(steps)
@@ -239,40 +236,6 @@ pub fn median(values: &mut [f64]) -> Option<f64> {
     Some(if n.is_multiple_of(2) { (values[n / 2 - 1] + upper) / 2.0 } else { upper })
 }
 
-/// Seconds of an operation: the best of several runs, since other programs only ever add to it.
-fn time(op: &Op, inputs: &[TensorType], output: &TensorType, runs: usize) -> Option<f64> {
-    let kernel = cpu::build(op, inputs, std::slice::from_ref(output)).ok()?;
-    let buffer = |bytes| crate::exec::HostBuffer::zeroed(bytes);
-    let operands = inputs.iter().map(|t| buffer(t.bytes())).collect::<Option<Vec<_>>>()?;
-    let (result, work) = (buffer(output.bytes())?, buffer(kernel.workspace_bytes())?);
-    let bufs: Vec<_> = operands.iter().map(|b| b.buf()).collect();
-    let call = Call { inputs: &bufs, outputs: &[result.buf()], workspace: work.buf() };
-    let mut best = f64::INFINITY;
-    for _ in 0..runs {
-        let start = Instant::now();
-        // SAFETY: buffers have the sizes of the types that the kernel was built for and are its alone.
-        unsafe { kernel.run(&call) }
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    (best > 0.0).then_some(best)
-}
-
-/// Bytes a second of a parallel copy of more than caches hold, reads and writes.
-fn copy_rate() -> f64 {
-    const BYTES: usize = 128 << 20;
-    const PIECE: usize = 1 << 20;
-    let from = vec![1u8; BYTES];
-    let mut to = vec![2u8; BYTES];
-    let mut best = f64::INFINITY;
-    for _ in 0..7 {
-        let start = Instant::now();
-        to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| to.copy_from_slice(from));
-        best = best.min(start.elapsed().as_secs_f64());
-        std::hint::black_box(&to);
-    }
-    2.0 * BYTES as f64 / best.max(1e-9)
-}
-
 /// Where caches go: `$XDG_CACHE_HOME/kfc`, or `~/.cache/kfc`.
 fn cache_folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
@@ -292,9 +255,7 @@ fn to_json(c: &Calibration) -> Value {
         .iter()
         .map(|(signature, t)| (signature.clone(), json!({"op": t.op, "ns": t.ns, "ratio": t.ratio})))
         .collect();
-    let rates = c.rates.map(
-        |r| json!({"flops_f32": r.flops_f32, "flops_16": r.flops_16, "bytes": r.bytes, "launch": r.launch}),
-    );
+    let rates = c.rates.map(|r| json!({"flops_f32": r.flops_f32, "flops_16": r.flops_16, "bytes": r.bytes}));
     let m = &c.machine;
     json!({"cpu": m.cpu, "threads": m.threads, "version": m.version, "rates": rates, "kernels": kernels})
 }
@@ -315,7 +276,6 @@ fn from_json(v: &Value, machine: &Machine) -> Option<Calibration> {
             flops_f32: positive(&r["flops_f32"])?,
             flops_16: positive(&r["flops_16"])?,
             bytes: positive(&r["bytes"])?,
-            launch: r["launch"].as_f64().filter(|x| (0.0..1.0).contains(x))?,
         }),
     };
     let timed = |(signature, t): (&String, &Value)| {
@@ -346,16 +306,16 @@ mod tests {
     #[test]
     fn what_was_timed_is_predicted_as_timed_and_scales() {
         let mut c = Calibration::empty(Machine::this());
-        let rates = Rates { flops_f32: 1e9, flops_16: 1e9, bytes: 1e9, launch: 0.0 };
+        let rates = Rates { flops_f32: 1e9, flops_16: 1e9, bytes: 1e9 };
         assert_eq!(c.predict(&kind("a", 1_000)).1, Source::Roofline);
         c.rates = Some(rates);
         c.kernels.insert(kind("a", 1_000).signature(), Timed { op: "a".into(), ns: 4_000.0, ratio: 4.0 });
         let (seconds, source) = c.predict(&kind("a", 1_000));
         assert!((seconds - 4e-6).abs() < 1e-12 && source == Source::Calibrated);
         let (seconds, source) = c.predict(&kind("a", 2_000));
-        assert!((seconds - 8e-6).abs() < 1e-12 && source == Source::Scaled);
+        assert!((seconds - 8e-6 - LAUNCH).abs() < 1e-12 && source == Source::Scaled);
         let (seconds, source) = c.predict(&kind("b", 2_000));
-        assert!((seconds - 2e-6).abs() < 1e-12 && source == Source::Roofline);
+        assert!((seconds - 2e-6 - LAUNCH).abs() < 1e-12 && source == Source::Roofline);
         assert_eq!(from_json(&to_json(&c), &c.machine).unwrap(), c);
         let other = Machine { threads: 99, ..c.machine.clone() };
         assert!(from_json(&to_json(&c), &other).is_none());

@@ -2,6 +2,7 @@
 //!
 //! Values are checked here as far as the text alone tells; everything wrong here ends with exit code 2.
 
+mod bench;
 mod compile;
 mod completions;
 mod doctor;
@@ -18,6 +19,7 @@ mod tokenizer;
 mod train;
 mod tune;
 
+pub use bench::BenchArgs;
 pub use compile::{CompileArgs, Target};
 pub use completions::CompletionsArgs;
 pub use doctor::DoctorArgs;
@@ -80,6 +82,8 @@ pub enum Invocation {
     Doctor(DoctorArgs),
     /// `kfc rollback`
     Rollback(RollbackArgs),
+    /// `kfc bench`
+    Bench(BenchArgs),
     /// `kfc tokenizer`
     Tokenizer(TokenizerArgs),
     /// `kfc completions`
@@ -135,6 +139,7 @@ pub fn command() -> Command {
         .subcommand(tune::command())
         .subcommand(doctor::command())
         .subcommand(rollback::command())
+        .subcommand(bench::command())
         .subcommand(tokenizer::command())
         .subcommand(completions::command())
 }
@@ -165,6 +170,7 @@ pub fn from_matches(matches: &ArgMatches) -> Result<(Global, Invocation), clap::
         "tune" => Invocation::Tune(tune::from_matches(sub)?),
         "doctor" => Invocation::Doctor(doctor::from_matches(sub)?),
         "rollback" => Invocation::Rollback(rollback::from_matches(sub)?),
+        "bench" => Invocation::Bench(bench::from_matches(sub)?),
         "tokenizer" => Invocation::Tokenizer(tokenizer::from_matches(sub)?),
         "completions" => Invocation::Completions(completions::from_matches(sub)?),
         other => {

@@ -16,7 +16,7 @@ pub struct TuneArgs {
 
 const EXAMPLES: &str = "\
 Examples:
-  kfc tune --calibrate             how fast this machine multiplies and copies
+  kfc tune --calibrate             how fast this machine multiplies and streams
   kfc tune job.toml --calibrate    and how long each kernel of the job takes in its place
 
 What is measured is kept in $XDG_CACHE_HOME/kfc (or ~/.cache/kfc), for this CPU and number of threads, and makes the

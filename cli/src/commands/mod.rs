@@ -1,5 +1,6 @@
 //! What each subcommand does, one file each: `run(arguments, global) -> outcome`.
 
+pub mod bench;
 pub mod compile;
 pub mod completions;
 pub mod doctor;
@@ -36,6 +37,7 @@ pub fn run(invocation: &Invocation, global: &Global) -> anyhow::Result<Outcome> 
         Invocation::Tune(args) => tune::run(args, global),
         Invocation::Doctor(args) => doctor::run(args, global),
         Invocation::Rollback(args) => rollback::run(args, global),
+        Invocation::Bench(args) => bench::run(args, global),
         Invocation::Tokenizer(args) => tokenizer::run(args, global),
         Invocation::Completions(args) => completions::run(args),
     }

@@ -23,7 +23,7 @@ pub(crate) fn object(e: &Explanation<'_>) -> Value {
         "batch": p.shape[0], "seq_len": p.shape[1], "accumulation": p.shape[2],
         "machine": {"cpu": p.machine.cpu, "threads": p.machine.threads, "version": p.machine.version},
         "limits": {
-            "flops_f32": r.flops_f32, "flops_16": r.flops_16, "bytes_per_s": r.bytes, "launch_s": r.launch,
+            "flops_f32": r.flops_f32, "flops_16": r.flops_16, "bytes_per_s": r.bytes,
             "measured": e.calibration.is_measured(),
         },
         "note": e.note(),

@@ -3,7 +3,7 @@
 //! `tiny` and `small` have the shapes, the optimiser and the loss of the step that users of transformers and peft would
 //! otherwise run, so that the two can be timed side by side.
 
-use crate::temp::TempFolder;
+use super::temp::TempFolder;
 use kfc_graph::DType;
 use kfc_ops::head::Divergence;
 use kfc_ops::model::{ModelConfig, resolve_targets};
@@ -17,14 +17,13 @@ use kfc_runtime::random::{normal_tensor, uniform_tensor};
 use kfc_runtime::train::{Trainer, data};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::path::Path;
 
 /// Rank of every adapter here.
 const RANK: usize = 16;
 
 /// Shape of a llama model.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
     /// Width of the residual stream.
     pub hidden: usize,
@@ -39,14 +38,14 @@ pub struct Shape {
 }
 
 /// One training step of a student and its teacher.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Workload {
     /// What it is called.
     pub name: &'static str,
     /// The student.
     pub student: Shape,
-    /// The teacher, which runs beside it.
-    pub teacher: Shape,
+    /// The teacher, which runs beside it, if there is one.
+    pub teacher: Option<Shape>,
     /// Tokens that there are.
     pub vocab: usize,
     /// Rows of a step.
@@ -59,7 +58,7 @@ pub struct Workload {
 pub const TINY: Workload = Workload {
     name: "tiny",
     student: Shape { hidden: 256, layers: 4, heads: 4, kv_heads: 4, intermediate: 688 },
-    teacher: Shape { hidden: 384, layers: 6, heads: 6, kv_heads: 6, intermediate: 1024 },
+    teacher: Some(Shape { hidden: 384, layers: 6, heads: 6, kv_heads: 6, intermediate: 1024 }),
     vocab: 8192,
     batch: 8,
     seq: 128,
@@ -69,11 +68,34 @@ pub const TINY: Workload = Workload {
 pub const SMALL: Workload = Workload {
     name: "small",
     student: Shape { hidden: 768, layers: 12, heads: 12, kv_heads: 4, intermediate: 2048 },
-    teacher: Shape { hidden: 1024, layers: 16, heads: 16, kv_heads: 16, intermediate: 2752 },
+    teacher: Some(Shape { hidden: 1024, layers: 16, heads: 16, kv_heads: 16, intermediate: 2752 }),
     vocab: 32000,
     batch: 2,
     seq: 512,
 };
+
+/// The shape of Llama 3.2 1B, without a teacher. Writes a model of 1.5 billion parameters to disk.
+pub const LLAMA_1B: Workload = Workload {
+    name: "llama1b",
+    student: Shape { hidden: 2048, layers: 16, heads: 32, kv_heads: 8, intermediate: 8192 },
+    teacher: None,
+    vocab: 128256,
+    batch: 4,
+    seq: 2048,
+};
+
+/// The shape of Llama 3 8B, without a teacher. Writes a model of 8 billion parameters to disk.
+pub const LLAMA_8B: Workload = Workload {
+    name: "llama8b",
+    student: Shape { hidden: 4096, layers: 32, heads: 32, kv_heads: 8, intermediate: 14336 },
+    teacher: None,
+    vocab: 128256,
+    batch: 2,
+    seq: 2048,
+};
+
+/// Every workload.
+pub const ALL: [Workload; 4] = [TINY, SMALL, LLAMA_1B, LLAMA_8B];
 
 impl Shape {
     /// The `config.json` of a llama model of this shape with `vocab` tokens.
@@ -100,22 +122,25 @@ impl Workload {
         self.batch * self.seq
     }
 
-    /// A trainer that is ready for its first step, with its files in `folder`.
+    /// A trainer that is ready for its first step within `budget` bytes, with its files in `folder`.
     ///
     /// # Errors
     /// If files cannot be written or memory runs out.
-    pub fn trainer(&self, folder: &TempFolder, dtype: DType) -> Result<Trainer, Box<dyn Error>> {
-        let job = self.job(folder.path(), dtype)?;
+    pub fn trainer(&self, folder: &TempFolder, dtype: DType, budget: Option<u64>) -> anyhow::Result<Trainer> {
+        let mut job = self.job(folder.path(), dtype)?;
+        job.train.mem_budget = budget;
         let model = ModelConfig::from_json(&self.student.config(self.vocab))?;
         let rows = data::load(&job, &model)?;
         Ok(Trainer::new(&job, data::loader(&job, rows)?)?)
     }
 
     /// Writes models, Fisher diagonals and rows into `dir` and says how to train on them.
-    fn job(&self, dir: &Path, dtype: DType) -> Result<JobConfig, Box<dyn Error>> {
+    fn job(&self, dir: &Path, dtype: DType) -> anyhow::Result<JobConfig> {
         let (student, teacher) = (dir.join("student"), dir.join("teacher"));
         write_random_model(&student, &self.student.config(self.vocab), dtype)?;
-        write_random_model(&teacher, &self.teacher.config(self.vocab), dtype)?;
+        if let Some(shape) = &self.teacher {
+            write_random_model(&teacher, &shape.config(self.vocab), dtype)?;
+        }
         let fisher = dir.join("fisher.safetensors");
         self.write_fisher(&fisher)?;
         let rows = dir.join("rows.safetensors");
@@ -130,7 +155,7 @@ impl Workload {
                 rslora: false,
                 init: LoraInit::Default,
             }),
-            distill: Some(DistillSection {
+            distill: self.teacher.map(|_| DistillSection {
                 teacher,
                 alpha: 0.7,
                 temperature: 2.0,
@@ -181,7 +206,7 @@ impl Workload {
     }
 
     /// Fisher diagonals of the adapters, uniform in (0, 1).
-    fn write_fisher(&self, path: &Path) -> Result<(), Box<dyn Error>> {
+    fn write_fisher(&self, path: &Path) -> anyhow::Result<()> {
         let config = ModelConfig::from_json(&self.student.config(self.vocab))?;
         let mut tensors = Vec::new();
         for m in resolve_targets(&config, None)? {
@@ -197,7 +222,7 @@ impl Workload {
     }
 
     /// One step's rows of uniform tokens.
-    fn write_rows(&self, path: &Path) -> Result<(), Box<dyn Error>> {
+    fn write_rows(&self, path: &Path) -> anyhow::Result<()> {
         let half = self.vocab as f64 / 2.0;
         let values = uniform_tensor(2, "rows", self.tokens(), half);
         let last = self.vocab as i32 - 1;
@@ -210,7 +235,7 @@ impl Workload {
 }
 
 /// Writes a model folder whose weights are normal with deviation 0.02, as transformers initialises them.
-fn write_random_model(dir: &Path, config: &Value, dtype: DType) -> Result<(), Box<dyn Error>> {
+fn write_random_model(dir: &Path, config: &Value, dtype: DType) -> anyhow::Result<()> {
     // Values repeat after a while: drawing hundreds of millions would take longer than the benchmark.
     let block = normal_tensor(3, "weights", 1 << 16, 0.02);
     let mut encoded = vec![0u8; block.len() * dtype.size()];

@@ -1,0 +1,67 @@
+//! `kfc bench`
+
+use super::{Device, parse};
+use crate::bench::workloads::{ALL, SMALL, Workload};
+use clap::{Arg, ArgMatches, Command};
+use kfc_graph::DType;
+
+/// Arguments of `kfc bench`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BenchArgs {
+    /// What is run.
+    pub workload: Workload,
+    /// Where to run.
+    pub device: Device,
+    /// Element type of weights and activations.
+    pub dtype: DType,
+    /// Memory that it may take.
+    pub mem_budget: Option<u64>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  kfc bench                         the workload `small` in bf16
+  kfc bench tiny --dtype f32 --json
+  kfc bench small --mem-budget 1GiB
+
+Two steps of warm-up, then the median of five: LoRA, distillation and EWC on random weights and tokens
+(llama1b and llama8b have no teacher, and write a model of that size to the temporary folder).";
+
+fn workload(name: &str) -> Result<Workload, String> {
+    let names = ALL.map(|w| w.name).join(", ");
+    ALL.into_iter()
+        .find(|w| w.name == name)
+        .ok_or_else(|| format!("there is no such workload; use one of {names}"))
+}
+
+pub(super) fn command() -> Command {
+    Command::new("bench")
+        .about("Time training steps of a known shape")
+        .after_help(EXAMPLES)
+        .arg(
+            Arg::new("workload")
+                .value_name("WORKLOAD")
+                .value_parser(workload)
+                .default_value(SMALL.name)
+                .help("tiny, small, llama1b or llama8b"),
+        )
+        .arg(super::device())
+        .arg(
+            Arg::new("dtype")
+                .long("dtype")
+                .value_name("TYPE")
+                .value_parser(parse::dtype)
+                .default_value("bf16")
+                .help("Element type of weights and activations: bf16 or f32"),
+        )
+        .arg(super::mem_budget().help("Memory that the run may take, as in 8GiB"))
+}
+
+pub(super) fn from_matches(matches: &ArgMatches) -> Result<BenchArgs, clap::Error> {
+    Ok(BenchArgs {
+        workload: super::required(matches, "workload")?,
+        device: super::required(matches, "device")?,
+        dtype: super::required(matches, "dtype")?,
+        mem_budget: matches.get_one("mem-budget").copied(),
+    })
+}
