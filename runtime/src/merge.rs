@@ -7,7 +7,7 @@ use crate::error::{Result, RunError};
 use crate::hf::{ModelFolder, Weights, folder::require_free};
 use crate::hf::{TensorOut, TensorSpec, dtype_of, file_dtype, read_adapter, write_model};
 use crate::models::{Model, write_f32};
-use crate::train::setup::adapter_spec;
+use crate::train::open::adapter_spec;
 use rayon::prelude::*;
 use std::path::Path;
 

@@ -6,6 +6,8 @@
 pub mod data;
 pub mod ewc;
 mod metrics;
+pub mod open;
+pub mod plans;
 mod run;
 mod scale;
 mod schedule;
@@ -17,15 +19,15 @@ pub use run::{Observer, RunOptions, Silent, Summary, resume, run};
 pub use schedule::learning_rate;
 
 use crate::accounting::Account;
-use crate::config::{JobConfig, Length};
+use crate::config::JobConfig;
 use crate::data::{Loader, MicroBatch, StepBatch};
 use crate::error::{Result, RunError};
 use crate::exec::{BoundPlan, Slot, Store};
 use crate::memory;
 use crate::profile::{Clock, Machine, Measured, Part, PlanProfile, Profile};
 use kfc_ops::step::TrainedParam;
+use open::{Student, Teacher};
 use scale::LossScaler;
-use setup::{Student, Teacher};
 use std::time::Instant;
 
 /// Steps in a row whose gradient may be non-finite before the run is given up.
@@ -57,21 +59,6 @@ pub struct Trainer {
     skipped_in_a_row: u64,
     total: usize,
     teacher_width: usize,
-}
-
-/// What a trainer is put together from.
-struct Parts {
-    job: JobConfig,
-    loader: Loader,
-    student: Student,
-    teacher: Option<Teacher>,
-    micro: BoundPlan,
-    update: BoundPlan,
-    store: Store,
-    params: Vec<TrainedParam>,
-    important: Option<f64>,
-    account: Account,
-    described: [PlanProfile; 2],
 }
 
 /// Where step data goes.
@@ -153,52 +140,6 @@ struct Terms {
 }
 
 impl Trainer {
-    fn assemble(p: Parts) -> Trainer {
-        let Parts {
-            job,
-            loader,
-            student,
-            teacher,
-            micro,
-            update,
-            store,
-            params,
-            important,
-            account,
-            described,
-        } = p;
-        let total = match job.train.length {
-            Length::Steps(n) => n,
-            Length::Epochs(e) => ((e * loader.steps_per_epoch() as f64).ceil() as usize).max(1),
-        };
-        let teacher_width = match &teacher {
-            Some(Teacher::Model(m)) => m.config.hidden_size,
-            _ => 1,
-        };
-        Trainer {
-            slots: DataSlots::of(&store),
-            outputs: Outputs::of(&micro, &update, &job),
-            scaler: LossScaler::new(job.train.loss_scale, student.model.dtype),
-            job,
-            loader,
-            student,
-            teacher,
-            micro,
-            update,
-            store,
-            params,
-            important,
-            account,
-            described,
-            clock: Clock::new(),
-            step: 0,
-            updates: 0,
-            skipped_in_a_row: 0,
-            total,
-            teacher_width,
-        }
-    }
-
     /// Optimiser steps of the whole job.
     pub fn total_steps(&self) -> usize {
         self.total

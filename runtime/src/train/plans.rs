@@ -1,0 +1,177 @@
+//! A job's two graphs and their plans, within its memory budget.
+
+use super::ewc;
+use super::open::{Student, Teacher};
+use crate::accounting::Account;
+use crate::calibration::Calibration;
+use crate::config::{JobConfig, RecomputePolicy};
+use crate::error::{Result, RunError};
+use crate::profile::Machine;
+use kfc_graph::cost::Rates;
+use kfc_graph::passes::recompute::Policy;
+use kfc_graph::{DType, Graph};
+use kfc_kernels::KernelError;
+use kfc_kernels::compile::{CompileOptions, Recompute, compile_with, frontier};
+use kfc_kernels::plan::Plan;
+use kfc_ops::step::train::{DistillSpec, FeatureSpec, TeacherSpec, TrainGraph, TrainSpec, train_graph};
+use kfc_ops::step::update::{EwcSpec, UpdateSpec, update_graph};
+
+/// The training graph's specification.
+pub(super) fn train_spec<'a>(
+    job: &'a JobConfig,
+    student: &'a Student,
+    teacher: Option<&'a Teacher>,
+    seq: usize,
+) -> TrainSpec<'a> {
+    let distill = job.distill.as_ref().zip(teacher).map(|(d, t)| DistillSpec {
+        alpha: d.alpha,
+        temperature: d.temperature,
+        divergence: d.divergence,
+        teacher: match t {
+            Teacher::Model(m) => TeacherSpec::Model(&m.config, m.dtype),
+            Teacher::Cache(c) => TeacherSpec::TopK(c.description.k),
+        },
+        features: d
+            .features
+            .iter()
+            .map(|f| FeatureSpec {
+                student_layer: f.student_layer,
+                teacher_layer: f.teacher_layer,
+                weight: f.weight,
+            })
+            .collect(),
+    });
+    TrainSpec {
+        student: &student.model.config,
+        dtype: student.model.dtype,
+        lora: student.lora.as_ref(),
+        batch: job.train.batch,
+        seq,
+        distill,
+    }
+}
+
+/// The graphs of a training step.
+pub struct StepGraphs {
+    /// Forward, losses and backward of a micro-batch.
+    pub train: TrainGraph,
+    /// Penalties, clipping and AdamW.
+    pub update: Graph,
+    /// Element type of the student.
+    pub dtype: DType,
+}
+
+/// Sees graphs while they are compiled: name of the graph, name of the pass, the graph after it.
+pub type PassObserver<'a> = dyn FnMut(&str, &str, &Graph) + 'a;
+
+/// A job compiled, but not bound.
+pub struct CompiledJob {
+    /// The micro-batch plan and the update plan.
+    pub plans: [Plan; 2],
+    /// What the run would hold.
+    pub account: Account,
+}
+
+/// Compiles both graphs so that the run stays within its budget; `held` is what it holds beside the arena.
+pub(super) fn compile_graphs(
+    job: &JobConfig,
+    graphs: &StepGraphs,
+    held: &Account,
+    observer: &mut PassObserver<'_>,
+) -> Result<CompiledJob> {
+    let recompute = match (job.train.recompute, job.train.mem_budget) {
+        (RecomputePolicy::Auto, Some(budget)) => {
+            Recompute::WithinBudget(budget.saturating_sub(held.total()) as usize)
+        }
+        (RecomputePolicy::Auto | RecomputePolicy::Off, _) => Recompute::Off,
+        (RecomputePolicy::EveryLayer, _) => Recompute::Named(Policy::EveryLayer),
+        (RecomputePolicy::EveryK(k), _) => Recompute::Named(Policy::EveryK(k)),
+        (RecomputePolicy::Attention, _) => Recompute::Named(Policy::AttentionOnly),
+    };
+    let options = CompileOptions { recompute, rates: rates(graphs.dtype) };
+    observer("train", "00-built", &graphs.train.graph);
+    observer("update", "00-built", &graphs.update);
+    let update = compile_with(&graphs.update, &CompileOptions::default(), &mut |pass, graph| {
+        observer("update", pass, graph);
+    })?
+    .plan;
+    let train = match compile_with(&graphs.train.graph, &options, &mut |pass, graph| {
+        observer("train", pass, graph)
+    }) {
+        Ok(compiled) => compiled.plan,
+        Err(KernelError::Budget(e)) => return Err(too_small(job, held, e.smallest.max(update.arena_bytes))),
+        Err(e) => return Err(e.into()),
+    };
+    let arena = train.arena_bytes.max(update.arena_bytes);
+    let account = held.with_arena(arena as u64);
+    if job.train.mem_budget.is_some_and(|budget| account.total() > budget) {
+        let smallest = match job.train.recompute {
+            RecomputePolicy::Auto => arena,
+            _ => smallest_arena(&graphs.train.graph, &options.rates)?.max(update.arena_bytes),
+        };
+        return Err(too_small(job, held, smallest));
+    }
+    Ok(CompiledJob { plans: [train, update], account })
+}
+
+/// How fast this machine is, as far as `kfc tune --calibrate` has measured it: what recomputation is weighed with. Other
+/// rates choose other values to recompute, never other results.
+fn rates(dtype: DType) -> Rates {
+    let rates = Calibration::load(&Machine::this()).rates();
+    let flops = if dtype == DType::F32 { rates.flops_f32 } else { rates.flops_16 };
+    Rates { flops_per_s: flops, bytes_per_s: rates.bytes }
+}
+
+fn smallest_arena(graph: &Graph, rates: &Rates) -> Result<usize> {
+    let frontier = frontier(graph, rates)?;
+    Ok(frontier.choices.iter().map(|c| c.arena_bytes).min().unwrap_or(0))
+}
+
+/// The refusal of a budget: what the smallest that would do is, and what it goes to.
+fn too_small(job: &JobConfig, held: &Account, smallest_arena: usize) -> RunError {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let items: Vec<String> = held
+        .items
+        .iter()
+        .filter(|i| i.bytes >= 1 << 20)
+        .map(|i| format!("{} MiB {}", mib(i.bytes), i.what))
+        .collect();
+    let smallest = mib(held.total() + smallest_arena as u64);
+    let policy = match job.train.recompute {
+        RecomputePolicy::Auto => "",
+        _ => " with train.recompute = \"auto\"",
+    };
+    RunError::Input(format!(
+        "train.mem_budget: {} MiB is too small; the smallest that this job runs in is {smallest} MiB{policy}: {} MiB \
+         activations{}{}; raise the budget, or lower train.batch or data.seq_len",
+        job.train.mem_budget.unwrap_or(0) >> 20,
+        mib(smallest_arena as u64),
+        if items.is_empty() { "" } else { ", " },
+        items.join(", ")
+    ))
+}
+
+pub(super) fn step_graphs(
+    job: &JobConfig,
+    spec: &TrainSpec<'_>,
+    penalty: Option<&ewc::Penalty>,
+) -> Result<StepGraphs> {
+    let train = train_graph(spec)?;
+    let none = Default::default();
+    let update = update_graph(&UpdateSpec {
+        params: &train.params,
+        betas: job.train.betas,
+        eps: job.train.eps,
+        weight_decay: job.train.weight_decay,
+        max_grad_norm: job.train.max_grad_norm,
+        ewc: penalty.zip(job.ewc.as_ref()).map(|(p, s)| EwcSpec { lambda: s.lambda, terms: &p.terms }),
+        lr_scaled: penalty.map_or(&none, |p| &p.lr_scaled),
+        cast: master_copies(spec),
+    })?;
+    Ok(StepGraphs { train, update, dtype: spec.dtype })
+}
+
+/// The 16-bit type that trained weights are kept in beside their f32 masters, if any.
+fn master_copies(spec: &TrainSpec<'_>) -> Option<DType> {
+    (spec.lora.is_none() && spec.dtype != DType::F32).then_some(spec.dtype)
+}
