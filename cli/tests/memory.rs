@@ -14,8 +14,16 @@ use std::path::Path;
 const SHARE: f64 = 0.02;
 const SLACK: f64 = (16u64 << 20) as f64;
 
-/// A llama of four layers and 512 rows' worth of tokens: about 60 MiB of activations, 5 MiB of the rest.
-fn write_job(dir: &Path) {
+/// What is trained.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Lora,
+    Full,
+    Distilled,
+}
+
+/// A llama of four layers and 2,048 tokens a step: about 60 MiB of activations, 5 MiB of the rest.
+fn write_job(dir: &Path, kind: Kind) {
     std::fs::create_dir_all(dir.join("model")).unwrap();
     let config = serde_json::json!({
         "model_type": "llama", "hidden_act": "silu", "vocab_size": 256, "hidden_size": 128, "intermediate_size": 352,
@@ -28,13 +36,26 @@ fn write_job(dir: &Path) {
     let view = safetensors::tensor::TensorView::new(safetensors::Dtype::I32, vec![16, 128], &bytes).unwrap();
     let file = safetensors::serialize([("input_ids", view)], None).unwrap();
     std::fs::write(dir.join("tokens.safetensors"), file).unwrap();
-    let job = "[model]\npath = \"model\"\ninit = \"random\"\n\n[lora]\nr = 8\ndropout = 0.1\n\n\
+    let method = match kind {
+        Kind::Lora => "[lora]\nr = 8\ndropout = 0.1\n\n",
+        Kind::Full => "",
+        Kind::Distilled => "[lora]\nr = 8\n\n[distill]\nteacher = \"teacher\"\n\n",
+    };
+    let job = "[model]\npath = \"model\"\ninit = \"random\"\n\nMETHOD\
                [data]\ntrain = [\"tokens.safetensors\"]\nshuffle = false\n\n\
                [train]\nsteps = 3\nbatch = 16\naccumulation = 1\nlr = 1e-2\nwarmup_steps = 0\n";
-    std::fs::write(dir.join("job.toml"), job).unwrap();
+    std::fs::write(dir.join("job.toml"), job.replace("METHOD", method)).unwrap();
+    if kind == Kind::Distilled {
+        let teacher = "[model]\npath = \"model\"\ninit = \"random\"\n\n[data]\ntrain = [\"tokens.safetensors\"]\n\n\
+                       [train]\nsteps = 1\nbatch = 2\naccumulation = 1\nseed = 5\nwarmup_steps = 0\n";
+        std::fs::write(dir.join("teacher.toml"), teacher).unwrap();
+        let out = dir.join("teacher-run");
+        succeeds(&["train".into(), dir.join("teacher.toml").into(), "--out".into(), out.clone().into()]);
+        std::fs::rename(out.join("model"), dir.join("teacher")).unwrap();
+    }
 }
 
-/// Runs the job; gives predicted and measured peak, and the adapter's bytes.
+/// Runs the job; gives predicted and measured peak, and the bytes of what was trained.
 fn run(dir: &Path, name: &str, more: &[&str]) -> (f64, f64, Vec<u8>) {
     let out = dir.join(name);
     let mut arguments: Vec<OsString> =
@@ -44,14 +65,30 @@ fn run(dir: &Path, name: &str, more: &[&str]) -> (f64, f64, Vec<u8>) {
     let stdout = succeeds(&arguments);
     let summary: Value = serde_json::from_str(stdout.lines().last().unwrap()).unwrap();
     let bytes = |key: &str| summary[key].as_f64().unwrap();
-    let adapter = std::fs::read(out.join("adapter/adapter_model.safetensors")).unwrap();
-    (bytes("predicted_peak_bytes"), bytes("peak_bytes"), adapter)
+    let made = ["adapter/adapter_model.safetensors", "model/model.safetensors"];
+    let made = made.iter().find_map(|f| std::fs::read(out.join(f)).ok()).unwrap();
+    std::fs::remove_dir_all(out).unwrap();
+    (bytes("predicted_peak_bytes"), bytes("peak_bytes"), made)
 }
 
 #[test]
-fn a_budget_holds_and_changes_no_bit() {
+fn a_budget_holds_with_lora() {
+    a_budget_holds_and_changes_no_bit(Kind::Lora);
+}
+
+#[test]
+fn a_budget_holds_in_full_fine_tuning() {
+    a_budget_holds_and_changes_no_bit(Kind::Full);
+}
+
+#[test]
+fn a_budget_holds_with_a_teacher() {
+    a_budget_holds_and_changes_no_bit(Kind::Distilled);
+}
+
+fn a_budget_holds_and_changes_no_bit(kind: Kind) {
     let dir = Folder::new();
-    write_job(dir.path());
+    write_job(dir.path(), kind);
     let (predicted, measured, adapter) = run(dir.path(), "free", &[]);
     let message = fails(
         2,
@@ -69,7 +106,7 @@ fn a_budget_holds_and_changes_no_bit() {
         // From unlimited down to the least feasible; a MiB of air, since the program's own share varies between runs.
         let budget = largest + 4 - (largest + 3 - smallest) * i / 9;
         let (p, m, bytes) = run(dir.path(), &format!("b{i}"), &["--mem-budget", &format!("{budget}MiB")]);
-        assert!(bytes == adapter, "{budget} MiB: another adapter");
+        assert!(bytes == adapter, "{budget} MiB: another result");
         assert!(p <= (budget << 20) as f64, "{budget} MiB: {p} predicted");
         assert!((p - m).abs() <= SHARE * m + SLACK, "{budget} MiB: {p} predicted, {m} measured");
         assert!(m <= (budget << 20) as f64, "{budget} MiB: {m} measured");
@@ -85,11 +122,11 @@ fn a_budget_holds_and_changes_no_bit() {
 #[test]
 fn named_policies_change_no_bit() {
     let dir = Folder::new();
-    write_job(dir.path());
+    write_job(dir.path(), Kind::Lora);
     let (_, free, adapter) = run(dir.path(), "none", &["--set", "train.recompute=none"]);
     for policy in ["layer", "attention", "2"] {
         let (_, peak, bytes) = run(dir.path(), policy, &["--set", &format!("train.recompute={policy}")]);
-        assert!(bytes == adapter, "{policy}: another adapter");
+        assert!(bytes == adapter, "{policy}: another result");
         assert!(peak < free, "{policy}: {peak} bytes, {free} without");
     }
 }

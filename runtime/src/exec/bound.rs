@@ -91,6 +91,12 @@ impl BoundPlan {
 
     /// Runs every step in order.
     pub fn run(&mut self, _store: &mut Store) {
+        // On a thread of the pool, so that kernels fork where they are: entering the pool once a run is cheaper than once
+        // a kernel, and allocates nothing.
+        rayon::scope(|_| self.run_steps());
+    }
+
+    fn run_steps(&mut self) {
         let mut last = Instant::now();
         for (step, spent) in self.steps.iter().zip(&mut self.spent) {
             for (from, to) in &step.copies {
