@@ -5,7 +5,7 @@
 //! step but each thread's bounded tiles.
 
 use crate::exec::Store;
-use kfc_kernels::cpu::gemm::SCRATCH_BYTES;
+use kfc_kernels::cpu::gemm::{SCRATCH_BYTES, SHARED_BYTES};
 use serde_json::{Value, json};
 
 /// Something that takes memory.
@@ -51,7 +51,7 @@ impl Account {
         let mut account = Account::default();
         account.add("program and training rows", before + TO_COME);
         account.add("activations (arena)", arena);
-        account.add("tiles of threads", (rayon::current_num_threads() * SCRATCH_BYTES) as u64);
+        account.add("tiles of threads", (rayon::current_num_threads() * SCRATCH_BYTES + SHARED_BYTES) as u64);
         for (name, tensor) in store.iter() {
             let kind = KINDS
                 .iter()
