@@ -62,8 +62,8 @@ macro_rules! simd {
                     body($($arg),*)
                 }
                 match $crate::cpu::simd::level() {
-                    // SAFETY: `level` found these instruction sets on this CPU.
                     $crate::cpu::simd::Level::Avx512 | $crate::cpu::simd::Level::Avx512Bf16 => {
+                        // SAFETY: `level` found these instruction sets on this CPU.
                         return unsafe { avx512($($arg),*) };
                     }
                     // SAFETY: as above.

@@ -10,7 +10,8 @@ const MR: usize = 6;
 const NR: usize = 16;
 
 /// `f32` only.
-pub(super) static ISA: Isa = Isa { mr: MR, nr: NR, single, pair: None, transpose: micro::transpose };
+pub(super) static ISA: Isa =
+    Isa { mr: MR, nr: NR, single, pair: None, dot: None, transpose: micro::transpose };
 
 /// # Safety
 /// See [`Isa::single`].

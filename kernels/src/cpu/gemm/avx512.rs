@@ -16,10 +16,10 @@ const VR: usize = 3;
 const NR: usize = 16 * VR;
 
 /// `f32` only.
-pub(super) static F32: Isa = Isa { mr: MR, nr: NR, single, pair: None, transpose };
+pub(super) static F32: Isa = Isa { mr: MR, nr: NR, single, pair: None, dot: None, transpose };
 
 /// `f32`, and `bf16` by its own instruction.
-pub(super) static BF16: Isa = Isa { mr: MR, nr: NR, single, pair: Some(pair), transpose };
+pub(super) static BF16: Isa = Isa { mr: MR, nr: NR, single, pair: Some(pair), dot: Some(dot), transpose };
 
 /// Mask of the first `n` of 16 lanes.
 fn first(n: usize) -> __mmask16 {
@@ -34,6 +34,12 @@ macro_rules! kernel {
         /// See [`Isa::single`]; `M` rows and `V` vectors are those of the block.
         #[target_feature(enable = $features)]
         unsafe fn $tile<const M: usize, const V: usize>(t: &Block) {
+            // The result's lines come while the sums are made.
+            for i in 0..M {
+                for v in 0..V {
+                    _mm_prefetch::<_MM_HINT_T0>(t.c.wrapping_add(i * t.ldc + 16 * v).cast());
+                }
+            }
             let mut acc = [[_mm512_setzero_ps(); V]; M];
             let (mut pa, mut pb) = (t.a, t.b);
             for _ in 0..t.units {
@@ -73,16 +79,13 @@ macro_rules! kernel {
         /// # Safety
         /// See [`Isa::single`].
         unsafe fn $name(t: &Block) {
-            const TILES: [[unsafe fn(&Block); VR]; MR] = [
-                [$tile::<1, 1>, $tile::<1, 2>, $tile::<1, 3>],
-                [$tile::<2, 1>, $tile::<2, 2>, $tile::<2, 3>],
-                [$tile::<3, 1>, $tile::<3, 2>, $tile::<3, 3>],
-                [$tile::<4, 1>, $tile::<4, 2>, $tile::<4, 3>],
-                [$tile::<5, 1>, $tile::<5, 2>, $tile::<5, 3>],
-                [$tile::<6, 1>, $tile::<6, 2>, $tile::<6, 3>],
-                [$tile::<7, 1>, $tile::<7, 2>, $tile::<7, 3>],
-                [$tile::<8, 1>, $tile::<8, 2>, $tile::<8, 3>],
-            ];
+            macro_rules! tiles {
+                ($m:literal) => {
+                    [$tile::<$m, 1>, $tile::<$m, 2>, $tile::<$m, 3>]
+                };
+            }
+            const TILES: [[unsafe fn(&Block); VR]; MR] =
+                [tiles!(1), tiles!(2), tiles!(3), tiles!(4), tiles!(5), tiles!(6), tiles!(7), tiles!(8)];
             // SAFETY: by contract.
             unsafe { TILES[t.m - 1][(t.n - 1) / 16](t) }
         }
@@ -101,6 +104,55 @@ kernel!(pair, pair_tile, "avx512f,avx512bf16", |acc, a, b| _mm512_dpbf16_ps(
     std::mem::transmute::<__m512i, __m512bh>(a),
     std::mem::transmute::<__m512i, __m512bh>(b)
 ));
+
+/// Sum of products of `bf16`.
+///
+/// # Safety
+/// See [`Isa::dot`].
+unsafe fn dot(a: &[u16], b: &[u16]) -> f32 {
+    // SAFETY: by contract.
+    unsafe { dot_pairs(a, b) }
+}
+
+/// # Safety
+/// See [`dot`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn dot_pairs(a: &[u16], b: &[u16]) -> f32 {
+    const N: usize = 8;
+    let mut acc = [_mm512_setzero_ps(); N];
+    let mut step = |v: usize, a: __m512i, b: __m512i| {
+        // SAFETY: both types are 512 bits without invalid values.
+        let [a, b] = unsafe { std::mem::transmute::<[__m512i; 2], [__m512bh; 2]>([a, b]) };
+        acc[v] = _mm512_dpbf16_ps(acc[v], a, b);
+    };
+    let (mut wide_a, mut wide_b) = (a.chunks_exact(32 * N), b.chunks_exact(32 * N));
+    for (a, b) in (&mut wide_a).zip(&mut wide_b) {
+        for v in 0..N {
+            // SAFETY: the chunk has `N` vectors.
+            unsafe {
+                step(
+                    v,
+                    _mm512_loadu_si512(a.as_ptr().add(32 * v).cast()),
+                    _mm512_loadu_si512(b.as_ptr().add(32 * v).cast()),
+                );
+            }
+        }
+    }
+    for (v, (a, b)) in wide_a.remainder().chunks(32).zip(wide_b.remainder().chunks(32)).enumerate() {
+        let mask = if a.len() == 32 { !0 } else { (1u32 << a.len()) - 1 };
+        // SAFETY: elements beyond the slices are masked.
+        unsafe {
+            step(
+                v,
+                _mm512_maskz_loadu_epi16(mask, a.as_ptr().cast()),
+                _mm512_maskz_loadu_epi16(mask, b.as_ptr().cast()),
+            );
+        }
+    }
+    let [a, b, c, d, e, f, g, h] = acc;
+    let add = |x, y| _mm512_add_ps(x, y);
+    _mm512_reduce_add_ps(add(add(add(a, b), add(c, d)), add(add(e, f), add(g, h))))
+}
 
 /// [`super::micro::Transpose`] in registers, 16 units of 16 rows at a time.
 ///
@@ -133,18 +185,47 @@ unsafe fn transpose_rows(
 ) {
     let (size, per) = if pair { (2, 2) } else { (4, 1) };
     let units = n.div_ceil(per);
-    for u in (0..units).step_by(16) {
+    let row = |i: usize, u: usize| rows.wrapping_add((i * stride + u * per) * size);
+    // Whole squares: 16 units of 16 rows, or 32 of 8.
+    let (lines, step) = if m == 8 { (8, 32) } else { (16, 16) };
+    let whole = if m == lines { n / per / step * step } else { 0 };
+    for u in (0..whole).step_by(step) {
+        let mut r = [_mm512_setzero_ps(); 16];
+        // SAFETY: by contract.
+        unsafe {
+            if m == 8 {
+                for (i, r) in r.iter_mut().enumerate() {
+                    *r = _mm512_loadu_ps(row(i % 8, u + i / 8 * 16).cast());
+                }
+                for (c, column) in transposed(r).into_iter().enumerate() {
+                    let to = out.add((u + c) * width).cast();
+                    _mm256_storeu_ps(to, _mm512_castps512_ps256(column));
+                    _mm256_storeu_pd(
+                        to.add(16 * width).cast(),
+                        _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(column)),
+                    );
+                }
+            } else {
+                for (i, r) in r.iter_mut().enumerate() {
+                    *r = _mm512_loadu_ps(row(i, u).cast());
+                }
+                for (c, column) in transposed(r).into_iter().enumerate() {
+                    _mm512_storeu_ps(out.add((u + c) * width).cast(), column);
+                }
+            }
+        }
+    }
+    for u in (whole..units).step_by(16) {
         let left = n - u * per;
         let (singles, pairs) = (first(left), if left >= 32 { !0 } else { (1u32 << left) - 1 });
         let mut r = [_mm512_setzero_ps(); 16];
         for (i, r) in r[..m].iter_mut().enumerate() {
             // SAFETY: by contract; elements beyond the row are masked.
             *r = unsafe {
-                let at = rows.add((i * stride + u * per) * size);
                 if pair {
-                    _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(pairs, at.cast()))
+                    _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(pairs, row(i, u).cast()))
                 } else {
-                    _mm512_maskz_loadu_ps(singles, at.cast())
+                    _mm512_maskz_loadu_ps(singles, row(i, u).cast())
                 }
             };
         }

@@ -35,9 +35,17 @@ pub(super) struct Isa {
     pub(super) single: unsafe fn(&Block),
     /// Of units that are two `bf16`, with the same contract.
     pub(super) pair: Option<unsafe fn(&Block)>,
+    /// Sum of products of as many `bf16`.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set; the slices are equally long.
+    pub(super) dot: Option<Dot>,
     /// Copies up to 16 rows into a panel.
     pub(super) transpose: Transpose,
 }
+
+/// See [`Isa::dot`].
+pub(super) type Dot = unsafe fn(&[u16], &[u16]) -> f32;
 
 /// `transpose(rows, stride, m, n, pair, out, width)` writes `m <= 16` rows of `n` contiguous elements (`f32`, or `bf16` if
 /// `pair`), whose starts are `stride` elements apart, into the first `m` columns of a panel of that width.
@@ -62,7 +70,7 @@ pub(super) fn isa(level: Level) -> &'static Isa {
 const MR: usize = 4;
 const NR: usize = 8;
 
-static PORTABLE: Isa = Isa { mr: MR, nr: NR, single: portable, pair: None, transpose };
+static PORTABLE: Isa = Isa { mr: MR, nr: NR, single: portable, pair: None, dot: None, transpose };
 
 /// # Safety
 /// See [`Isa::single`].

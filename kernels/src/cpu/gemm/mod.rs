@@ -11,6 +11,8 @@ use crate::cpu::float::{Dst, Src};
 use crate::cpu::philox::Dropout;
 use crate::cpu::simd::{self, Level};
 use crate::cpu::{par, reduce, scratch};
+use kfc_graph::DType;
+use micro::Isa;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -123,7 +125,7 @@ impl<'a> Job<'a> {
         }
         if self.is_dots() {
             // SAFETY: by contract.
-            return unsafe { self.dots() };
+            return unsafe { self.dots(micro::isa(level)) };
         }
         // SAFETY: by contract.
         unsafe { blocked::run(self, micro::isa(level)) }
@@ -145,14 +147,14 @@ impl<'a> Job<'a> {
     ///
     /// # Safety
     /// As [`Job::run`].
-    unsafe fn dots(&self) {
+    unsafe fn dots(&self, isa: &Isa) {
         let depth: usize = self.products.iter().map(|p| p.k).sum();
         let blocks = self.n.div_ceil(DOT_COLUMNS);
         par::ranges(blocks, par::rows_grain(DOT_COLUMNS * depth / 4), |range| {
             for block in range {
                 let start = block * DOT_COLUMNS;
                 // SAFETY: by contract; blocks of columns are disjoint.
-                unsafe { self.dot_block(start, DOT_COLUMNS.min(self.n - start)) }
+                unsafe { self.dot_block(isa, start, DOT_COLUMNS.min(self.n - start)) }
             }
         });
     }
@@ -161,7 +163,7 @@ impl<'a> Job<'a> {
     ///
     /// # Safety
     /// As [`Job::dots`].
-    unsafe fn dot_block(&self, first: usize, columns: usize) {
+    unsafe fn dot_block(&self, isa: &Isa, first: usize, columns: usize) {
         scratch::with(2 * KC, |s| {
             let (sa, sb) = s.split_at_mut(KC);
             let mut sums = [[0.0f32; DOT_COLUMNS]; DOT_ROWS];
@@ -172,7 +174,15 @@ impl<'a> Job<'a> {
                     (1..DOT_ROWS).for_each(|i| sums[i] = sums[0]);
                 }
                 for p in self.products {
+                    let is_bf16 = p.a.src.dtype() == DType::Bf16 && p.b.src.dtype() == DType::Bf16;
                     for (i, sums) in sums[..self.m].iter_mut().enumerate() {
+                        if let (true, Some(dot)) = (is_bf16, isa.dot) {
+                            let a = p.a.src.raw(i * p.a.rs, p.k);
+                            for (j, sum) in sums[..columns].iter_mut().enumerate() {
+                                *sum += p.alpha * dot(a, p.b.src.raw((first + j) * p.b.cs, p.k));
+                            }
+                            continue;
+                        }
                         for k in (0..p.k).step_by(KC) {
                             let n = KC.min(p.k - k);
                             let a = p.a.src.read(i * p.a.rs + k, n, sa);
