@@ -6,7 +6,7 @@
 
 use crate::exec::Store;
 use kfc_graph::{Graph, TensorType};
-use kfc_kernels::cpu::gemm::SCRATCH_BYTES;
+use kfc_kernels::cpu::gemm::{SCRATCH_BYTES, SHARED_BYTES};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -76,7 +76,7 @@ impl Account {
         let mut account = Account::default();
         account.add("program and training rows", before + TO_COME);
         account.add(ARENA, arena);
-        account.add("tiles of threads", (rayon::current_num_threads() * SCRATCH_BYTES) as u64);
+        account.add("tiles of threads", (rayon::current_num_threads() * SCRATCH_BYTES + SHARED_BYTES) as u64);
         for (name, ty) in tensors {
             let kind = KINDS
                 .iter()

@@ -74,13 +74,14 @@ pub struct Calibration {
 
 /// Guesses for a machine that nobody measured, a thread: from figures of recent server cores.
 fn guess(threads: usize) -> Rates {
-    let flops = match simd::level() {
-        simd::Level::Avx512 => 7e10,
-        simd::Level::Avx2 => 4e10,
-        simd::Level::Portable => 1e10,
+    let (f32, narrow) = match simd::level() {
+        simd::Level::Avx512Bf16 => (9e10, 1.7e11),
+        simd::Level::Avx512 => (9e10, 9e10),
+        simd::Level::Avx2 => (5e10, 5e10),
+        simd::Level::Portable => (1e10, 1e10),
     };
     let threads = threads as f64;
-    Rates { flops_f32: flops * threads, flops_16: flops * threads, bytes: 1.5e10 * threads.min(8.0) }
+    Rates { flops_f32: f32 * threads, flops_16: narrow * threads, bytes: 1.5e10 * threads.min(8.0) }
 }
 
 impl Rates {

@@ -1,6 +1,6 @@
 //! `Prim::MatMul` and `linear`.
 
-use crate::cpu::gemm::{Job, Mat, Product};
+use crate::cpu::gemm::{Job, Mat, Product, is_one_task};
 use crate::cpu::{Call, Kernel, par};
 use kfc_graph::{DType, TensorType};
 
@@ -32,14 +32,14 @@ impl Kernel for MatMul {
         let view = |src, t: bool, rows: usize, columns: usize| {
             if t { Mat::rows(src, rows).t() } else { Mat::rows(src, columns) }
         };
-        par::tasks(self.batch, |i| {
-            // SAFETY: by contract of `run`; matrices of the result are disjoint.
-            unsafe {
-                let a = view(a.offset(i * m * k), self.a.1, m, k);
-                let b = view(b.offset(i * k * n), self.b.1, k, n);
-                Job::new(m, n, &[Product::new(a, b, k)], c.offset(i * m * n)).run();
-            }
-        });
+        // SAFETY: by contract of `run`; matrices of the result are disjoint.
+        let product = |i: usize| unsafe {
+            let a = view(a.offset(i * m * k), self.a.1, m, k);
+            let b = view(b.offset(i * k * n), self.b.1, k, n);
+            Job::new(m, n, &[Product::new(a, b, k)], c.offset(i * m * n)).run();
+        };
+        // Large products one after the other: each occupies all threads, and only one keeps packed operands.
+        if is_one_task(m, n, k) { par::tasks(self.batch, product) } else { (0..self.batch).for_each(product) }
     }
 }
 

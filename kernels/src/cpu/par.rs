@@ -46,6 +46,15 @@ impl<T> Shared<T> {
         Shared(slice.as_mut_ptr())
     }
 
+    /// The address of element `start`.
+    ///
+    /// # Safety
+    /// In bounds.
+    pub(crate) unsafe fn at(self, start: usize) -> *mut T {
+        // SAFETY: by contract.
+        unsafe { self.0.add(start) }
+    }
+
     /// Elements `start..start + n`.
     ///
     /// # Safety

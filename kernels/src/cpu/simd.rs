@@ -11,6 +11,8 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
+    /// The same with BF16.
+    Avx512Bf16,
 }
 
 /// The best level of this CPU.
@@ -25,6 +27,7 @@ fn detect() -> Level {
     let avx2 = has!("avx2") && has!("fma") && has!("f16c");
     let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
     match (avx2, avx512) {
+        (true, true) if has!("avx512bf16") => Level::Avx512Bf16,
         (true, true) => Level::Avx512,
         (true, false) => Level::Avx2,
         _ => Level::Portable,
@@ -59,8 +62,10 @@ macro_rules! simd {
                     body($($arg),*)
                 }
                 match $crate::cpu::simd::level() {
-                    // SAFETY: `level` found these instruction sets on this CPU.
-                    $crate::cpu::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::cpu::simd::Level::Avx512 | $crate::cpu::simd::Level::Avx512Bf16 => {
+                        // SAFETY: `level` found these instruction sets on this CPU.
+                        return unsafe { avx512($($arg),*) };
+                    }
                     // SAFETY: as above.
                     $crate::cpu::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::cpu::simd::Level::Portable => {}

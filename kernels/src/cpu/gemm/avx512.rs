@@ -1,0 +1,270 @@
+//! Micro-kernels of AVX-512, with and without BF16.
+//!
+//! `vdpbf16ps` multiplies two pairs of `bf16` and adds both products to an `f32`. It rounds to nearest even after each
+//! addition, takes denormal operands as zero and flushes denormal results, whatever the rounding mode says.
+
+use super::micro::{Block, Isa};
+use std::arch::x86_64::*;
+
+/// Rows of a register tile.
+const MR: usize = 8;
+
+/// Vectors of a row of a register tile.
+const VR: usize = 3;
+
+/// Columns of a register tile.
+const NR: usize = 16 * VR;
+
+/// `f32` only.
+pub(super) static F32: Isa = Isa { mr: MR, nr: NR, single, pair: None, dot: None, transpose };
+
+/// `f32`, and `bf16` by its own instruction.
+pub(super) static BF16: Isa = Isa { mr: MR, nr: NR, single, pair: Some(pair), dot: Some(dot), transpose };
+
+/// Mask of the first `n` of 16 lanes.
+fn first(n: usize) -> __mmask16 {
+    if n >= 16 { !0 } else { (1 << n) - 1 }
+}
+
+/// A register tile of `M` rows of `V` vectors, and the choice of it by extents. `$step` is `acc + a · b` for a unit `a` and
+/// 16 units `b`.
+macro_rules! kernel {
+    ($name:ident, $tile:ident, $features:literal, |$acc:ident, $a:ident, $b:ident| $step:expr) => {
+        /// # Safety
+        /// See [`Isa::single`]; `M` rows and `V` vectors are those of the block.
+        #[target_feature(enable = $features)]
+        unsafe fn $tile<const M: usize, const V: usize>(t: &Block) {
+            // The result's lines come while the sums are made.
+            for i in 0..M {
+                for v in 0..V {
+                    _mm_prefetch::<_MM_HINT_T0>(t.c.wrapping_add(i * t.ldc + 16 * v).cast());
+                }
+            }
+            let mut acc = [[_mm512_setzero_ps(); V]; M];
+            let (mut pa, mut pb) = (t.a, t.b);
+            for _ in 0..t.units {
+                let mut b = [_mm512_setzero_si512(); V];
+                // SAFETY: panels have `units` groups of their width.
+                unsafe {
+                    for (v, b) in b.iter_mut().enumerate() {
+                        *b = _mm512_loadu_si512(pb.add(16 * v).cast());
+                    }
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        let $a = _mm512_set1_epi32(*pa.add(i).cast());
+                        for ($acc, &$b) in acc.iter_mut().zip(&b) {
+                            *$acc = $step;
+                        }
+                    }
+                    (pa, pb) = (pa.add(MR), pb.add(NR));
+                }
+            }
+            let alpha = _mm512_set1_ps(t.alpha);
+            for (i, acc) in acc.iter().enumerate() {
+                for (v, &acc) in acc.iter().enumerate() {
+                    let mask = first(t.n - 16 * v);
+                    // SAFETY: by contract; lanes beyond the block are masked.
+                    unsafe {
+                        let c = t.c.add(i * t.ldc + 16 * v);
+                        let sum = if t.add {
+                            _mm512_fmadd_ps(acc, alpha, _mm512_maskz_loadu_ps(mask, c))
+                        } else {
+                            _mm512_mul_ps(acc, alpha)
+                        };
+                        _mm512_mask_storeu_ps(c, mask, sum);
+                    }
+                }
+            }
+        }
+
+        /// # Safety
+        /// See [`Isa::single`].
+        unsafe fn $name(t: &Block) {
+            macro_rules! tiles {
+                ($m:literal) => {
+                    [$tile::<$m, 1>, $tile::<$m, 2>, $tile::<$m, 3>]
+                };
+            }
+            const TILES: [[unsafe fn(&Block); VR]; MR] =
+                [tiles!(1), tiles!(2), tiles!(3), tiles!(4), tiles!(5), tiles!(6), tiles!(7), tiles!(8)];
+            // SAFETY: by contract.
+            unsafe { TILES[t.m - 1][(t.n - 1) / 16](t) }
+        }
+    };
+}
+
+kernel!(single, single_tile, "avx512f", |acc, a, b| _mm512_fmadd_ps(
+    _mm512_castsi512_ps(a),
+    _mm512_castsi512_ps(b),
+    *acc
+));
+
+// SAFETY: both types are 512 bits without invalid values.
+kernel!(pair, pair_tile, "avx512f,avx512bf16", |acc, a, b| _mm512_dpbf16_ps(
+    *acc,
+    std::mem::transmute::<__m512i, __m512bh>(a),
+    std::mem::transmute::<__m512i, __m512bh>(b)
+));
+
+/// Sum of products of `bf16`.
+///
+/// # Safety
+/// See [`Isa::dot`].
+unsafe fn dot(a: &[u16], b: &[u16]) -> f32 {
+    // SAFETY: by contract.
+    unsafe { dot_pairs(a, b) }
+}
+
+/// # Safety
+/// See [`dot`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn dot_pairs(a: &[u16], b: &[u16]) -> f32 {
+    const N: usize = 8;
+    let mut acc = [_mm512_setzero_ps(); N];
+    let mut step = |v: usize, a: __m512i, b: __m512i| {
+        // SAFETY: both types are 512 bits without invalid values.
+        let [a, b] = unsafe { std::mem::transmute::<[__m512i; 2], [__m512bh; 2]>([a, b]) };
+        acc[v] = _mm512_dpbf16_ps(acc[v], a, b);
+    };
+    let (mut wide_a, mut wide_b) = (a.chunks_exact(32 * N), b.chunks_exact(32 * N));
+    for (a, b) in (&mut wide_a).zip(&mut wide_b) {
+        for v in 0..N {
+            // SAFETY: the chunk has `N` vectors.
+            unsafe {
+                step(
+                    v,
+                    _mm512_loadu_si512(a.as_ptr().add(32 * v).cast()),
+                    _mm512_loadu_si512(b.as_ptr().add(32 * v).cast()),
+                );
+            }
+        }
+    }
+    for (v, (a, b)) in wide_a.remainder().chunks(32).zip(wide_b.remainder().chunks(32)).enumerate() {
+        let mask = if a.len() == 32 { !0 } else { (1u32 << a.len()) - 1 };
+        // SAFETY: elements beyond the slices are masked.
+        unsafe {
+            step(
+                v,
+                _mm512_maskz_loadu_epi16(mask, a.as_ptr().cast()),
+                _mm512_maskz_loadu_epi16(mask, b.as_ptr().cast()),
+            );
+        }
+    }
+    let [a, b, c, d, e, f, g, h] = acc;
+    let add = |x, y| _mm512_add_ps(x, y);
+    _mm512_reduce_add_ps(add(add(add(a, b), add(c, d)), add(add(e, f), add(g, h))))
+}
+
+/// [`super::micro::Transpose`] in registers, 16 units of 16 rows at a time.
+///
+/// # Safety
+/// See there.
+unsafe fn transpose(
+    rows: *const u8,
+    stride: usize,
+    m: usize,
+    n: usize,
+    pair: bool,
+    out: *mut u32,
+    width: usize,
+) {
+    // SAFETY: by contract.
+    unsafe { transpose_rows(rows, stride, m, n, pair, out, width) }
+}
+
+/// # Safety
+/// See [`transpose`].
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn transpose_rows(
+    rows: *const u8,
+    stride: usize,
+    m: usize,
+    n: usize,
+    pair: bool,
+    out: *mut u32,
+    width: usize,
+) {
+    let (size, per) = if pair { (2, 2) } else { (4, 1) };
+    let units = n.div_ceil(per);
+    let row = |i: usize, u: usize| rows.wrapping_add((i * stride + u * per) * size);
+    // Whole squares: 16 units of 16 rows, or 32 of 8.
+    let (lines, step) = if m == 8 { (8, 32) } else { (16, 16) };
+    let whole = if m == lines { n / per / step * step } else { 0 };
+    for u in (0..whole).step_by(step) {
+        let mut r = [_mm512_setzero_ps(); 16];
+        // SAFETY: by contract.
+        unsafe {
+            if m == 8 {
+                for (i, r) in r.iter_mut().enumerate() {
+                    *r = _mm512_loadu_ps(row(i % 8, u + i / 8 * 16).cast());
+                }
+                for (c, column) in transposed(r).into_iter().enumerate() {
+                    let to = out.add((u + c) * width).cast();
+                    _mm256_storeu_ps(to, _mm512_castps512_ps256(column));
+                    _mm256_storeu_pd(
+                        to.add(16 * width).cast(),
+                        _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(column)),
+                    );
+                }
+            } else {
+                for (i, r) in r.iter_mut().enumerate() {
+                    *r = _mm512_loadu_ps(row(i, u).cast());
+                }
+                for (c, column) in transposed(r).into_iter().enumerate() {
+                    _mm512_storeu_ps(out.add((u + c) * width).cast(), column);
+                }
+            }
+        }
+    }
+    for u in (whole..units).step_by(16) {
+        let left = n - u * per;
+        let (singles, pairs) = (first(left), if left >= 32 { !0 } else { (1u32 << left) - 1 });
+        let mut r = [_mm512_setzero_ps(); 16];
+        for (i, r) in r[..m].iter_mut().enumerate() {
+            // SAFETY: by contract; elements beyond the row are masked.
+            *r = unsafe {
+                if pair {
+                    _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(pairs, row(i, u).cast()))
+                } else {
+                    _mm512_maskz_loadu_ps(singles, row(i, u).cast())
+                }
+            };
+        }
+        let columns = transposed(r);
+        for (c, column) in columns[..16.min(units - u)].iter().enumerate() {
+            // SAFETY: by contract; rows that are not there are masked.
+            unsafe { _mm512_mask_storeu_ps(out.add((u + c) * width).cast(), first(m), *column) };
+        }
+    }
+}
+
+/// The transpose of 16 × 16 units.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transposed(mut r: [__m512; 16]) -> [__m512; 16] {
+    let mut t = r;
+    for i in 0..8 {
+        t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    let pd = |x| _mm512_castps_pd(x);
+    for i in (0..16).step_by(4) {
+        r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(t[i]), pd(t[i + 2])));
+        r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(t[i]), pd(t[i + 2])));
+        r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(t[i + 1]), pd(t[i + 3])));
+        r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(t[i + 1]), pd(t[i + 3])));
+    }
+    // `r[4 i + j]` has in its quarter `q` rows `4 i..` of column `4 q + j`.
+    for j in 0..4 {
+        t[j] = _mm512_shuffle_f32x4::<0x88>(r[j], r[4 + j]);
+        t[4 + j] = _mm512_shuffle_f32x4::<0xdd>(r[j], r[4 + j]);
+        t[8 + j] = _mm512_shuffle_f32x4::<0x88>(r[8 + j], r[12 + j]);
+        t[12 + j] = _mm512_shuffle_f32x4::<0xdd>(r[8 + j], r[12 + j]);
+    }
+    for j in 0..4 {
+        r[j] = _mm512_shuffle_f32x4::<0x88>(t[j], t[8 + j]);
+        r[8 + j] = _mm512_shuffle_f32x4::<0xdd>(t[j], t[8 + j]);
+        r[4 + j] = _mm512_shuffle_f32x4::<0x88>(t[4 + j], t[12 + j]);
+        r[12 + j] = _mm512_shuffle_f32x4::<0xdd>(t[4 + j], t[12 + j]);
+    }
+    r
+}

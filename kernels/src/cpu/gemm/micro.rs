@@ -1,0 +1,126 @@
+//! Micro-kernels: the product of one panel of rows and one panel of columns, held in registers.
+//!
+//! A panel is `width` rows (or columns) of an operand, stored depth by depth in 32-bit units: a unit is one `f32`, or two
+//! `bf16` of consecutive depths. An element of the result is summed over the units in order, whatever its place in a panel.
+
+use crate::cpu::simd::Level;
+
+/// One call of a micro-kernel: `C (+)= alpha · A · B` for `m × n` elements.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    pub(super) units: usize,
+    pub(super) a: *const u32,
+    pub(super) b: *const u32,
+    pub(super) c: *mut f32,
+    /// Elements from one row of the result to the next.
+    pub(super) ldc: usize,
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) alpha: f32,
+    /// Whether the result's content is added to.
+    pub(super) add: bool,
+}
+
+/// The micro-kernels of an instruction set; all have panels of the same width.
+pub(super) struct Isa {
+    /// Rows of a panel of the left operand.
+    pub(super) mr: usize,
+    /// Columns of a panel of the right operand.
+    pub(super) nr: usize,
+    /// Of units that are one `f32`.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set; panels and result cover the extents, `m` and `n` are at most `mr` and `nr`, and the
+    /// result is not used elsewhere.
+    pub(super) single: unsafe fn(&Block),
+    /// Of units that are two `bf16`, with the same contract.
+    pub(super) pair: Option<unsafe fn(&Block)>,
+    /// Sum of products of as many `bf16`.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set; the slices are equally long.
+    pub(super) dot: Option<Dot>,
+    /// Copies up to 16 rows into a panel.
+    pub(super) transpose: Transpose,
+}
+
+/// See [`Isa::dot`].
+pub(super) type Dot = unsafe fn(&[u16], &[u16]) -> f32;
+
+/// `transpose(rows, stride, m, n, pair, out, width)` writes `m <= 16` rows of `n` contiguous elements (`f32`, or `bf16` if
+/// `pair`), whose starts are `stride` elements apart, into the first `m` columns of a panel of that width.
+///
+/// # Safety
+/// The CPU has the instruction set and addresses cover the extents.
+pub(super) type Transpose = unsafe fn(*const u8, usize, usize, usize, bool, *mut u32, usize);
+
+/// The micro-kernels of a level.
+pub(super) fn isa(level: Level) -> &'static Isa {
+    #[cfg(target_arch = "x86_64")]
+    match level {
+        Level::Avx512Bf16 => return &super::avx512::BF16,
+        Level::Avx512 => return &super::avx512::F32,
+        Level::Avx2 => return &super::avx2::ISA,
+        Level::Portable => {}
+    }
+    let _ = level;
+    &PORTABLE
+}
+
+const MR: usize = 4;
+const NR: usize = 8;
+
+static PORTABLE: Isa = Isa { mr: MR, nr: NR, single: portable, pair: None, dot: None, transpose };
+
+/// # Safety
+/// See [`Isa::single`].
+unsafe fn portable(t: &Block) {
+    let mut acc = [[0.0f32; NR]; MR];
+    for u in 0..t.units {
+        // SAFETY: panels have `units` groups of their width.
+        let (a, b) =
+            unsafe { (&*t.a.add(u * MR).cast::<[f32; MR]>(), &*t.b.add(u * NR).cast::<[f32; NR]>()) };
+        for (acc, &a) in acc.iter_mut().zip(a) {
+            for (s, &b) in acc.iter_mut().zip(b) {
+                *s += a * b;
+            }
+        }
+    }
+    for (i, acc) in acc[..t.m].iter().enumerate() {
+        // SAFETY: by contract.
+        let c = unsafe { std::slice::from_raw_parts_mut(t.c.add(i * t.ldc), t.n) };
+        for (c, s) in c.iter_mut().zip(acc) {
+            *c = if t.add { t.alpha * s + *c } else { t.alpha * s };
+        }
+    }
+}
+
+/// [`Transpose`] with plain loads and stores.
+///
+/// # Safety
+/// See [`Transpose`].
+pub(super) unsafe fn transpose(
+    rows: *const u8,
+    stride: usize,
+    m: usize,
+    n: usize,
+    pair: bool,
+    out: *mut u32,
+    width: usize,
+) {
+    for i in 0..m {
+        // SAFETY: by contract.
+        unsafe {
+            if pair {
+                let row = rows.cast::<u16>().add(i * stride);
+                for u in 0..n.div_ceil(2) {
+                    let high = if 2 * u + 1 < n { row.add(2 * u + 1).read() } else { 0 };
+                    *out.add(u * width + i) = u32::from(row.add(2 * u).read()) | u32::from(high) << 16;
+                }
+            } else {
+                let row = rows.cast::<u32>().add(i * stride);
+                (0..n).for_each(|u| *out.add(u * width + i) = row.add(u).read());
+            }
+        }
+    }
+}

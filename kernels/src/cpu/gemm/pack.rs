@@ -1,0 +1,155 @@
+//! Copies blocks of operands into panels (see [`super::micro`]): converts, applies dropout, and transposes.
+
+use super::micro::Isa;
+use super::{KC, Mat};
+use crate::cpu::simd::simd;
+use kfc_graph::DType;
+
+/// Elements of a converted run.
+const RUN: usize = 512;
+
+/// What is copied: `count` rows or columns ("lines") from `first` on, at depths `k..k + depth`.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    pub(super) first: usize,
+    pub(super) count: usize,
+    pub(super) k: usize,
+    pub(super) depth: usize,
+    /// Lines of a panel.
+    pub(super) width: usize,
+    /// Whether units are pairs of `bf16`; the operand is then `bf16` without dropout.
+    pub(super) pair: bool,
+}
+
+impl Part {
+    /// Units of a line.
+    fn units(&self) -> usize {
+        if self.pair { self.depth.div_ceil(2) } else { self.depth }
+    }
+}
+
+/// Writes panels of the operand whose lines are the rows of `mat` and whose depth are its columns. What a last panel has
+/// beyond the lines is not written.
+///
+/// # Safety
+/// `part` is in bounds of the operand; `out` has room for its panels.
+pub(super) unsafe fn pack(isa: &Isa, mat: &Mat, part: Part, out: *mut u32) {
+    let is_raw = part.pair || (mat.src.dtype() == DType::F32 && mat.dropout.is_none());
+    // SAFETY: by contract.
+    unsafe {
+        match (mat.cs == 1, is_raw) {
+            (true, true) => along_depth(isa, mat, part, out),
+            (true, false) => converted_along_depth(isa, mat, part, out),
+            (false, _) => across(mat, part, is_raw, out),
+        }
+    }
+}
+
+/// Blocks of lines that [`super::micro::Transpose`] takes: `(line, lines, place in the panels)`.
+fn blocks(part: Part) -> impl Iterator<Item = (usize, usize, usize)> {
+    let panel = part.width * part.units();
+    (0..part.count).step_by(part.width).enumerate().flat_map(move |(p, line)| {
+        let lines = part.width.min(part.count - line);
+        (0..lines).step_by(16).map(move |l| (line + l, 16.min(lines - l), p * panel + l))
+    })
+}
+
+/// Lines contiguous along the depth, as they are.
+///
+/// # Safety
+/// As [`pack`].
+unsafe fn along_depth(isa: &Isa, mat: &Mat, part: Part, out: *mut u32) {
+    let size = mat.src.dtype().size();
+    for (line, lines, at) in blocks(part) {
+        // SAFETY: by contract.
+        unsafe {
+            let rows = mat.src.ptr().add(((part.first + line) * mat.rs + part.k) * size);
+            (isa.transpose)(rows, mat.rs, lines, part.depth, part.pair, out.add(at), part.width);
+        }
+    }
+}
+
+/// Lines contiguous along the depth, converted.
+///
+/// # Safety
+/// As [`pack`].
+unsafe fn converted_along_depth(isa: &Isa, mat: &Mat, part: Part, out: *mut u32) {
+    const LD: usize = KC + 16;
+    let mut floats = [0.0f32; 16 * LD];
+    for (line, lines, at) in blocks(part) {
+        // SAFETY: by contract; the depth of a part is at most `KC`.
+        unsafe {
+            for (l, row) in floats.chunks_exact_mut(LD).take(lines).enumerate() {
+                let row = &mut row[..part.depth];
+                let start = (part.first + line + l) * mat.rs + part.k;
+                mat.src.load(start, row);
+                if let Some(d) = mat.dropout {
+                    d.apply(start, row);
+                }
+            }
+            let rows = floats.as_ptr().cast();
+            (isa.transpose)(rows, LD, lines, part.depth, false, out.add(at), part.width);
+        }
+    }
+}
+
+/// Lines that are next to each other in memory.
+///
+/// # Safety
+/// As [`pack`].
+unsafe fn across(mat: &Mat, part: Part, is_raw: bool, out: *mut u32) {
+    debug_assert!(mat.rs == 1);
+    let Part { width, pair, depth, .. } = part;
+    let (units, step) = (part.units(), if pair { 2 } else { 1 });
+    let run = (RUN / width).max(1) * width;
+    let mut floats = [0.0f32; RUN];
+    for line in (0..part.count).step_by(run) {
+        let lines = run.min(part.count - line);
+        for u in 0..units {
+            let k = u * step;
+            let start = part.first + line + (part.k + k) * mat.cs;
+            // SAFETY: by contract.
+            unsafe {
+                let to = |l: usize, n: usize| {
+                    let at = (line + l) / width * (width * units) + u * width;
+                    std::slice::from_raw_parts_mut(out.add(at), n)
+                };
+                if pair {
+                    let low = mat.src.raw::<u16>(start, lines);
+                    if k + 1 == depth {
+                        for (i, low) in low.chunks(width).enumerate() {
+                            to(i * width, low.len()).iter_mut().zip(low).for_each(|(o, &x)| *o = x.into());
+                        }
+                        continue;
+                    }
+                    let high = mat.src.raw::<u16>(start + mat.cs, lines);
+                    for (i, (low, high)) in low.chunks(width).zip(high.chunks(width)).enumerate() {
+                        interleave(low, high, to(i * width, low.len()));
+                    }
+                    continue;
+                }
+                let row = if is_raw {
+                    mat.src.raw::<f32>(start, lines)
+                } else {
+                    let row = &mut floats[..lines];
+                    mat.src.load(start, row);
+                    if let Some(d) = mat.dropout {
+                        d.apply(start, row);
+                    }
+                    &*row
+                };
+                for (i, row) in row.chunks(width).enumerate() {
+                    to(i * width, row.len()).copy_from_slice(bytemuck::cast_slice(row));
+                }
+            }
+        }
+    }
+}
+
+simd! {
+    fn interleave(low: &[u16], high: &[u16], out: &mut [u32]) {
+        for ((o, &l), &h) in out.iter_mut().zip(low).zip(high) {
+            *o = u32::from(l) | u32::from(h) << 16;
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! How a result is cut: a function of its extents and of the widths of panels only, so that nothing depends on the machine's
+//! caches or threads.
+
+use super::micro::Isa;
+
+/// Largest extents of a block, whose operands are packed together.
+pub(super) const BLOCK: usize = 1024;
+
+/// Largest extents of a tile, which one task computes.
+const TILE_ROWS: usize = 128;
+const TILE_COLUMNS: usize = 256;
+
+/// Most elements of a tile.
+pub(super) const TILE_AREA: usize = 2 * TILE_ROWS * TILE_COLUMNS;
+
+/// Work of a tile, in multiply-adds, below which it is not cut further for more parallelism.
+const TILE_WORK: usize = 1 << 20;
+
+/// Tiles wanted of a large block, to occupy many cores.
+const TILES: usize = 16;
+
+/// An extent cut into parts of nearly equal length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Parts {
+    n: usize,
+    part: usize,
+    pub(super) count: usize,
+}
+
+impl Parts {
+    /// Parts of at most `at_most` (or `to`, if that is more), a multiple of `to` but for the last.
+    pub(super) fn new(n: usize, at_most: usize, to: usize) -> Parts {
+        let at_most = (at_most / to).max(1) * to;
+        let count = n.div_ceil(at_most).max(1);
+        let part = n.div_ceil(count).max(1).next_multiple_of(to);
+        Parts { n, part, count: n.div_ceil(part) }
+    }
+
+    /// Start and length of a part.
+    pub(super) fn part(&self, i: usize) -> (usize, usize) {
+        let start = i * self.part;
+        (start, self.part.min(self.n - start))
+    }
+
+    /// All parts.
+    pub(super) fn all(self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.count).map(move |i| self.part(i))
+    }
+
+    /// The largest part, whole panels of `to`.
+    pub(super) fn most(&self, to: usize) -> usize {
+        self.part.min(self.n).next_multiple_of(to)
+    }
+}
+
+/// Tiles of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tiling {
+    pub(super) rows: Parts,
+    pub(super) columns: Parts,
+}
+
+impl Tiling {
+    /// Of `m × n` elements of a product of depth `k`.
+    pub(super) fn new(m: usize, n: usize, k: usize, isa: &Isa) -> Tiling {
+        let (mut mt, mut nt) = (m.clamp(1, TILE_ROWS), n.clamp(1, TILE_COLUMNS));
+        let count = |mt: usize, nt: usize| m.div_ceil(mt) * n.div_ceil(nt);
+        while count(mt, nt) < TILES && mt * nt * k > 2 * TILE_WORK && (mt > isa.mr || nt > isa.nr) {
+            let cut_rows = nt <= isa.nr || (mt > isa.mr && mt >= nt);
+            if cut_rows { mt = mt.div_ceil(2) } else { nt = nt.div_ceil(2) }
+        }
+        Tiling { rows: Parts::new(m, mt, isa.mr), columns: Parts::new(n, nt, isa.nr) }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.rows.count * self.columns.count
+    }
+}
