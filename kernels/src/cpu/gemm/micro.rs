@@ -75,17 +75,12 @@ static PORTABLE: Isa = Isa { mr: MR, nr: NR, single: portable, pair: None, dot: 
 /// # Safety
 /// See [`Isa::single`].
 unsafe fn portable(t: &Block) {
-    let mut acc = [[0.0f32; NR]; MR];
-    for u in 0..t.units {
-        // SAFETY: panels have `units` groups of their width.
-        let (a, b) =
-            unsafe { (&*t.a.add(u * MR).cast::<[f32; MR]>(), &*t.b.add(u * NR).cast::<[f32; NR]>()) };
-        for (acc, &a) in acc.iter_mut().zip(a) {
-            for (s, &b) in acc.iter_mut().zip(b) {
-                *s += a * b;
-            }
-        }
-    }
+    // SAFETY: panels have `units` groups of their width.
+    let acc = unsafe {
+        let a = std::slice::from_raw_parts(t.a.cast::<[f32; MR]>(), t.units);
+        let b = std::slice::from_raw_parts(t.b.cast::<[f32; NR]>(), t.units);
+        sums(a, b)
+    };
     for (i, acc) in acc[..t.m].iter().enumerate() {
         // SAFETY: by contract.
         let c = unsafe { std::slice::from_raw_parts_mut(t.c.add(i * t.ldc), t.n) };
@@ -93,6 +88,20 @@ unsafe fn portable(t: &Block) {
             *c = if t.add { t.alpha * s + *c } else { t.alpha * s };
         }
     }
+}
+
+/// A register tile; a function of its own, so that the sums stay in registers.
+#[inline(never)]
+fn sums(a: &[[f32; MR]], b: &[[f32; NR]]) -> [[f32; NR]; MR] {
+    let mut acc = [[0.0f32; NR]; MR];
+    for (a, b) in a.iter().zip(b) {
+        for (acc, &a) in acc.iter_mut().zip(a) {
+            for (s, &b) in acc.iter_mut().zip(b) {
+                *s += a * b;
+            }
+        }
+    }
+    acc
 }
 
 /// [`Transpose`] with plain loads and stores.

@@ -108,48 +108,88 @@ unsafe fn across(mat: &Mat, part: Part, is_raw: bool, out: *mut u32) {
         for u in 0..units {
             let k = u * step;
             let start = part.first + line + (part.k + k) * mat.cs;
+            let panel = width * units;
+            let len = (lines.div_ceil(width) - 1) * panel + (lines - 1) % width + 1;
             // SAFETY: by contract.
             unsafe {
-                let to = |l: usize, n: usize| {
-                    let at = (line + l) / width * (width * units) + u * width;
-                    std::slice::from_raw_parts_mut(out.add(at), n)
-                };
+                let out = std::slice::from_raw_parts_mut(out.add(line / width * panel + u * width), len);
                 if pair {
                     let low = mat.src.raw::<u16>(start, lines);
-                    if k + 1 == depth {
-                        for (i, low) in low.chunks(width).enumerate() {
-                            to(i * width, low.len()).iter_mut().zip(low).for_each(|(o, &x)| *o = x.into());
-                        }
-                        continue;
-                    }
-                    let high = mat.src.raw::<u16>(start + mat.cs, lines);
-                    for (i, (low, high)) in low.chunks(width).zip(high.chunks(width)).enumerate() {
-                        interleave(low, high, to(i * width, low.len()));
-                    }
-                    continue;
-                }
-                let row = if is_raw {
-                    mat.src.raw::<f32>(start, lines)
+                    let high = if k + 1 < depth {
+                        mat.src.raw::<u16>(start + mat.cs, lines)
+                    } else {
+                        &ZEROS[..lines]
+                    };
+                    spread_pairs(low, high, out, width, panel);
+                } else if is_raw {
+                    spread(mat.src.raw::<u32>(start, lines), out, width, panel);
                 } else {
                     let row = &mut floats[..lines];
                     mat.src.load(start, row);
                     if let Some(d) = mat.dropout {
                         d.apply(start, row);
                     }
-                    &*row
-                };
-                for (i, row) in row.chunks(width).enumerate() {
-                    to(i * width, row.len()).copy_from_slice(bytemuck::cast_slice(row));
+                    spread(bytemuck::cast_slice(row), out, width, panel);
                 }
             }
         }
     }
 }
 
+/// What an odd depth is completed with.
+static ZEROS: [u16; RUN] = [0; RUN];
+
+/// Writes one unit of every line to panels that are `panel` units apart.
+#[inline(always)]
+fn spread_by<const W: usize>(row: &[u32], out: &mut [u32], panel: usize) {
+    let whole = row.chunks_exact(W);
+    let (rest, n) = (whole.remainder(), row.len() / W);
+    for (i, part) in whole.enumerate() {
+        out[i * panel..][..W].copy_from_slice(part);
+    }
+    if !rest.is_empty() {
+        out[n * panel..][..rest.len()].copy_from_slice(rest);
+    }
+}
+
+/// The same of pairs.
+#[inline(always)]
+fn spread_pairs_by<const W: usize>(low: &[u16], high: &[u16], out: &mut [u32], panel: usize) {
+    for (i, (low, high)) in low.chunks(W).zip(high.chunks(W)).enumerate() {
+        let out = &mut out[i * panel..];
+        match (low.first_chunk::<W>(), high.first_chunk::<W>(), out.first_chunk_mut::<W>()) {
+            (Some(low), Some(high), Some(out)) => (0..W).for_each(|i| out[i] = join(low[i], high[i])),
+            _ => out.iter_mut().zip(low).zip(high).for_each(|((o, &l), &h)| *o = join(l, h)),
+        }
+    }
+}
+
+/// A unit.
+#[inline(always)]
+fn join(low: u16, high: u16) -> u32 {
+    u32::from(low) | u32::from(high) << 16
+}
+
 simd! {
-    fn interleave(low: &[u16], high: &[u16], out: &mut [u32]) {
-        for ((o, &l), &h) in out.iter_mut().zip(low).zip(high) {
-            *o = u32::from(l) | u32::from(h) << 16;
+    // Loops of constant width for the panels that there are.
+    fn spread(row: &[u32], out: &mut [u32], width: usize, panel: usize) {
+        match width {
+            4 => spread_by::<4>(row, out, panel),
+            6 => spread_by::<6>(row, out, panel),
+            8 => spread_by::<8>(row, out, panel),
+            16 => spread_by::<16>(row, out, panel),
+            48 => spread_by::<48>(row, out, panel),
+            _ => row.chunks(width).enumerate().for_each(|(i, r)| out[i * panel..][..r.len()].copy_from_slice(r)),
+        }
+    }
+
+    fn spread_pairs(low: &[u16], high: &[u16], out: &mut [u32], width: usize, panel: usize) {
+        match width {
+            8 => spread_pairs_by::<8>(low, high, out, panel),
+            48 => spread_pairs_by::<48>(low, high, out, panel),
+            _ => low.chunks(width).zip(high.chunks(width)).enumerate().for_each(|(i, (l, h))| {
+                out[i * panel..].iter_mut().zip(l).zip(h).for_each(|((o, &l), &h)| *o = join(l, h));
+            }),
         }
     }
 }
