@@ -1,8 +1,8 @@
 //! Matrix products: `C = Σ αᵢ·Aᵢ·Bᵢ (+ bias) (+ C)` with operands of any float type, summed in `f32`.
 //!
 //! The result is cut into tiles by its shape alone; each is computed by one thread from the first to the last product, and
-//! within a product in order of depth, so that the bits do not depend on the number of threads ([`blocked`], [`tiling`]).
-//! Operands are copied into panels ([`pack`]) for micro-kernels that hold a part of the result in registers ([`micro`]).
+//! within a product in order of depth, so that the bits do not depend on the number of threads (`blocked`, `tiling`).
+//! Operands are copied into panels (`pack`) for micro-kernels that hold a part of the result in registers (`micro`).
 //! Products of two `bf16` operands are taken as they are where the CPU multiplies `bf16` (AVX-512 BF16); all others are
 //! converted to `f32` in the panels. Results that are not `f32` are rounded once, at the end. Few rows are computed as dot
 //! products without panels.
@@ -203,7 +203,7 @@ impl<'a> Job<'a> {
 
 /// Whether a product of these extents is done by one task, so that several are better run side by side.
 pub(crate) fn is_one_task(m: usize, n: usize, k: usize) -> bool {
-    m <= DOT_ROWS || blocked::is_one_tile(m, n, k, micro::isa(simd::level()))
+    blocked::is_one_tile(m, n, k, micro::isa(simd::level()))
 }
 
 /// `C (+)= alpha · A · B` on one thread, all `f32`; `C` is row-major with `ldc` elements a row, operands have
