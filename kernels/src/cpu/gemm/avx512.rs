@@ -1,7 +1,8 @@
 //! Micro-kernels of AVX-512, with and without BF16.
 //!
-//! `vdpbf16ps` multiplies two pairs of `bf16` and adds both products to an `f32`. It rounds to nearest even after each
-//! addition, takes denormal operands as zero and flushes denormal results, whatever the rounding mode says.
+//! `vdpbf16ps` multiplies two pairs of `bf16` and adds both products to an `f32`. How it rounds between the two additions is
+//! its own affair; it rounds to nearest even, takes denormal operands as zero and flushes denormal results, whatever the
+//! rounding mode says. So `bf16` products have other last bits than on CPUs without it, but always the same on one CPU.
 
 use super::micro::{Block, Isa};
 use std::arch::x86_64::*;
