@@ -36,32 +36,61 @@ struct Segment<'a> {
     at: usize,
 }
 
-/// The segments of all products, a slice a phase; one empty phase if there is no depth.
-fn phases<'a>(products: &'a [Product], isa: &Isa) -> Vec<Vec<Segment<'a>>> {
-    let mut phases = vec![Vec::new()];
-    let mut used = 0;
-    for product in products {
-        let is_pair = |m: &Mat| m.src.dtype() == DType::Bf16 && m.dropout.is_none();
-        let pair = isa.pair.is_some() && is_pair(&product.a) && is_pair(&product.b);
-        let step = if pair { 2 * KC } else { KC };
-        for k in (0..product.k).step_by(step) {
-            let depth = step.min(product.k - k);
-            let units = if pair { depth.div_ceil(2) } else { depth };
-            if used + units > PHASE {
-                phases.push(Vec::new());
-                used = 0;
-            }
-            if let Some(phase) = phases.last_mut() {
-                phase.push(Segment { product, k, depth, units, pair, at: used });
-            }
-            used += units;
-        }
-    }
-    phases
+/// Most segments of a phase: a full phase has two of full depth, or shorter ones of several products.
+const SEGMENTS: usize = 8;
+
+/// Segments that are packed together, and where the next phase begins: a product and a depth of it.
+struct Phase<'a> {
+    segments: [Option<Segment<'a>>; SEGMENTS],
+    next: (usize, usize),
 }
 
-fn units(phase: &[Segment<'_>]) -> usize {
-    phase.last().map_or(0, |s| s.at + s.units)
+impl<'a> Phase<'a> {
+    /// The phase that begins at `from`; without segments if there is no depth left.
+    fn new(products: &'a [Product], isa: &Isa, from: (usize, usize)) -> Phase<'a> {
+        let (mut product, mut k) = from;
+        let (mut segments, mut count, mut used) = ([None; SEGMENTS], 0, 0);
+        while let Some(p) = products.get(product) {
+            let is_pair = |m: &Mat| m.src.dtype() == DType::Bf16 && m.dropout.is_none();
+            let pair = isa.pair.is_some() && is_pair(&p.a) && is_pair(&p.b);
+            let depth = if pair { 2 * KC } else { KC }.min(p.k - k);
+            let units = if pair { depth.div_ceil(2) } else { depth };
+            if depth > 0 {
+                if used + units > PHASE || count == SEGMENTS {
+                    break;
+                }
+                segments[count] = Some(Segment { product: p, k, depth, units, pair, at: used });
+                (count, used, k) = (count + 1, used + units, k + depth);
+            }
+            if k == p.k {
+                (product, k) = (product + 1, 0);
+            }
+        }
+        Phase { segments, next: (product, k) }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Segment<'a>> {
+        self.segments.iter().flatten()
+    }
+
+    fn units(&self) -> usize {
+        self.iter().last().map_or(0, |s| s.at + s.units)
+    }
+}
+
+/// Calls `f` for each phase with whether it is the first and the last; there is always one, if only without segments.
+fn phases<'a>(products: &'a [Product], isa: &Isa, mut f: impl FnMut(&Phase<'a>, bool, bool)) {
+    let mut from = (0, 0);
+    loop {
+        let phase = Phase::new(products, isa, from);
+        // What is left may be products without depth.
+        let is_last = products[phase.next.0.min(products.len())..].iter().all(|p| p.k == 0);
+        f(&phase, from == (0, 0), is_last);
+        if is_last {
+            return;
+        }
+        from = phase.next;
+    }
 }
 
 /// Whether one task computes a product of these extents.
@@ -80,13 +109,13 @@ fn aligned(piece: &mut [f32], n: usize) -> &mut [f32] {
 /// # Safety
 /// As [`Job::run`]; the CPU has the instruction set.
 pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa) {
-    let phases = phases(job.products, isa);
+    let (mut count, mut deep) = (0, 0);
+    phases(job.products, isa, |phase, _, _| (count, deep) = (count + 1, deep.max(phase.units())));
     let depth = job.products.iter().map(|p| p.k).sum();
     let (rows, columns) = (Parts::new(job.m, BLOCK, isa.mr), Parts::new(job.n, BLOCK, isa.nr));
     let (m, n) = (rows.most(isa.mr), columns.most(isa.nr));
-    let deep = phases.iter().map(|p| units(p)).max().unwrap_or(0);
     let (a_len, b_len) = (m * deep, n * deep);
-    let c_len = if phases.len() == 1 || job.c.dtype() == DType::F32 { 0 } else { m * n };
+    let c_len = if count == 1 || job.c.dtype() == DType::F32 { 0 } else { m * n };
     scratch::with(a_len + b_len + c_len + 3 * LINE, |s| {
         let mut cut = Cut(s);
         let mut take = |n: usize| par::Shared::new(aligned(cut.take(n + LINE), n));
@@ -94,12 +123,11 @@ pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa) {
         for row in rows.all() {
             for (j, column) in columns.all().enumerate() {
                 let tiling = Tiling::new(row.1, column.1, depth, isa);
-                let pass =
-                    Pass { job, isa, tiling, row, column, a, b, c, is_packed: j > 0 && phases.len() == 1 };
-                for (p, phase) in phases.iter().enumerate() {
+                let pass = Pass { job, isa, tiling, row, column, a, b, c, is_packed: j > 0 && count == 1 };
+                phases(job.products, isa, |phase, is_first, is_last| {
                     // SAFETY: by contract; blocks are disjoint.
-                    unsafe { pass.phase(phase, p == 0, p + 1 == phases.len()) }
-                }
+                    unsafe { pass.phase(phase, is_first, is_last) }
+                });
             }
         }
     });
@@ -127,7 +155,7 @@ impl Pass<'_> {
     ///
     /// # Safety
     /// As [`run`], for this block.
-    unsafe fn phase(&self, phase: &[Segment<'_>], is_first: bool, is_last: bool) {
+    unsafe fn phase(&self, phase: &Phase<'_>, is_first: bool, is_last: bool) {
         let (rows, columns) = (self.tiling.rows, self.tiling.columns);
         // An operand whose panels only one tile uses is packed by that tile.
         let a_tasks = if columns.count == 1 || self.is_packed { 0 } else { rows.count };
@@ -147,9 +175,9 @@ impl Pass<'_> {
     ///
     /// # Safety
     /// As [`run`]; nothing else uses these panels meanwhile.
-    unsafe fn pack_a(&self, phase: &[Segment<'_>], part: usize) {
+    unsafe fn pack_a(&self, phase: &Phase<'_>, part: usize) {
         let (mr, (i, m)) = (self.isa.mr, self.tiling.rows.part(part));
-        for s in phase {
+        for s in phase.iter() {
             let part =
                 Part { first: self.row.0 + i, count: m, k: s.k, depth: s.depth, width: mr, pair: s.pair };
             // SAFETY: by contract.
@@ -164,9 +192,9 @@ impl Pass<'_> {
     ///
     /// # Safety
     /// As [`run`]; nothing else uses these panels meanwhile.
-    unsafe fn pack_b(&self, phase: &[Segment<'_>], part: usize) {
+    unsafe fn pack_b(&self, phase: &Phase<'_>, part: usize) {
         let (nr, (j, n)) = (self.isa.nr, self.tiling.columns.part(part));
-        for s in phase {
+        for s in phase.iter() {
             let part =
                 Part { first: self.column.0 + j, count: n, k: s.k, depth: s.depth, width: nr, pair: s.pair };
             // SAFETY: by contract.
@@ -196,7 +224,7 @@ impl Pass<'_> {
     ///
     /// # Safety
     /// As [`run`], for this tile.
-    unsafe fn tile(&self, phase: &[Segment<'_>], t: usize, is_first: bool, is_last: bool) {
+    unsafe fn tile(&self, phase: &Phase<'_>, t: usize, is_first: bool, is_last: bool) {
         let (rows, columns) = (self.tiling.rows, self.tiling.columns);
         let (row, column) = (t / columns.count, t % columns.count);
         let ((i, m), (j, n)) = (rows.part(row), columns.part(column));
@@ -224,7 +252,7 @@ impl Pass<'_> {
                 };
                 let tile = Tile { c, ldc, m, n };
                 let mut started = !is_first || self.begin(&tile, top, left, phase, in_place);
-                for s in phase {
+                for s in phase.iter() {
                     if let Some(d) = s.product.dropout {
                         let part = Tile { c: pd.as_mut_ptr(), ldc: n, ..tile };
                         self.add(s, (i, j), &part, false);
@@ -248,14 +276,7 @@ impl Pass<'_> {
     ///
     /// # Safety
     /// As [`run`], for this tile.
-    unsafe fn begin(
-        &self,
-        tile: &Tile,
-        top: usize,
-        left: usize,
-        phase: &[Segment<'_>],
-        in_place: bool,
-    ) -> bool {
+    unsafe fn begin(&self, tile: &Tile, top: usize, left: usize, phase: &Phase<'_>, in_place: bool) -> bool {
         let job = self.job;
         // SAFETY: by contract.
         unsafe {
@@ -275,7 +296,7 @@ impl Pass<'_> {
                 });
             }
             let is_set = job.accumulate || job.bias.is_some();
-            let is_written = phase.first().is_some_and(|s| s.product.dropout.is_none());
+            let is_written = phase.iter().next().is_some_and(|s| s.product.dropout.is_none());
             if !is_set && !is_written {
                 (0..tile.m).for_each(|r| tile.row(r).fill(0.0));
             }

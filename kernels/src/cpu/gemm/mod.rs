@@ -206,8 +206,8 @@ pub(crate) fn is_one_task(m: usize, n: usize, k: usize) -> bool {
     blocked::is_one_tile(m, n, k, micro::isa(simd::level()))
 }
 
-/// `C (+)= alpha · A · B` on one thread, all `f32`; `C` is row-major with `ldc` elements a row, operands have
-/// `(row, column)` strides.
+/// `C (+)= alpha · A · B`, all `f32`, small enough for one task; `C` is row-major with `ldc` elements a row, operands have
+/// `(row, column)` strides, one of which is 1.
 ///
 /// # Safety
 /// Addresses cover the extents; `c` overlaps neither operand.
@@ -225,29 +225,13 @@ pub(crate) unsafe fn kernel(
     (brs, bcs): (usize, usize),
     alpha: f32,
 ) {
-    let s = |x: usize| x as isize;
+    let mat = |p: *const f32, (rs, cs): (usize, usize)| {
+        let src = Src::new(p.cast_mut().cast(), DType::F32);
+        Mat { src, rs, cs, dropout: None }
+    };
+    let products = [Product { alpha, ..Product::new(mat(a, (ars, acs)), mat(b, (brs, bcs)), k) }];
+    let c = Dst::new(c.cast(), DType::F32);
+    let job = Job { accumulate: add, ldc, ..Job::new(m, n, &products, c) };
     // SAFETY: by contract.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c,
-            1,
-            s(ldc),
-            add,
-            a,
-            s(acs),
-            s(ars),
-            b,
-            s(bcs),
-            s(brs),
-            1.0,
-            alpha,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
+    unsafe { blocked::run(&job, micro::isa(simd::level())) }
 }
