@@ -200,11 +200,12 @@ impl Trainer {
     pub fn profile(&self) -> Profile {
         let mut plans = self.described.to_vec();
         plans.iter_mut().zip([&self.micro, &self.update]).for_each(|(plan, bound)| plan.measure(bound));
+        let kernels = [&self.micro, &self.update].iter().flat_map(|plan| plan.times().1).sum();
         let measured = Measured {
             steps: self.clock.steps,
             warmup: self.clock.warmup,
             wall_ns: self.clock.wall_ns(),
-            host: self.clock.host(),
+            host: self.clock.host(kernels),
             peak_bytes: memory::peak_resident(),
         };
         let t = &self.job.train;
