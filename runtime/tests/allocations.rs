@@ -115,6 +115,8 @@ fn job() -> JobConfig {
 
 #[test]
 fn kernels_allocate_nothing_after_the_second_step() {
+    // One thread: which of several first meets which tile is left to chance, and may be later than the second step.
+    rayon::ThreadPoolBuilder::new().num_threads(1).build_global().unwrap();
     let job = job();
     let model = kfc_runtime::models::Model::open(&job.model.path, None, ModelInit::Pretrained, 0).unwrap();
     let rows = data::load(&job, &model.config).unwrap();

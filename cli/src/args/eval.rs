@@ -52,7 +52,7 @@ pub struct EvalArgs {
     /// Only the first N rows.
     pub limit: Option<usize>,
     /// Longest answer, in tokens.
-    pub max_new_tokens: usize,
+    pub max_new_tokens: Option<usize>,
     /// Rows at a time.
     pub batch: usize,
     /// Longest row, in tokens; `None` is the model's limit, at most 4096.
@@ -94,7 +94,7 @@ pub(super) fn command() -> Command {
                 .help("Exit with 3 unless this holds; may be repeated"),
         )
         .arg(super::count("limit", "Only the first N rows"))
-        .arg(super::count("max-new-tokens", "Longest answer, in tokens").default_value("64"))
+        .arg(super::count("max-new-tokens", "Longest answer, in tokens [default: 64, at most half a row]"))
         .arg(super::count("batch", "Rows at a time").default_value("8"))
         .arg(super::count("seq-len", "Longest row, in tokens [default: the model's limit, at most 4096]"))
         .arg(super::seed())
@@ -115,7 +115,7 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<EvalArgs, clap::Error
         data,
         gates: super::all(matches, "gate"),
         limit: matches.get_one("limit").copied(),
-        max_new_tokens: super::required(matches, "max-new-tokens")?,
+        max_new_tokens: matches.get_one("max-new-tokens").copied(),
         batch: super::required(matches, "batch")?,
         seq_len: matches.get_one("seq-len").copied(),
         seed: super::required(matches, "seed")?,

@@ -30,7 +30,7 @@ pub(super) fn complete(
     let longest = requests.first().map_or(0, |r| r.prompt.len());
     let batch = options.batch.clamp(1, requests.len().max(1));
     let started = Instant::now();
-    let mut generator = Generator::new(served, longest + options.max_new_tokens, batch)?;
+    let mut generator = Generator::new(served, longest + options.answer_tokens(seq_len), batch)?;
     let mut streams: Vec<TextStream<'_>> =
         requests.iter().map(|r| TextStream::new(&tokenizer, &r.prompt)).collect();
     let mut texts = vec![String::new(); requests.len()];
@@ -68,7 +68,7 @@ fn requests(
     seq_len: usize,
     observer: &mut dyn Observer,
 ) -> Result<Vec<(usize, Request)>> {
-    let max_new_tokens = options.max_new_tokens;
+    let max_new_tokens = options.answer_tokens(seq_len);
     let Some(room) = seq_len.checked_sub(max_new_tokens).filter(|room| *room > 0) else {
         return Err(RunError::Input(format!(
             "--max-new-tokens {max_new_tokens} leaves no room for a prompt in rows of {seq_len} tokens; ask for fewer"

@@ -73,10 +73,17 @@ pub struct Options {
     pub batch: usize,
     /// Longest row in tokens, prompt and answer together; `None` is the model's limit, at most [`DEFAULT_SEQ_LEN`].
     pub seq_len: Option<usize>,
-    /// Longest answer in tokens.
-    pub max_new_tokens: usize,
+    /// Longest answer, in tokens; `None` is 64, or half a row where rows are shorter than twice that.
+    pub max_new_tokens: Option<usize>,
     /// Seed of the prompts that [`Task::Speed`] makes up.
     pub seed: u64,
+}
+
+impl Options {
+    /// Longest answer in rows of `seq_len` tokens.
+    fn answer_tokens(&self, seq_len: usize) -> usize {
+        self.max_new_tokens.unwrap_or_else(|| 64.min(seq_len / 2).max(1))
+    }
 }
 
 /// What a task is told and tells while it runs.

@@ -17,7 +17,7 @@ pub(super) fn measure(
     seq_len: usize,
     observer: &mut dyn Observer,
 ) -> Result<Measured> {
-    let max_new_tokens = options.max_new_tokens;
+    let max_new_tokens = options.answer_tokens(seq_len);
     let Some(room) = seq_len.checked_sub(max_new_tokens).filter(|room| *room > 0) else {
         return Err(RunError::Input(format!(
             "--max-new-tokens {max_new_tokens} leaves no room for a prompt in rows of {seq_len} tokens; ask for fewer"

@@ -25,7 +25,7 @@ impl Observer for Notes {
 }
 
 fn options(task: Task, data: Option<PathBuf>) -> Options {
-    Options { task, data, limit: None, batch: 3, seq_len: None, max_new_tokens: 8, seed: 0 }
+    Options { task, data, limit: None, batch: 3, seq_len: None, max_new_tokens: Some(8), seed: 0 }
 }
 
 fn run(served: &Served, options: &Options) -> BTreeMap<&'static str, f64> {
