@@ -127,11 +127,3 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     files::write_atomic(path, |file| file.write_all(bytes))?;
     Ok(())
 }
-
-/// A name beside `path` that no other process uses.
-pub(crate) fn sibling(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or("out".as_ref()));
-    name.push(format!(".{}.tmp", std::process::id()));
-    path.with_file_name(name)
-}

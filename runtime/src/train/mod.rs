@@ -173,6 +173,15 @@ impl Trainer {
     /// What a user should know about how the job was understood.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
+        if let (Some(adapter), Some(lora)) = (&self.student.adapter, &self.job.lora) {
+            let own = &adapter.config;
+            if (own.r, own.alpha, own.rslora) != (lora.r, lora.alpha, lora.rslora) {
+                notes.push(format!(
+                    "lora.init is an adapter of r = {}, alpha = {}, rslora = {}: these hold, not those of [lora]",
+                    own.r, own.alpha, own.rslora
+                ));
+            }
+        }
         if let Some(Teacher::Model(teacher)) = &self.teacher {
             let (own, theirs) = (self.student.model.config.vocab_size, teacher.config.vocab_size);
             if own != theirs {
