@@ -7,10 +7,8 @@ use half::{bf16, f16};
 
 const FLOATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
-fn levels() -> impl Iterator<Item = Level> {
-    [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16]
-        .into_iter()
-        .filter(|l| *l <= simd::level())
+fn levels() -> Vec<Level> {
+    simd::available()
 }
 
 /// Values of a type as they are stored, and exactly.
