@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod exec;
+pub mod levels;
 pub mod llama;
 
 use half::{bf16, f16};
