@@ -79,6 +79,8 @@ fn guess(machine: &Machine) -> Rates {
         simd::Level::Avx512Bf16 => (9e10, 1.7e11),
         simd::Level::Avx512 => (9e10, 9e10),
         simd::Level::Avx2 => (5e10, 5e10),
+        simd::Level::NeonBf16 => (3e10, 8e10),
+        simd::Level::Neon => (3e10, 3e10),
         simd::Level::Portable => (1e10, 1e10),
     };
     let threads = machine.threads as f64;

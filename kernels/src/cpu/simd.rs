@@ -16,6 +16,10 @@ pub enum Level {
     Avx512,
     /// The same with BF16.
     Avx512Bf16,
+    /// NEON, which every 64-bit Arm CPU has: loops are compiled for it anyway, matrix products have kernels of their own.
+    Neon,
+    /// The same with BF16.
+    NeonBf16,
 }
 
 /// The environment variable that forces a level.
@@ -23,7 +27,8 @@ pub const VARIABLE: &str = "KFC_ISA";
 
 impl Level {
     /// All of them.
-    pub const ALL: [Level; 4] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
+    pub const ALL: [Level; 6] =
+        [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Neon, Level::NeonBf16];
 
     /// What [`VARIABLE`] calls it.
     pub const fn name(self) -> &'static str {
@@ -32,6 +37,8 @@ impl Level {
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
             Level::Avx512Bf16 => "avx512bf16",
+            Level::Neon => "neon",
+            Level::NeonBf16 => "neonbf16",
         }
     }
 
@@ -105,12 +112,20 @@ pub fn available() -> Vec<Level> {
         Level::Avx2 => avx2,
         Level::Avx512 => avx512,
         Level::Avx512Bf16 => avx512 && has!("avx512bf16"),
+        Level::Neon | Level::NeonBf16 => false,
     };
     Level::ALL.into_iter().filter(has).collect()
 }
 
 /// The levels of this CPU, from the lowest to the best.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+pub fn available() -> Vec<Level> {
+    let bf16 = std::arch::is_aarch64_feature_detected!("bf16").then_some(Level::NeonBf16);
+    [Level::Portable, Level::Neon].into_iter().chain(bf16).collect()
+}
+
+/// The levels of this CPU, from the lowest to the best.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub fn available() -> Vec<Level> {
     vec![Level::Portable]
 }
@@ -144,7 +159,7 @@ macro_rules! simd {
                     }
                     // SAFETY: as above.
                     $crate::cpu::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::cpu::simd::Level::Portable => {}
+                    _ => {}
                 }
             }
             #[allow(unreachable_code)]
