@@ -117,7 +117,8 @@ unsafe fn pair(t: &Block) {
     unsafe { TILES[(t.m - 1) / 2][(t.n - 1) / 4](t) }
 }
 
-/// The product of two units each of two rows and two columns, added to four sums.
+/// The product of two units each of two rows and two columns, added to four sums. The order of the code is kept, so that
+/// columns are loaded only when they are needed and all sums of a tile stay in registers.
 #[inline]
 #[target_feature(enable = "neon,bf16")]
 fn bfmmla(mut acc: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
@@ -126,8 +127,51 @@ fn bfmmla(mut acc: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
         asm!(
             "bfmmla {acc:v}.4s, {a:v}.8h, {b:v}.8h",
             acc = inout(vreg) acc, a = in(vreg) a, b = in(vreg) b,
-            options(pure, nomem, nostack, preserves_flags)
+            options(nostack, preserves_flags)
         );
+    }
+    acc
+}
+
+/// Two units of the first two of four lines, then of the others.
+///
+/// # Safety
+/// Four units each can be read.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn joined(first: *const u32, second: *const u32) -> [uint32x4_t; 2] {
+    // SAFETY: by contract.
+    let (first, second) = unsafe { (vld1q_u32(first), vld1q_u32(second)) };
+    [vzip1q_u32(first, second), vzip2q_u32(first, second)]
+}
+
+/// Sums of `M` pairs of rows and `V` vectors of columns; a vector of them has two columns of a row, then of the next row.
+///
+/// # Safety
+/// See [`Isa::pair`].
+#[inline]
+#[target_feature(enable = "neon,bf16")]
+unsafe fn pair_sums<const M: usize, const V: usize>(t: &Block) -> [[[float32x4_t; 2]; V]; M] {
+    // What completes an odd number of units.
+    static ZEROS: [u32; NR] = [0; NR];
+    let mut acc = [[[vdupq_n_f32(0.0); 2]; V]; M];
+    let (mut pa, mut pb) = (t.a, t.b);
+    for u in 0..t.units.div_ceil(2) {
+        let is_whole = 2 * u + 1 < t.units;
+        // SAFETY: panels have `units` groups of their width.
+        unsafe {
+            let a2 = if is_whole { pa.add(MR) } else { ZEROS.as_ptr() };
+            let b2 = if is_whole { pb.add(NR) } else { ZEROS.as_ptr() };
+            let a = [joined(pa, a2), joined(pa.add(4), a2.add(4))];
+            for v in 0..V {
+                let [left, right] = joined(pb.add(4 * v), b2.add(4 * v));
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let a = a[i / 2][i % 2];
+                    acc[v] = [bfmmla(acc[v][0], a, left), bfmmla(acc[v][1], a, right)];
+                }
+            }
+            (pa, pb) = (pa.wrapping_add(2 * MR), pb.wrapping_add(2 * NR));
+        }
     }
     acc
 }
@@ -136,26 +180,8 @@ fn bfmmla(mut acc: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
 /// See [`Isa::pair`]; `M` pairs of rows and `V` vectors cover those of the block.
 #[target_feature(enable = "neon,bf16")]
 unsafe fn pair_tile<const M: usize, const V: usize>(t: &Block) {
-    // A vector of sums has two columns of a row, then of the next row.
-    let mut acc = [[[vdupq_n_f32(0.0); 2]; V]; M];
-    // SAFETY: panels have `units` groups of their width.
-    let load = |p: *const u32, u: usize, width: usize, at: usize| unsafe {
-        // Two units of four lines; what is beyond an odd depth is zero.
-        let second = if u + 1 < t.units { vld1q_u32(p.add((u + 1) * width + at)) } else { vdupq_n_u32(0) };
-        let first = vld1q_u32(p.add(u * width + at));
-        [vzip1q_u32(first, second), vzip2q_u32(first, second)]
-    };
-    for u in (0..t.units).step_by(2) {
-        let [a, a2] = [load(t.a, u, MR, 0), load(t.a, u, MR, 4)];
-        let a = [a[0], a[1], a2[0], a2[1]];
-        for v in 0..V {
-            for (half, b) in load(t.b, u, NR, 4 * v).into_iter().enumerate() {
-                for (acc, &a) in acc.iter_mut().zip(&a) {
-                    acc[v][half] = bfmmla(acc[v][half], a, b);
-                }
-            }
-        }
-    }
+    // SAFETY: by contract.
+    let acc = unsafe { pair_sums::<M, V>(t) };
     for (i, acc) in acc.iter().enumerate() {
         for (v, &[left, right]) in acc.iter().enumerate() {
             let (left, right) = (vreinterpretq_f64_f32(left), vreinterpretq_f64_f32(right));
