@@ -88,17 +88,20 @@ unsafe fn single_tile<const M: usize, const V: usize>(t: &Block) {
 #[inline]
 #[target_feature(enable = "neon")]
 unsafe fn store(t: &Block, i: usize, j: usize, acc: float32x4_t) {
-    let sum = |c| if t.add { vfmaq_n_f32(c, acc, t.alpha) } else { vmulq_n_f32(acc, t.alpha) };
     // SAFETY: by contract.
     unsafe {
+        let sum = |c: *const f32| match t.add {
+            true => vfmaq_n_f32(vld1q_f32(c), acc, t.alpha),
+            false => vmulq_n_f32(acc, t.alpha),
+        };
         let c = t.c.add(i * t.ldc + j);
         if t.n - j >= 4 {
-            return vst1q_f32(c, sum(vld1q_f32(c)));
+            return vst1q_f32(c, sum(c));
         }
         let c = std::slice::from_raw_parts_mut(c, t.n - j);
         let mut four = [0.0; 4];
         four[..c.len()].copy_from_slice(c);
-        let sums = sum(vld1q_f32(four.as_ptr()));
+        let sums = sum(four.as_ptr());
         vst1q_f32(four.as_mut_ptr(), sums);
         c.copy_from_slice(&four[..c.len()]);
     }
