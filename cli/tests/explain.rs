@@ -130,7 +130,7 @@ fn wrong_targets_are_errors_of_the_input() {
     fails(2, &args!["explain", folder.path()], &["is no run directory"]);
     std::fs::write(folder.join("config.toml"), "").unwrap();
     fails(2, &args!["explain", folder.path()], &["no profile.json", "config.toml"]);
-    std::fs::write(folder.join("profile.json"), "{\"format\": 1}").unwrap();
+    std::fs::write(folder.join("profile.json"), "{\"format\": 2}").unwrap();
     fails(2, &args!["explain", folder.path()], &["profile.json", "damaged"]);
     fails(2, &args!["explain", folder.path(), "--set", "train.steps=1"], &["--set"]);
     let output = kfc(&args!["tune"]);

@@ -230,3 +230,8 @@ fn norm_gradient_of_the_weight_over_many_rows() {
         check("rows", &op("rms_norm_bwd", &Attrs::new().with("need_dw", true)), &types, &data);
     }
 }
+
+#[test]
+fn the_same_at_lower_levels() {
+    common::levels::at_lower_levels("the_same_at_lower_levels");
+}

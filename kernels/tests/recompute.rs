@@ -119,3 +119,8 @@ fn cheap_values_go_first() {
         assert!(!matches!(op, Op::Prim(kfc_graph::Prim::MatMul { .. })));
     }
 }
+
+#[test]
+fn the_same_at_lower_levels() {
+    common::levels::at_lower_levels("the_same_at_lower_levels");
+}

@@ -1,7 +1,7 @@
 //! How fast this machine is: rates for predictions, and measured times of kernels.
 //!
-//! A calibration belongs to a CPU, a number of threads and a version of kfc, and is kept in a file named after the hash of
-//! the three. Times are kept by signature of the work, so that jobs share them. Nothing here ever fails a run: without a
+//! A calibration belongs to a CPU, a level of instructions, a number of threads and a version of kfc, and is kept in a file
+//! named after the hash of the four. Times are kept by signature of the work, so that jobs share them. Nothing here ever fails a run: without a
 //! file, or with a damaged one, predictions are rough.
 
 use crate::Result;
@@ -13,7 +13,7 @@ use kfc_kernels::calibrate::rates;
 use kfc_kernels::cpu::simd;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Seconds that a launch takes without work: a step in a walk over a list.
@@ -73,14 +73,17 @@ pub struct Calibration {
 }
 
 /// Guesses for a machine that nobody measured, a thread: from figures of recent server cores.
-fn guess(threads: usize) -> Rates {
-    let (f32, narrow) = match simd::level() {
+fn guess(machine: &Machine) -> Rates {
+    let level = simd::Level::named(&machine.isa).unwrap_or(simd::Level::Portable);
+    let (f32, narrow) = match level {
         simd::Level::Avx512Bf16 => (9e10, 1.7e11),
         simd::Level::Avx512 => (9e10, 9e10),
         simd::Level::Avx2 => (5e10, 5e10),
+        simd::Level::NeonBf16 => (3e10, 8e10),
+        simd::Level::Neon => (3e10, 3e10),
         simd::Level::Portable => (1e10, 1e10),
     };
-    let threads = threads as f64;
+    let threads = machine.threads as f64;
     Rates { flops_f32: f32 * threads, flops_16: narrow * threads, bytes: 1.5e10 * threads.min(8.0) }
 }
 
@@ -148,7 +151,7 @@ impl Calibration {
 
     /// Rates, measured or guessed.
     pub fn rates(&self) -> Rates {
-        self.rates.unwrap_or_else(|| guess(self.machine.threads))
+        self.rates.unwrap_or_else(|| guess(&self.machine))
     }
 
     /// Seconds that a launch is expected to take.
@@ -245,9 +248,12 @@ fn cache_folder() -> Option<PathBuf> {
 }
 
 fn file(machine: &Machine) -> Option<PathBuf> {
-    let key = format!("{}\n{}\n{}", machine.cpu, machine.threads, machine.version);
-    let name = format!("calibration-{:016x}.json", xxh64(key.as_bytes()));
-    cache_folder().map(|folder| folder.join(Path::new(&name)))
+    cache_folder().map(|folder| folder.join(file_name(machine)))
+}
+
+fn file_name(Machine { cpu, isa, threads, version }: &Machine) -> String {
+    let key = format!("{cpu}\n{isa}\n{threads}\n{version}");
+    format!("calibration-{:016x}.json", xxh64(key.as_bytes()))
 }
 
 fn to_json(c: &Calibration) -> Value {
@@ -258,12 +264,15 @@ fn to_json(c: &Calibration) -> Value {
         .collect();
     let rates = c.rates.map(|r| json!({"flops_f32": r.flops_f32, "flops_16": r.flops_16, "bytes": r.bytes}));
     let m = &c.machine;
-    json!({"cpu": m.cpu, "threads": m.threads, "version": m.version, "rates": rates, "kernels": kernels})
+    json!({
+        "cpu": m.cpu, "isa": m.isa, "threads": m.threads, "version": m.version, "rates": rates, "kernels": kernels,
+    })
 }
 
 /// `None` if it is not of this machine (hashes may collide) or damaged.
 fn from_json(v: &Value, machine: &Machine) -> Option<Calibration> {
     let same = v["cpu"] == machine.cpu.as_str()
+        && v["isa"] == machine.isa.as_str()
         && v["threads"] == machine.threads
         && v["version"] == machine.version.as_str();
     if !same {
@@ -318,8 +327,15 @@ mod tests {
         let (seconds, source) = c.predict(&kind("b", 2_000));
         assert!((seconds - 2e-6 - LAUNCH).abs() < 1e-12 && source == Source::Roofline);
         assert_eq!(from_json(&to_json(&c), &c.machine).unwrap(), c);
-        let other = Machine { threads: 99, ..c.machine.clone() };
-        assert!(from_json(&to_json(&c), &other).is_none());
+        let other = |change: fn(&mut Machine)| {
+            let mut machine = c.machine.clone();
+            change(&mut machine);
+            machine
+        };
+        for other in [other(|m| m.threads = 99), other(|m| m.isa = "none".into())] {
+            assert!(from_json(&to_json(&c), &other).is_none());
+            assert_ne!(file_name(&other), file_name(&c.machine));
+        }
         assert!(from_json(&json!({"cpu": 1}), &c.machine).is_none());
     }
 }

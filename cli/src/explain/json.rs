@@ -21,7 +21,9 @@ pub(crate) fn object(e: &Explanation<'_>) -> Value {
     json!({
         "model": p.model,
         "batch": p.shape[0], "seq_len": p.shape[1], "accumulation": p.shape[2],
-        "machine": {"cpu": p.machine.cpu, "threads": p.machine.threads, "version": p.machine.version},
+        "machine": {
+            "cpu": p.machine.cpu, "isa": p.machine.isa, "threads": p.machine.threads, "version": p.machine.version,
+        },
         "limits": {
             "flops_f32": r.flops_f32, "flops_16": r.flops_16, "bytes_per_s": r.bytes,
             "measured": e.calibration.is_measured(),

@@ -140,7 +140,7 @@ pub(crate) fn summary(e: &Explanation<'_>) -> Vec<(String, String)> {
     let rows = [
         ("model", p.model.clone()),
         ("rows", format!("{batch} × {seq} tokens a micro-batch, {micro} a step")),
-        ("machine", format!("{}, {} threads", p.machine.cpu, p.machine.threads)),
+        ("machine", format!("{}, {}, {} threads", p.machine.cpu, p.machine.isa, p.machine.threads)),
         (
             "limits",
             format!(

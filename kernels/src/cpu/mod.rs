@@ -162,6 +162,9 @@ pub enum KernelError {
     /// No plan fits the memory there is.
     #[error(transparent)]
     Budget(#[from] TooSmall),
+    /// The environment asks for instructions that the CPU lacks.
+    #[error(transparent)]
+    Level(#[from] simd::LevelError),
 }
 
 /// Whether the CPU has a kernel of its own for this composite (else it is decomposed into primitives).
@@ -175,8 +178,10 @@ pub fn claims(c: &Composite, _inputs: &[TensorType]) -> bool {
 /// Builds the kernel of one node. All attributes are read and all decisions about shapes made here.
 ///
 /// # Errors
-/// [`KernelError`] if the operation is not claimed or an operand has a type that it cannot have.
+/// [`KernelError`] if the operation is not claimed, an operand has a type that it cannot have, or the environment asks for
+/// an instruction set that the CPU lacks.
 pub fn build(op: &Op, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Box<dyn Kernel>, KernelError> {
+    simd::requested()?;
     match op {
         Op::Prim(p) => prim(p, inputs, outputs),
         Op::Composite(c) => composite::build(c, inputs, outputs)

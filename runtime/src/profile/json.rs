@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// Changes when older readers would misread the file.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// Items that a list may have.
 const MOST: usize = 1 << 18;
@@ -23,7 +23,10 @@ impl Profile {
             "format": FORMAT,
             "model": self.model,
             "shape": self.shape,
-            "machine": {"cpu": self.machine.cpu, "threads": self.machine.threads, "version": self.machine.version},
+            "machine": {
+                "cpu": self.machine.cpu, "isa": self.machine.isa, "threads": self.machine.threads,
+                "version": self.machine.version,
+            },
             "plans": self.plans.iter().map(plan_json).collect::<Vec<_>>(),
             "account": pairs(&self.account),
             "measured": self.measured.as_ref().map(|m| json!({
@@ -84,6 +87,7 @@ fn profile(v: &Value) -> Option<Profile> {
         shape: [size(shape.first()?)?, size(shape.get(1)?)?, size(shape.get(2)?)?],
         machine: Machine {
             cpu: text(machine, "cpu")?,
+            isa: text(machine, "isa")?,
             threads: size(machine.get("threads")?)?,
             version: text(machine, "version")?,
         },
@@ -252,9 +256,13 @@ mod tests {
         other.plans[0].launches[0].kind = 1;
         let mut newer = sample().to_json();
         newer["format"] = json!(99);
-        for value in
-            [other.to_json(), newer, json!({"format": 1}), json!([]), json!({"format": 1, "shape": []})]
-        {
+        for value in [
+            other.to_json(),
+            newer,
+            json!({"format": FORMAT}),
+            json!([]),
+            json!({"format": FORMAT, "shape": []}),
+        ] {
             crate::files::write_json(&path, &value).unwrap();
             assert!(Profile::read(&path).is_err(), "{value}");
         }

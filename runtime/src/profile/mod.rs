@@ -13,6 +13,7 @@ use crate::accounting::Account;
 use crate::exec::BoundPlan;
 use kfc_graph::budget::Decision;
 use kfc_graph::{Cost, Op, Phase, TensorType};
+use kfc_kernels::cpu::simd;
 use kfc_kernels::plan::{Place, Plan, Step};
 use kfc_kernels::timeline::{self, Block};
 use std::collections::BTreeMap;
@@ -42,6 +43,8 @@ pub struct Profile {
 pub struct Machine {
     /// The CPU's name.
     pub cpu: String,
+    /// The level of instructions that kernels use ([`simd::Level::name`]).
+    pub isa: String,
     /// Threads of kernels.
     pub threads: usize,
     /// Version of kfc.
@@ -53,6 +56,7 @@ impl Machine {
     pub fn this() -> Machine {
         Machine {
             cpu: crate::machine::cpu_model(),
+            isa: simd::level().name().into(),
             threads: rayon::current_num_threads(),
             version: env!("CARGO_PKG_VERSION").into(),
         }

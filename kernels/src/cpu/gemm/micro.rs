@@ -56,15 +56,20 @@ pub(super) type Transpose = unsafe fn(*const u8, usize, usize, usize, bool, *mut
 
 /// The micro-kernels of a level.
 pub(super) fn isa(level: Level) -> &'static Isa {
-    #[cfg(target_arch = "x86_64")]
     match level {
-        Level::Avx512Bf16 => return &super::avx512::BF16,
-        Level::Avx512 => return &super::avx512::F32,
-        Level::Avx2 => return &super::avx2::ISA,
-        Level::Portable => {}
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Bf16 => &super::avx512::BF16,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => &super::avx512::F32,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => &super::avx2::ISA,
+        #[cfg(target_arch = "aarch64")]
+        Level::NeonBf16 => &super::neon::BF16,
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => &super::neon::F32,
+        // Levels of other architectures never occur.
+        _ => &PORTABLE,
     }
-    let _ = level;
-    &PORTABLE
 }
 
 const MR: usize = 4;

@@ -3,7 +3,7 @@
 //! The result is cut into tiles by its shape alone; each is computed by one thread from the first to the last product, and
 //! within a product in order of depth, so that the bits do not depend on the number of threads (`blocked`, `tiling`).
 //! Operands are copied into panels (`pack`) for micro-kernels that hold a part of the result in registers (`micro`).
-//! Products of two `bf16` operands are taken as they are where the CPU multiplies `bf16` (AVX-512 BF16); all others are
+//! Products of two `bf16` operands are taken as they are where the CPU multiplies `bf16` (AVX-512 BF16, NEON BF16); all others are
 //! converted to `f32` in the panels. Results that are not `f32` are rounded once, at the end. Few rows are computed as dot
 //! products without panels.
 
@@ -20,6 +20,8 @@ mod avx2;
 mod avx512;
 mod blocked;
 mod micro;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 #[cfg(test)]
 mod tests;

@@ -177,6 +177,7 @@ simd! {
             4 => spread_by::<4>(row, out, panel),
             6 => spread_by::<6>(row, out, panel),
             8 => spread_by::<8>(row, out, panel),
+            12 => spread_by::<12>(row, out, panel),
             16 => spread_by::<16>(row, out, panel),
             48 => spread_by::<48>(row, out, panel),
             _ => row.chunks(width).enumerate().for_each(|(i, r)| out[i * panel..][..r.len()].copy_from_slice(r)),
@@ -186,6 +187,7 @@ simd! {
     fn spread_pairs(low: &[u16], high: &[u16], out: &mut [u32], width: usize, panel: usize) {
         match width {
             8 => spread_pairs_by::<8>(low, high, out, panel),
+            12 => spread_pairs_by::<12>(low, high, out, panel),
             48 => spread_pairs_by::<48>(low, high, out, panel),
             _ => low.chunks(width).zip(high.chunks(width)).enumerate().for_each(|(i, (l, h))| {
                 out[i * panel..].iter_mut().zip(l).zip(h).for_each(|((o, &l), &h)| *o = join(l, h));
