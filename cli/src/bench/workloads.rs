@@ -1,7 +1,8 @@
 //! Training steps of known shape: LoRA, distillation and EWC on random models and random tokens.
 //!
 //! `tiny` and `small` have the shapes, the optimiser and the loss of the step that users of transformers and peft would
-//! otherwise run, so that the two can be timed side by side.
+//! otherwise run, so that the two can be timed side by side (`benches/peers`). What they run on is written to a folder as
+//! for any job: the other side reads the same models, rows and Fisher diagonals.
 
 use super::temp::TempFolder;
 use kfc_graph::DType;
@@ -13,7 +14,7 @@ use kfc_runtime::config::{
 };
 use kfc_runtime::hf::{TensorOut, file_dtype, write_model, write_safetensors};
 use kfc_runtime::models::write_f32;
-use kfc_runtime::random::{normal_tensor, uniform_tensor};
+use kfc_runtime::random::{normal_tensor, stream_of, uniform_tensor};
 use kfc_runtime::train::{Trainer, data};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -21,6 +22,9 @@ use std::path::Path;
 
 /// Rank of every adapter here.
 const RANK: usize = 16;
+
+/// Values that random weights are made of, over and over.
+const BLOCK: usize = 65_521;
 
 /// Shape of a llama model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -127,15 +131,26 @@ impl Workload {
     /// # Errors
     /// If files cannot be written or memory runs out.
     pub fn trainer(&self, folder: &TempFolder, dtype: DType, budget: Option<u64>) -> anyhow::Result<Trainer> {
-        let mut job = self.job(folder.path(), dtype)?;
+        let mut job = self.write(folder.path(), dtype)?;
         job.train.mem_budget = budget;
-        let model = ModelConfig::from_json(&self.student.config(self.vocab))?;
-        let rows = data::load(&job, &model)?;
-        Ok(Trainer::new(&job, data::loader(&job, rows)?)?)
+        self.open(&job)
     }
 
-    /// Writes models, Fisher diagonals and rows into `dir` and says how to train on them.
-    fn job(&self, dir: &Path, dtype: DType) -> anyhow::Result<JobConfig> {
+    /// A trainer of a job that [`Workload::write`] made.
+    ///
+    /// # Errors
+    /// If a file is missing or memory runs out.
+    pub fn open(&self, job: &JobConfig) -> anyhow::Result<Trainer> {
+        let model = ModelConfig::from_json(&self.student.config(self.vocab))?;
+        let rows = data::load(job, &model)?;
+        Ok(Trainer::new(job, data::loader(job, rows)?)?)
+    }
+
+    /// Writes models (`student`, `teacher`), Fisher diagonals and rows into `dir` and says how to train on them.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write(&self, dir: &Path, dtype: DType) -> anyhow::Result<JobConfig> {
         let (student, teacher) = (dir.join("student"), dir.join("teacher"));
         write_random_model(&student, &self.student.config(self.vocab), dtype)?;
         if let Some(shape) = &self.teacher {
@@ -185,7 +200,7 @@ impl Workload {
                 long_rows: LongRows::Error,
             },
             train: TrainSection {
-                length: Length::Steps(usize::MAX >> 16),
+                length: Length::Steps(super::steps()),
                 batch: self.batch,
                 accumulation: 1,
                 lr: 1e-4,
@@ -234,24 +249,33 @@ impl Workload {
     }
 }
 
-/// Writes a model folder whose weights are normal with deviation 0.02, as transformers initialises them.
+/// Writes a model folder whose weights are normal with deviation 0.02, and ones in norms, as transformers initialises them.
 fn write_random_model(dir: &Path, config: &Value, dtype: DType) -> anyhow::Result<()> {
-    // Values repeat after a while: drawing hundreds of millions would take longer than the benchmark.
-    let block = normal_tensor(3, "weights", 1 << 16, 0.02);
-    let mut encoded = vec![0u8; block.len() * dtype.size()];
-    write_f32(&block, dtype, &mut encoded);
+    // Values repeat after a while: drawing hundreds of millions would take longer than the benchmark. A prime length makes
+    // all rows of a weight different.
+    let block = normal_tensor(3, "weights", BLOCK, 0.02);
+    let [random, ones] = [block, vec![1.0; BLOCK]].map(|values| {
+        let mut encoded = vec![0u8; values.len() * dtype.size()];
+        write_f32(&values, dtype, &mut encoded);
+        encoded
+    });
     let tensors = ModelConfig::from_json(config)?
         .parameters()
         .into_iter()
         .map(|p| {
             let mut left = p.elements() * dtype.size();
             let spec = kfc_runtime::hf::TensorSpec::new(p.name.as_str(), file_dtype(dtype), p.dims.clone());
-            let encoded = &encoded;
+            let (values, start) = match p.dims.len() {
+                1 => (&ones, 0),
+                _ => (&random, stream_of(&p.name) as usize % BLOCK * dtype.size()),
+            };
             TensorOut::new(spec, move |w| {
+                let mut from = start;
                 while left > 0 {
-                    let n = left.min(encoded.len());
-                    w.write_all(&encoded[..n])?;
+                    let n = left.min(values.len() - from);
+                    w.write_all(&values[from..from + n])?;
                     left -= n;
+                    from = 0;
                 }
                 Ok(())
             })
