@@ -55,13 +55,14 @@ pub fn run(
         Some(dir) => (None, write_kept(workload, dtype, dir)?),
         None => {
             let folder = TempFolder::new(workload.name)?;
-            let job = workload.write(folder.path(), dtype)?;
+            workload.write(folder.path(), dtype)?;
+            let job = workload.job(folder.path(), dtype);
             (Some(folder), job)
         }
     };
     job.train.mem_budget = budget;
     let started = Instant::now();
-    let mut trainer = workload.open(&job)?;
+    let mut trainer = workload.trainer_of(&job)?;
     let opened = started.elapsed().as_secs_f64() * 1e3;
     if let Some(dir) = keep {
         trainer.write_snapshot(dir)?;
@@ -105,7 +106,8 @@ fn write_kept(workload: &Workload, dtype: DType, dir: &Path) -> anyhow::Result<J
             std::fs::remove_dir_all(&earlier)?;
         }
     }
-    let job = workload.write(&dir, dtype)?;
+    workload.write(&dir, dtype)?;
+    let job = workload.job(&dir, dtype);
     write_atomically(&job_file, config::to_toml(&job).as_bytes())?;
     Ok(job)
 }
