@@ -12,7 +12,6 @@ use kfc_runtime::config::JobConfig;
 use kfc_runtime::error::RunError;
 use kfc_runtime::memory;
 use std::path::Path;
-use std::time::Instant;
 use temp::TempFolder;
 use workloads::Workload;
 
@@ -61,9 +60,7 @@ pub fn run(
         }
     };
     job.train.mem_budget = budget;
-    let started = Instant::now();
     let mut trainer = workload.trainer_of(&job)?;
-    let opened = started.elapsed().as_secs_f64() * 1e3;
     if let Some(dir) = keep {
         trainer.write_snapshot(dir)?;
     }
@@ -80,7 +77,7 @@ pub fn run(
     Ok(Timing {
         tokens_per_s: workload.tokens() as f64 / step_ms * 1e3,
         step_ms,
-        cold_start_ms: opened + all[0],
+        cold_start_ms: trainer.cold_start().unwrap_or(f64::NAN) * 1e3,
         first_step_ms: all[0],
         peak_bytes: memory::peak_resident(),
         predicted_peak_bytes: trainer.account().total(),
