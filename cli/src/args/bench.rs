@@ -2,8 +2,9 @@
 
 use super::{Device, parse};
 use crate::bench::workloads::{ALL, SMALL, Workload};
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command, value_parser};
 use kfc_graph::DType;
+use std::path::PathBuf;
 
 /// Arguments of `kfc bench`.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +17,8 @@ pub struct BenchArgs {
     pub dtype: DType,
     /// Memory that it may take.
     pub mem_budget: Option<u64>,
+    /// Folder in which everything that it runs on stays.
+    pub keep: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
@@ -23,6 +26,7 @@ Examples:
   kfc bench                         the workload `small` in bf16
   kfc bench tiny --dtype f32 --json
   kfc bench small --mem-budget 1GiB
+  kfc bench small --keep work       keeps models, rows, adapter and job; then: kfc train work/job.toml
 
 Two steps of warm-up, then the median of five: LoRA, distillation and EWC on random weights and tokens
 (llama1b and llama8b have no teacher, and write a model of that size to the temporary folder).";
@@ -55,6 +59,13 @@ pub(super) fn command() -> Command {
                 .help("Element type of weights and activations: bf16 or f32"),
         )
         .arg(super::mem_budget().help("Memory that the run may take, as in 8GiB"))
+        .arg(
+            Arg::new("keep")
+                .long("keep")
+                .value_name("DIR")
+                .value_parser(value_parser!(PathBuf))
+                .help("Keep models, rows, the initial adapter and job.toml in this folder"),
+        )
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<BenchArgs, clap::Error> {
@@ -63,5 +74,6 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<BenchArgs, clap::Erro
         device: super::required(matches, "device")?,
         dtype: super::required(matches, "dtype")?,
         mem_budget: matches.get_one("mem-budget").copied(),
+        keep: matches.get_one("keep").cloned(),
     })
 }

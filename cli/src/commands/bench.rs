@@ -9,32 +9,36 @@ use crate::progress::Progress;
 use serde_json::json;
 
 /// Runs `kfc bench`. The line that `--json` prints has the keys of other tools' step benchmarks, so that they can stand in
-/// one table, and `predicted_peak_bytes`.
+/// one table, `predicted_peak_bytes`, and how long the first step took to come.
 ///
 /// # Errors
 /// If the workload does not fit the budget or the disk, or a step fails.
 pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<Outcome> {
     let Device::Cpu = args.device;
     let mut progress = Progress::new("step", 0, bench::steps(), global);
-    let timing = bench::run(&args.workload, args.dtype, args.mem_budget, &mut progress)?;
+    let timing =
+        bench::run(&args.workload, args.dtype, args.mem_budget, args.keep.as_deref(), &mut progress)?;
     progress.finish();
     if global.json {
-        let losses: Vec<f64> = timing.losses.iter().map(|l| (l * 1e4).round() / 1e4).collect();
+        let losses: Vec<f64> = timing.losses.iter().map(|l| (l * 1e6).round() / 1e6).collect();
         output::json_line(&json!({
             "peer": "kfc", "workload": args.workload.name, "device": "cpu", "dtype": args.dtype.name(),
             "tokens_per_s": (timing.tokens_per_s * 10.0).round() / 10.0,
             "step_ms": (timing.step_ms * 10.0).round() / 10.0, "peak_bytes": timing.peak_bytes, "losses": losses,
             "predicted_peak_bytes": timing.predicted_peak_bytes,
+            "cold_start_ms": (timing.cold_start_ms * 10.0).round() / 10.0,
+            "first_step_ms": (timing.first_step_ms * 10.0).round() / 10.0,
         }))?;
     } else {
         output::stdout_line(&format!(
-            "{} {}: {:.0} tokens/s, {:.1} ms a step, peak memory {} ({} predicted)",
+            "{} {}: {:.0} tokens/s, {:.1} ms a step, peak memory {} ({} predicted), first step after {:.0} ms",
             args.workload.name,
             args.dtype,
             timing.tokens_per_s,
             timing.step_ms,
             format_bytes(timing.peak_bytes),
-            format_bytes(timing.predicted_peak_bytes)
+            format_bytes(timing.predicted_peak_bytes),
+            timing.cold_start_ms
         ))?;
     }
     Ok(Outcome::Done)

@@ -12,7 +12,7 @@ pub(crate) mod text;
 mod why;
 
 pub(crate) use memory::PlanMemory;
-pub(crate) use places::{Part, Place};
+pub use places::{Part, Place};
 
 use kfc_graph::Phase;
 use kfc_runtime::calibration::{Calibration, Source, median};

@@ -22,6 +22,7 @@ mod float;
 pub mod gemm;
 mod head;
 mod index;
+pub mod limits;
 mod lora;
 pub mod math;
 mod matmul;

@@ -31,7 +31,7 @@ impl Profile {
             "account": pairs(&self.account),
             "measured": self.measured.as_ref().map(|m| json!({
                 "steps": m.steps, "warmup": m.warmup, "wall_ns": m.wall_ns, "host": pairs(&m.host),
-                "peak_bytes": m.peak_bytes,
+                "peak_bytes": m.peak_bytes, "startup": pairs(&m.startup),
             })),
         })
     }
@@ -105,6 +105,7 @@ fn measured(m: &Map<String, Value>) -> Option<Measured> {
         wall_ns: number("wall_ns")?,
         host: pairs(array(m, "host")?)?,
         peak_bytes: number("peak_bytes")?,
+        startup: m.get("startup").map_or(Some(Vec::new()), |_| pairs(array(m, "startup")?))?,
     })
 }
 
@@ -236,6 +237,7 @@ mod tests {
                 wall_ns: 10,
                 host: vec![("waiting for data".into(), 3)],
                 peak_bytes: 1 << 20,
+                startup: vec![("reading data".into(), 5), ("first step".into(), 4)],
             }),
         }
     }

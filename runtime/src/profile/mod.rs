@@ -6,8 +6,10 @@
 
 mod clock;
 mod json;
+mod startup;
 
 pub(crate) use clock::{Clock, Part};
+pub(crate) use startup::{Stage, Startup};
 
 use crate::accounting::Account;
 use crate::exec::BoundPlan;
@@ -76,6 +78,8 @@ pub struct Measured {
     pub host: Vec<(String, u64)>,
     /// Highest resident memory of the process.
     pub peak_bytes: u64,
+    /// From opening the job to the end of its first step: what, and nanoseconds. Empty in profiles of older runs.
+    pub startup: Vec<(String, u64)>,
 }
 
 /// One plan of the step.

@@ -12,7 +12,7 @@ use crate::exec::Store;
 use crate::hf::{Adapter, WeightFile};
 use crate::memory;
 use crate::models::write_f32;
-use crate::profile::{PlanProfile, Profile};
+use crate::profile::{PlanProfile, Profile, Stage, Startup};
 use crate::random;
 use crate::session;
 use crate::teacher_cache::TeacherCache;
@@ -141,6 +141,7 @@ impl Trainer {
     /// # Errors
     /// If anything that the job names is missing, damaged or does not fit, or memory runs out.
     pub fn new(job: &JobConfig, loader: Loader) -> Result<Trainer> {
+        let mut startup = Startup::new(loader.reading());
         // Reading and tokenising left holes behind; they are not what the run holds.
         memory::release_unused();
         let before = memory::resident();
@@ -150,12 +151,16 @@ impl Trainer {
             Some(Teacher::Model(model)) => open::check_teacher(job, model, &loader)?,
             None => {}
         }
+        startup.lap(Stage::Models);
         allocate(&mut store, &graphs)?;
+        startup.lap(Stage::Memory);
         let held = Account::new(before, &store, 0);
         let CompiledJob { plans, account } = plans::compile_graphs(job, &graphs, &held, &mut |_, _, _| ())?;
+        startup.lap(Stage::Compile);
         // Compiling, too, left holes behind.
         memory::release_unused();
         let bound = session::bind(&plans, &store)?;
+        startup.lap(Stage::Memory);
         let described =
             [(0, job.train.accumulation), (1, 1)].map(|(i, runs)| PlanProfile::of(&plans[i], runs));
         let [micro, update]: [_; 2] =
@@ -184,6 +189,7 @@ impl Trainer {
             account,
             described,
             clock: Clock::new(),
+            startup,
             step: 0,
             updates: 0,
             skipped_in_a_row: 0,
