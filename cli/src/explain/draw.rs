@@ -87,10 +87,11 @@ impl Figure {
         );
     }
 
+    /// A label inside the drawing, readable on lines and marks.
     fn text(&mut self, x: f64, y: f64, anchor: &str, text: &str) {
         let _ = writeln!(
             self.html,
-            "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{}</text>",
+            "<text class=\"figure-label\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{}</text>",
             escape(text)
         );
     }
@@ -205,10 +206,16 @@ pub(super) fn arena(e: &Explanation<'_>, plan: &PlanProfile) -> String {
     f.end()
 }
 
+/// Share of a step from which a kernel is in the roofline: scalars would stretch it over many empty decades.
+const ROOFLINE_FROM: f64 = 1e-4;
+
 /// Kernels under the roofline: FLOP a byte against GFLOP/s.
 pub(super) fn roofline(e: &Explanation<'_>) -> Option<String> {
-    let points: Vec<_> =
-        e.kernels.iter().filter(|k| k.flops > 0.0 && k.bytes > 0.0 && k.ms() > 0.0).collect();
+    let step = e.step_ms().max(1e-12);
+    let drawn = |k: &&super::Kernel<'_>| {
+        k.flops > 0.0 && k.bytes > 0.0 && k.ms() > 0.0 && k.ms() >= ROOFLINE_FROM * step
+    };
+    let points: Vec<_> = e.kernels.iter().filter(drawn).collect();
     let rates = e.calibration.rates();
     let top = rates.flops_f32.max(rates.flops_16) * 1e-9;
     let intensity = |k: &super::Kernel<'_>| k.flops / k.bytes;
@@ -222,9 +229,11 @@ pub(super) fn roofline(e: &Explanation<'_>) -> Option<String> {
     let fastest = points.iter().map(|k| k.gflops()).fold(top * 1.2, f64::max);
     let places = points.iter().flat_map(|k| k.places.iter().copied());
     let note = format!(
-        "{} time of each kernel against its arithmetic intensity; the area of a circle is its share of the step. The lines \
-         are what this machine can do{}: above them, operands come from caches.",
+        "{} speed of each kernel against its arithmetic intensity; the area of a circle is its share of the step, and what \
+         takes less than {} % of it is left out. The lines are what this machine can do{}: above them, operands come from \
+         caches.",
         if e.measured.is_some() { "Measured" } else { "Predicted" },
+        ROOFLINE_FROM * 100.0,
         if e.calibration.is_measured() { "" } else { " (guessed)" }
     );
     let mut f = Figure::new("Roofline", &note, &legend(places), 380.0);
@@ -233,6 +242,7 @@ pub(super) fn roofline(e: &Explanation<'_>) -> Option<String> {
     f.axes(&x, &y, "FLOP a byte");
     f.text(LEFT + 6.0, TOP + 10.0, "start", "GFLOP/s");
     let (from, to) = (x.low(), x.high());
+    let mut labels = Vec::new();
     let roof = |i: f64, limit: f64| (i * rates.bytes * 1e-9).min(limit);
     for (limit, name) in [(rates.flops_f32 * 1e-9, "f32"), (rates.flops_16 * 1e-9, "bf16")] {
         let corner = limit / (rates.bytes * 1e-9);
@@ -244,14 +254,8 @@ pub(super) fn roofline(e: &Explanation<'_>) -> Option<String> {
         // The label of the lower line stands below it, so that they do not meet.
         let lower = (name == "bf16") == (rates.flops_16 <= rates.flops_f32);
         let label = format!("{name} {limit:.0} GFLOP/s");
-        f.text(
-            x.at(corner.clamp(from, to)) + 6.0,
-            y.at(limit) + if lower { 16.0 } else { -6.0 },
-            "start",
-            &label,
-        );
+        labels.push((y.at(limit) + if lower { 16.0 } else { -6.0 }, label));
     }
-    let step = e.step_ms().max(1e-12);
     for k in points.iter() {
         let Some(place) = k.places.first() else { continue };
         let r = (2.5f64).max(34.0 * (k.ms() / step).sqrt());
@@ -274,5 +278,7 @@ pub(super) fn roofline(e: &Explanation<'_>) -> Option<String> {
             escape(&title)
         );
     }
+    // On top of the circles, at the end of the lines.
+    labels.iter().for_each(|(y, label)| f.text(WIDTH - RIGHT - 4.0, *y, "end", label));
     Some(f.end())
 }

@@ -92,7 +92,7 @@ impl Part {
             Part::Mlp => 1,
             Part::Head => 2,
             Part::Embedding => 5,
-            Part::Norm => 5,
+            Part::Norm => 8,
             Part::Losses => 3,
             Part::Gradients => 6,
             Part::Ewc => 4,
