@@ -19,6 +19,12 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// Names of the files.
+const STUDENT: &str = "student";
+const TEACHER: &str = "teacher";
+const FISHER: &str = "fisher.safetensors";
+const ROWS: &str = "rows.safetensors";
+
 /// Rank of every adapter here.
 const RANK: usize = 16;
 
@@ -127,26 +133,39 @@ impl Workload {
     /// # Errors
     /// If files cannot be written or memory runs out.
     pub fn trainer(&self, folder: &TempFolder, dtype: DType, budget: Option<u64>) -> anyhow::Result<Trainer> {
-        let mut job = self.job(folder.path(), dtype)?;
+        self.write(folder.path(), dtype)?;
+        let mut job = self.job(folder.path(), dtype);
         job.train.mem_budget = budget;
-        let model = ModelConfig::from_json(&self.student.config(self.vocab))?;
-        let rows = data::load(&job, &model)?;
-        Ok(Trainer::new(&job, data::loader(&job, rows)?)?)
+        self.trainer_of(&job)
     }
 
-    /// Writes models, Fisher diagonals and rows into `dir` and says how to train on them.
-    fn job(&self, dir: &Path, dtype: DType) -> anyhow::Result<JobConfig> {
-        let (student, teacher) = (dir.join("student"), dir.join("teacher"));
-        write_random_model(&student, &self.student.config(self.vocab), dtype)?;
+    /// A trainer of [`Workload::job`] or a variant of it.
+    ///
+    /// # Errors
+    /// If files are missing or memory runs out.
+    pub fn trainer_of(&self, job: &JobConfig) -> anyhow::Result<Trainer> {
+        let model = ModelConfig::from_json(&self.student.config(self.vocab))?;
+        let rows = data::load(job, &model)?;
+        Ok(Trainer::new(job, data::loader(job, rows)?)?)
+    }
+
+    /// Writes models, Fisher diagonals and rows into `dir`.
+    ///
+    /// # Errors
+    /// If files cannot be written.
+    pub fn write(&self, dir: &Path, dtype: DType) -> anyhow::Result<()> {
+        write_random_model(&dir.join(STUDENT), &self.student.config(self.vocab), dtype)?;
         if let Some(shape) = &self.teacher {
-            write_random_model(&teacher, &shape.config(self.vocab), dtype)?;
+            write_random_model(&dir.join(TEACHER), &shape.config(self.vocab), dtype)?;
         }
-        let fisher = dir.join("fisher.safetensors");
-        self.write_fisher(&fisher)?;
-        let rows = dir.join("rows.safetensors");
-        self.write_rows(&rows)?;
-        Ok(JobConfig {
-            model: ModelSection { path: student, init: ModelInit::Pretrained, dtype: Some(dtype) },
+        self.write_fisher(&dir.join(FISHER))?;
+        self.write_rows(&dir.join(ROWS))
+    }
+
+    /// How to train on what [`Workload::write`] wrote into `dir`.
+    pub fn job(&self, dir: &Path, dtype: DType) -> JobConfig {
+        JobConfig {
+            model: ModelSection { path: dir.join(STUDENT), init: ModelInit::Pretrained, dtype: Some(dtype) },
             lora: Some(LoraSection {
                 r: RANK,
                 alpha: 32.0,
@@ -156,7 +175,7 @@ impl Workload {
                 init: LoraInit::Default,
             }),
             distill: self.teacher.map(|_| DistillSection {
-                teacher,
+                teacher: dir.join(TEACHER),
                 alpha: 0.7,
                 temperature: 2.0,
                 divergence: Divergence::ForwardKl,
@@ -168,14 +187,14 @@ impl Workload {
             ewc: Some(EwcSection {
                 lambda: 0.1,
                 mode: EwcMode::Adapter,
-                fisher,
+                fisher: dir.join(FISHER),
                 anchor: None,
                 important: Important::Keep,
                 quantile: 0.99,
                 slow_factor: 0.1,
             }),
             data: DataSection {
-                train: vec![rows],
+                train: vec![dir.join(ROWS)],
                 format: None,
                 seq_len: None,
                 packing: false,
@@ -202,7 +221,7 @@ impl Workload {
                 mem_budget: None,
                 recompute: RecomputePolicy::Auto,
             },
-        })
+        }
     }
 
     /// Fisher diagonals of the adapters, uniform in (0, 1).

@@ -4,7 +4,7 @@
 //! Everything that comes from outside (titles, names, configurations) is escaped.
 
 mod metrics;
-pub(crate) mod scale;
+pub mod scale;
 mod svg;
 
 pub use metrics::{comparison_charts, read_metrics, run_charts};
