@@ -2,6 +2,7 @@
 //! steps when its standard input says so, and answers each with a JSON line.
 
 use anyhow::{Context, bail};
+use kfc::commands::explain::rows;
 use kfc_benches::workloads::{ALL, Workload};
 use kfc_graph::DType;
 use kfc_runtime::calibration::{Calibration, median};
@@ -185,7 +186,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
             println!("{}", json!({"steps": steps}));
             Ok(())
         }
-        "choices" => choices(&workload, &job),
+        "choices" => choices(&job),
         _ => steps(&workload, &job),
     }
 }
@@ -203,9 +204,10 @@ fn policy_of(name: &str) -> anyhow::Result<RecomputePolicy> {
     })
 }
 
-fn choices(workload: &Workload, job: &JobConfig) -> anyhow::Result<()> {
+fn choices(job: &JobConfig) -> anyhow::Result<()> {
+    let (seq, before) = rows(job)?;
     let start = Instant::now();
-    let b = setup::budgets(job, workload.seq, memory::resident())?;
+    let b = setup::budgets(job, seq, before)?;
     let seconds = start.elapsed().as_secs_f64();
     let list = |choices: &[kfc_graph::budget::Choice]| -> Vec<Value> {
         let one = |c: &kfc_graph::budget::Choice| json!({"name": c.name, "peak": b.peak(c), "extra_ms": c.extra_seconds * 1e3});

@@ -86,6 +86,12 @@ fn a_run_is_attributed_and_a_calibration_is_used() {
 
     let tuned = object(&cache, &args!["tune", config, "--calibrate", "--seconds", "1"]);
     assert!(tuned["steps"].as_u64().unwrap() >= 5 && tuned["kernels"].as_u64().unwrap() > 20);
+    let check = &tuned["check"];
+    assert!(check["steps"].as_u64().unwrap() >= 5, "{tuned}");
+    for error in ["median_error", "weighted_median_error", "scaled_median_error"] {
+        // How large it is tells of the machine, busy with other tests; not that there is one.
+        assert!(check[error].as_f64().unwrap() > 0.0, "{tuned}");
+    }
     assert!(Path::new(tuned["file"].as_str().unwrap()).starts_with(&cache));
     for target in [&run, &config] {
         let exact = object(&cache, &args!["explain", target]);
