@@ -12,7 +12,7 @@
 mod child;
 mod curve;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use child::{Child, Spec};
 use curve::{Budget, Curve, Point};
 use kfc::config::format_bytes;
@@ -41,11 +41,12 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some(child::FLAG) => child::run(&arguments[1..]),
-        _ => bench(&options(&arguments)?),
+        _ => options(&arguments)?.map_or(Ok(()), |o| bench(&o)),
     }
 }
 
-fn options(arguments: &[String]) -> anyhow::Result<Options> {
+/// What the arguments say; `None` if they ask for another benchmark, as `cargo bench -- NAME` does of all files.
+fn options(arguments: &[String]) -> anyhow::Result<Option<Options>> {
     let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("recompute");
     let mut o = Options {
         workload: TINY,
@@ -65,16 +66,25 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
             "--uncalibrated" => o.calibrated = false,
             "--rounds" => o.rounds = value()?.parse()?,
             "--out" => o.out = value()?.into(),
-            "bf16" => o.dtype = DType::Bf16,
-            "f32" => o.dtype = DType::F32,
-            name => match ALL.into_iter().find(|w| w.name == name) {
-                Some(workload) => o.workload = workload,
-                None => anyhow::bail!("{name} is no workload, type or option; see benches/recompute/main.rs"),
-            },
+            "--quick" => (o.budgets, o.rounds) = (4, 2),
+            flag if flag.starts_with("--") => {
+                bail!("there is no option {flag}; see benches/recompute/main.rs")
+            }
+            names => {
+                for name in names.split('/') {
+                    match (name, ALL.into_iter().find(|w| w.name == name)) {
+                        ("recompute", _) => {}
+                        ("bf16", _) => o.dtype = DType::Bf16,
+                        ("f32", _) => o.dtype = DType::F32,
+                        (_, Some(workload)) => o.workload = workload,
+                        (_, None) => return Ok(None),
+                    }
+                }
+            }
         }
     }
     ensure!(o.budgets >= 2 && o.rounds >= 1, "at least two budgets and one round");
-    Ok(o)
+    Ok(Some(o))
 }
 
 fn bench(o: &Options) -> anyhow::Result<()> {

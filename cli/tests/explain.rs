@@ -162,6 +162,15 @@ fn the_doctor_looks_at_the_machine_and_the_job() {
     );
     let advice = tight["job"]["advice"].to_string();
     assert!(advice.contains("train.mem_budget") && advice.contains("kfc teach"), "{advice}");
+    // The smallest budget that the doctor names is one that a plan keeps to; what is below is refused.
+    let named = advice.split("train.mem_budget = \\\"").nth(1).unwrap();
+    let smallest: u64 = named.split("MiB").next().unwrap().parse().unwrap();
+    let explained = |mib: u64| {
+        let set = format!("train.mem_budget={mib}MiB");
+        command().arg("explain").arg(&config).args(["--set", &set]).output().unwrap().status.code()
+    };
+    // Processes differ by some pages before their first step.
+    assert_eq!((explained(smallest + 1), explained(smallest - 2)), (Some(0), Some(2)), "{advice}");
     let text = succeeds(&args!["doctor", config]);
     assert!(text.contains("the job fits: ") && text.contains("features"), "{text}");
 }

@@ -132,6 +132,11 @@ pub struct Budgets {
 }
 
 impl Budgets {
+    /// The smallest budget that the job runs in, bytes.
+    pub fn smallest(&self) -> Option<u64> {
+        self.frontier.choices.iter().map(|c| self.peak(c)).min()
+    }
+
     /// Predicted peak of a choice, bytes: the smallest budget that allows it.
     pub fn peak(&self, choice: &Choice) -> u64 {
         self.held + choice.arena_bytes.max(self.least) as u64
