@@ -86,6 +86,12 @@ fn a_run_is_attributed_and_a_calibration_is_used() {
 
     let tuned = object(&cache, &args!["tune", config, "--calibrate", "--seconds", "1"]);
     assert!(tuned["steps"].as_u64().unwrap() >= 5 && tuned["kernels"].as_u64().unwrap() > 20);
+    let check = &tuned["check"];
+    assert!(check["steps"].as_u64().unwrap() >= 5, "{tuned}");
+    for error in ["median_error", "weighted_median_error", "scaled_median_error"] {
+        // How large it is tells of the machine, busy with other tests; not that there is one.
+        assert!(check[error].as_f64().unwrap() > 0.0, "{tuned}");
+    }
     assert!(Path::new(tuned["file"].as_str().unwrap()).starts_with(&cache));
     for target in [&run, &config] {
         let exact = object(&cache, &args!["explain", target]);
@@ -156,6 +162,15 @@ fn the_doctor_looks_at_the_machine_and_the_job() {
     );
     let advice = tight["job"]["advice"].to_string();
     assert!(advice.contains("train.mem_budget") && advice.contains("kfc teach"), "{advice}");
+    // The smallest budget that the doctor names is one that a plan keeps to; what is below is refused.
+    let named = advice.split("train.mem_budget = \\\"").nth(1).unwrap();
+    let smallest: u64 = named.split("MiB").next().unwrap().parse().unwrap();
+    let explained = |mib: u64| {
+        let set = format!("train.mem_budget={mib}MiB");
+        command().arg("explain").arg(&config).args(["--set", &set]).output().unwrap().status.code()
+    };
+    // Processes differ by some pages before their first step.
+    assert_eq!((explained(smallest + 1), explained(smallest - 2)), (Some(0), Some(2)), "{advice}");
     let text = succeeds(&args!["doctor", config]);
     assert!(text.contains("the job fits: ") && text.contains("features"), "{text}");
 }

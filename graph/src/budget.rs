@@ -10,8 +10,8 @@
 //! more, in an eighth of the layers after the other, the first layers first: their values live the longest. What the last
 //! layer saves lives for a moment only, so each step is also tried with the last layer left alone.
 
-use crate::cost::{Rates, node_cost};
-use crate::graph::{Def, Graph, NodeId, Phase, ValueId};
+use crate::cost::{SecondsOf, node_cost, node_seconds};
+use crate::graph::{Def, Graph, Node, NodeId, Phase, ValueId};
 use crate::memory::{FactsOf, live_bytes, plan};
 use crate::passes::recompute::{self, Cut, Policy, chain, dropped, layer_of};
 use crate::schedule::schedule;
@@ -66,8 +66,8 @@ pub struct TooSmall {
 
 impl Frontier {
     /// Tries policies and classes on an optimised graph. Deterministic.
-    pub fn new(graph: &Graph, facts: &FactsOf<'_>, rates: &Rates) -> Frontier {
-        let search = Search { graph, cut: Cut::new(graph), facts, rates };
+    pub fn new(graph: &Graph, facts: &FactsOf<'_>, seconds: &SecondsOf<'_>) -> Frontier {
+        let search = Search { graph, cut: Cut::new(graph), facts, seconds: seconds_of_works(graph, seconds) };
         let named = search.named();
         let mut tried = named.clone();
         let ladder = search.ladder();
@@ -100,17 +100,15 @@ pub struct Decision {
 }
 
 /// What becomes of each saved value when `dropped` is dropped, in order of the forward pass.
-pub fn decisions(graph: &Graph, dropped: &BTreeSet<ValueId>, rates: &Rates) -> Vec<Decision> {
+pub fn decisions(graph: &Graph, dropped: &BTreeSet<ValueId>, seconds: &SecondsOf<'_>) -> Vec<Decision> {
     let cut = Cut::new(graph);
     let copied: BTreeSet<NodeId> = dropped.iter().flat_map(|&v| chain(graph, &cut, dropped, v)).collect();
     let decision = |&v: &ValueId| {
         let Def::Node(id, result) = graph.def(v) else { return None };
         let node = graph.node(id);
         let value = format!("{}/{}.{result}", graph.scope(node), node.op.name());
-        let seconds = chain(graph, &cut, dropped, v)
-            .iter()
-            .map(|&n| rates.seconds(node_cost(graph, graph.node(n))))
-            .sum();
+        let seconds =
+            chain(graph, &cut, dropped, v).iter().map(|&n| node_seconds(graph, graph.node(n), seconds)).sum();
         Some(Decision { value, bytes: graph.ty(v).bytes(), recomputed: copied.contains(&id), seconds })
     };
     cut.saved().iter().filter_map(decision).collect()
@@ -142,7 +140,25 @@ struct Search<'a> {
     graph: &'a Graph,
     cut: Cut,
     facts: &'a FactsOf<'a>,
-    rates: &'a Rates,
+    /// Seconds of each work.
+    seconds: BTreeMap<Work, f64>,
+}
+
+/// What a node does: operation, FLOPs, bytes. Nodes of one work are taken to last equally long.
+type Work = (&'static str, u64, u64);
+
+fn work(graph: &Graph, node: &Node) -> Work {
+    let cost = node_cost(graph, node);
+    (node.op.name(), cost.flops, cost.bytes)
+}
+
+/// Expected time of all that copies can be made of: asked for once, since candidates are many.
+fn seconds_of_works(graph: &Graph, seconds: &SecondsOf<'_>) -> BTreeMap<Work, f64> {
+    let mut known = BTreeMap::new();
+    for node in graph.nodes().iter().filter(|n| n.phase == Phase::Forward) {
+        known.entry(work(graph, node)).or_insert_with(|| node_seconds(graph, node, seconds));
+    }
+    known
 }
 
 impl Search<'_> {
@@ -187,7 +203,7 @@ impl Search<'_> {
 
     fn seconds(&self, graph: &Graph) -> f64 {
         let again = graph.nodes().iter().filter(|n| n.phase == Phase::Recompute);
-        again.fold(0.0, |sum, n| sum + self.rates.seconds(node_cost(graph, n)))
+        again.fold(0.0, |sum, n| sum + self.seconds.get(&work(graph, n)).copied().unwrap_or(0.0))
     }
 
     /// The candidates worth planning, about [`PLANNED`] at most.

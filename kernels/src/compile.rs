@@ -4,7 +4,7 @@ use crate::KernelError;
 use crate::cpu;
 use crate::plan::{Place, Plan, PlanInput, PlanOutput, Step};
 use kfc_graph::budget::{Decision, Frontier, decisions};
-use kfc_graph::cost::Rates;
+use kfc_graph::cost::{Rates, SecondsOf};
 use kfc_graph::memory::{self, Facts, MemoryPlan};
 use kfc_graph::passes::recompute::{self, Cut, Policy};
 use kfc_graph::{
@@ -25,12 +25,22 @@ pub enum Recompute {
 }
 
 /// How to compile.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct CompileOptions {
+#[derive(Clone)]
+pub struct CompileOptions<'a> {
     /// What is made again in the backward pass.
     pub recompute: Recompute,
-    /// How fast the device is; what recomputation costs is estimated with it.
-    pub rates: Rates,
+    /// How long an operation takes: what recomputation is weighed with.
+    pub seconds: &'a SecondsOf<'a>,
+}
+
+impl Default for CompileOptions<'_> {
+    /// No recomputation, and the default rates.
+    fn default() -> Self {
+        CompileOptions {
+            recompute: Recompute::Off,
+            seconds: &|op, inputs, outputs| Rates::default().seconds(op.cost(inputs, outputs)),
+        }
+    }
 }
 
 /// A plan, and what else there was to choose from.
@@ -57,7 +67,7 @@ pub fn compile(graph: &Graph, observer: &mut dyn FnMut(&str, &Graph)) -> Result<
 /// As [`compile`]; and [`KernelError::Budget`] if the budget is smaller than any choice needs.
 pub fn compile_with(
     graph: &Graph,
-    options: &CompileOptions,
+    options: &CompileOptions<'_>,
     observer: &mut dyn FnMut(&str, &Graph),
 ) -> Result<Compiled, KernelError> {
     let graph = optimised(graph, observer)?;
@@ -66,11 +76,11 @@ pub fn compile_with(
         Recompute::WithinBudget(bytes) if plain_arena(&graph) <= *bytes => (BTreeSet::new(), None),
         Recompute::Named(policy) => (recompute::dropped(&graph, &Cut::new(&graph), policy), None),
         Recompute::WithinBudget(bytes) => {
-            let frontier = Frontier::new(&graph, &facts_of, &options.rates);
+            let frontier = Frontier::new(&graph, &facts_of, options.seconds);
             (frontier.within(*bytes)?.dropped.clone(), Some(frontier))
         }
     };
-    let decisions = decisions(&graph, &dropped, &options.rates);
+    let decisions = decisions(&graph, &dropped, options.seconds);
     let graph = if dropped.is_empty() { graph } else { recomputed(&graph, &dropped, observer)? };
     Ok(Compiled { plan: lower(&graph, decisions)?, frontier })
 }
@@ -79,8 +89,8 @@ pub fn compile_with(
 ///
 /// # Errors
 /// As [`compile`].
-pub fn frontier(graph: &Graph, rates: &Rates) -> Result<Frontier, KernelError> {
-    Ok(Frontier::new(&optimised(graph, &mut |_, _| ())?, &facts_of, rates))
+pub fn frontier(graph: &Graph, seconds: &SecondsOf<'_>) -> Result<Frontier, KernelError> {
+    Ok(Frontier::new(&optimised(graph, &mut |_, _| ())?, &facts_of, seconds))
 }
 
 /// Size of the arena when everything is kept.

@@ -44,7 +44,7 @@ fn frontiers_are_found_in_seconds() {
     for layers in [12, 32] {
         let graph = train(large(layers), job(true));
         let start = Instant::now();
-        let all = frontier(&graph, &Rates::default()).unwrap();
+        let all = frontier(&graph, &Rates::default().seconds_of()).unwrap();
         let took = start.elapsed();
         println!("{layers} layers: planned in {took:.2?}");
         for c in &all.choices {

@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 /// Seconds that a launch takes without work: a step in a walk over a list.
 const LAUNCH: f64 = 1e-7;
 
+/// Steps that a job is timed with at least.
+const FEWEST: usize = 5;
+
 /// Measurements of rates of which the best count.
 const TRIES: usize = 4;
 
@@ -38,7 +41,7 @@ pub struct Rates {
 pub enum Source {
     /// This work was timed on this machine.
     Calibrated,
-    /// The operation was timed at other shapes; the roofline, times how far it stayed below it there.
+    /// The operation was timed at other shapes; the roofline, times how far it stayed below it at similar amounts of work.
     Scaled,
     /// The roofline alone.
     Roofline,
@@ -62,6 +65,50 @@ struct Timed {
     ns: f64,
     /// Time over that of the roofline.
     ratio: f64,
+}
+
+impl Timed {
+    /// Seconds that the roofline allows; 0 if its work is not counted.
+    fn bound(&self) -> f64 {
+        if self.ratio > 0.0 { (self.ns * 1e-9 - LAUNCH) / self.ratio } else { 0.0 }
+    }
+}
+
+/// How far predicted times are from measured ones, relative to the measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Errors {
+    /// Median over the kernels.
+    pub median: f64,
+    /// The same, each kernel weighted by its measured time.
+    pub weighted: f64,
+}
+
+impl Errors {
+    /// Of pairs of a predicted and a measured time; what took no time is left out.
+    pub fn of(pairs: impl Iterator<Item = (f64, f64)>) -> Errors {
+        let measured = pairs.filter(|(_, measured)| *measured > 0.0);
+        let mut errors: Vec<(f64, f64)> = measured.map(|(p, m)| ((p / m - 1.0).abs(), m)).collect();
+        errors.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let half = errors.iter().map(|(_, ms)| ms).sum::<f64>() / 2.0;
+        let mut passed = 0.0;
+        let weighted = errors.iter().find(|(_, ms)| {
+            passed += ms;
+            passed >= half
+        });
+        Errors {
+            weighted: weighted.map_or(0.0, |(error, _)| *error),
+            median: median(&mut errors.iter().map(|(error, _)| *error).collect::<Vec<_>>()).unwrap_or(0.0),
+        }
+    }
+}
+
+/// What a calibration was worth on steps that it was not made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Check {
+    /// Steps taken.
+    pub steps: usize,
+    /// Errors of the kernels' mean times.
+    pub errors: Errors,
 }
 
 /// What is known of a machine.
@@ -161,12 +208,21 @@ impl Calibration {
         }
         let rates = self.rates();
         let bound = rates.roofline(kind.cost, kind.is_16_bit());
-        let mut ratios: Vec<f64> =
-            self.kernels.values().filter(|t| t.op == kind.op).map(|t| t.ratio).collect();
-        match median(&mut ratios) {
-            Some(ratio) => (bound * ratio + LAUNCH, Source::Scaled),
+        match scaled(self.kernels.values().filter(|t| t.op == kind.op), bound) {
+            Some(seconds) => (seconds, Source::Scaled),
             None => (bound + LAUNCH, Source::Roofline),
         }
+    }
+
+    /// Median error of [`Source::Scaled`] predictions: of each kernel from the others of its operation. `None` if there are
+    /// no others.
+    pub fn scaled_error(&self) -> Option<f64> {
+        let from_others = |(signature, t): (&String, &Timed)| {
+            let others = self.kernels.iter().filter(|(s, o)| *s != signature && o.op == t.op);
+            let seconds = scaled(others.map(|(_, o)| o), t.bound())?;
+            (t.ns > 0.0).then(|| (seconds * 1e9 / t.ns - 1.0).abs())
+        };
+        median(&mut self.kernels.iter().filter_map(from_others).collect::<Vec<_>>())
     }
 
     /// Measures the rates, each the best of a few tries: other programs only ever slow them. Takes a second or two.
@@ -187,7 +243,7 @@ impl Calibration {
     }
 
     /// Times every kernel of a job where it runs: takes steps (whose results nobody keeps) for about `budget` after two of
-    /// warm-up, at least five, and keeps of each kernel the median over the steps of its mean time in a step. Measures the
+    /// warm-up, at least five, and keeps of each kernel the mean time, but for the slowest steps ([`typical`]). Measures the
     /// rates before. Returns the number of steps.
     ///
     /// # Errors
@@ -200,7 +256,7 @@ impl Calibration {
         let start = Instant::now();
         let mut samples: BTreeMap<String, (Kind, Vec<f64>)> = BTreeMap::new();
         let mut steps = 0;
-        while steps < 5 || (start.elapsed() < budget && steps < 200) {
+        while steps < FEWEST || start.elapsed() < budget {
             trainer.forget_times();
             trainer.step()?;
             for plan in &trainer.profile().plans {
@@ -210,23 +266,71 @@ impl Calibration {
         }
         let rates = self.rates();
         for (signature, (kind, mut ns)) in samples {
-            let Some(ns) = median(&mut ns) else { continue };
+            let Some(ns) = typical(&mut ns) else { continue };
             let bound = rates.roofline(kind.cost, kind.is_16_bit()) * 1e9;
             let ratio = if bound > 0.0 { (ns - LAUNCH * 1e9).max(0.0) / bound } else { 1.0 };
             self.kernels.insert(signature, Timed { op: kind.op, ns, ratio });
         }
         Ok(steps)
     }
+
+    /// Takes steps as [`Calibration::measure_job`] does, but to compare: each kernel's mean time, as a run reports it, with
+    /// what is predicted. A trainer of its own tells how much depends on where its memory lies.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn check_job(&self, trainer: &mut Trainer, budget: Duration) -> Result<Check> {
+        let (start, mut steps) = (Instant::now(), 0);
+        while steps < 2 + FEWEST || start.elapsed() < budget {
+            trainer.step()?;
+            steps += 1;
+        }
+        // The clock forgets its first two steps as warm-up of its own.
+        let profile = trainer.profile();
+        let covered = profile.measured.as_ref().map_or(0, |m| m.steps) as f64;
+        let pairs = profile.plans.iter().flat_map(|plan| {
+            let times = plan.kinds.iter().zip(sums(plan));
+            times.map(|(kind, (ns, launches))| {
+                (self.predict(kind).0 * 1e9 * launches as f64, ns as f64 / covered)
+            })
+        });
+        Ok(Check { steps: covered as usize, errors: Errors::of(pairs) })
+    }
 }
 
-/// Mean nanoseconds of a launch of each kind in one step.
-fn add_samples(plan: &PlanProfile, samples: &mut BTreeMap<String, (Kind, Vec<f64>)>) {
-    let mut sums = vec![(0u64, 0u64); plan.kinds.len()];
+/// The time at `bound` seconds of the roofline, from times of the same operation: the share of the roofline that they
+/// reach, the more like `bound` theirs is the more it counts. `None` if nothing is known.
+fn scaled<'a>(known: impl Iterator<Item = &'a Timed>, bound: f64) -> Option<f64> {
+    let (mut sum, mut weights) = (0.0, 0.0);
+    for t in known.filter(|t| t.ratio > 0.0) {
+        let distance = if bound > 0.0 { (bound / t.bound()).ln().abs() } else { 0.0 };
+        let weight = 1.0 / (0.1 + distance).powi(2);
+        sum += weight * t.ratio.ln();
+        weights += weight;
+    }
+    (weights > 0.0).then(|| bound * (sum / weights).exp() + LAUNCH)
+}
+
+/// The mean of all but the slowest fiftieth: what a run will see on average, less what came from outside.
+fn typical(ns: &mut Vec<f64>) -> Option<f64> {
+    ns.sort_by(f64::total_cmp);
+    ns.truncate(ns.len() - ns.len() / 50);
+    (!ns.is_empty()).then(|| ns.iter().sum::<f64>() / ns.len() as f64)
+}
+
+/// Nanoseconds of all covered steps and launches a step of each kind.
+fn sums(plan: &PlanProfile) -> Vec<(u64, u64)> {
+    let mut sums = vec![(0, 0); plan.kinds.len()];
     for l in &plan.launches {
         sums[l.kind].0 += l.ns;
         sums[l.kind].1 += plan.runs_per_step as u64;
     }
-    for (kind, (ns, launches)) in plan.kinds.iter().zip(sums) {
+    sums
+}
+
+/// Mean nanoseconds of a launch of each kind in one step.
+fn add_samples(plan: &PlanProfile, samples: &mut BTreeMap<String, (Kind, Vec<f64>)>) {
+    for (kind, (ns, launches)) in plan.kinds.iter().zip(sums(plan)) {
         let entry = samples.entry(kind.signature()).or_insert_with(|| (kind.clone(), Vec::new()));
         entry.1.push(ns as f64 / launches.max(1) as f64);
     }
@@ -314,16 +418,33 @@ mod tests {
     }
 
     #[test]
+    fn errors_are_of_the_middle_kernel_and_of_the_middle_millisecond() {
+        let pairs = [(1.1, 1.0), (1.0, 1.0), (150.0, 100.0), (3.0, 0.0)];
+        let errors = Errors::of(pairs.into_iter());
+        assert!((errors.median - 0.1).abs() < 1e-9 && (errors.weighted - 0.5).abs() < 1e-9, "{errors:?}");
+        assert_eq!(Errors::of([].into_iter()), Errors::default());
+        let mut times = vec![2.0; 98];
+        times.extend([4.0, 1e9]);
+        let typical = typical(&mut times).unwrap();
+        assert_eq!(typical, 2.0);
+    }
+
+    #[test]
     fn what_was_timed_is_predicted_as_timed_and_scales() {
         let mut c = Calibration::empty(Machine::this());
         let rates = Rates { flops_f32: 1e9, flops_16: 1e9, bytes: 1e9 };
         assert_eq!(c.predict(&kind("a", 1_000)).1, Source::Roofline);
         c.rates = Some(rates);
-        c.kernels.insert(kind("a", 1_000).signature(), Timed { op: "a".into(), ns: 4_000.0, ratio: 4.0 });
+        c.kernels.insert(kind("a", 1_000).signature(), Timed { op: "a".into(), ns: 4_100.0, ratio: 4.0 });
         let (seconds, source) = c.predict(&kind("a", 1_000));
-        assert!((seconds - 4e-6).abs() < 1e-12 && source == Source::Calibrated);
+        assert!((seconds - 4.1e-6).abs() < 1e-12 && source == Source::Calibrated);
         let (seconds, source) = c.predict(&kind("a", 2_000));
         assert!((seconds - 8e-6 - LAUNCH).abs() < 1e-12 && source == Source::Scaled);
+        // Of two shapes the nearer one counts more.
+        c.kernels.insert("big".into(), Timed { op: "a".into(), ns: 1_000_100.0, ratio: 1.0 });
+        assert!(c.predict(&kind("a", 1_500)).0 > 1.5e-6 * 3.5);
+        assert!(c.predict(&kind("a", 900_000)).0 < 9e-4 * 1.1);
+        assert!(c.scaled_error().unwrap() > 0.5);
         let (seconds, source) = c.predict(&kind("b", 2_000));
         assert!((seconds - 2e-6 - LAUNCH).abs() < 1e-12 && source == Source::Roofline);
         assert_eq!(from_json(&to_json(&c), &c.machine).unwrap(), c);

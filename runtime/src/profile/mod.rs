@@ -121,6 +121,21 @@ pub struct Kind {
 }
 
 impl Kind {
+    /// The work of an operation on operands and results of these types.
+    pub fn of(op: &Op, inputs: &[TensorType], outputs: &[TensorType]) -> Kind {
+        let types = |types: &[TensorType]| types.iter().map(ToString::to_string).collect();
+        let attrs = kfc_graph::text::attrs(op);
+        let shown = attrs.iter().filter(|(name, _)| !NO_WORK.contains(name)).map(|(n, v)| format!("{n}={v}"));
+        Kind {
+            op: op.name().to_string(),
+            prim: matches!(op, Op::Prim(_)),
+            attrs: shown.collect::<Vec<_>>().join(", "),
+            inputs: types(inputs),
+            outputs: types(outputs),
+            cost: op.cost(inputs, outputs),
+        }
+    }
+
     /// What identifies the work: the key of a calibration.
     pub fn signature(&self) -> String {
         format!(
@@ -180,7 +195,7 @@ impl PlanProfile {
         let (mut kinds, mut known) = (Vec::new(), BTreeMap::new());
         let mut launches = Vec::with_capacity(plan.steps.len());
         for step in &plan.steps {
-            let kind = kind_of(step);
+            let kind = Kind::of(&step.op, &step.input_types, &step.output_types);
             let next = kinds.len();
             let index = *known.entry(kind.signature()).or_insert(next);
             if index == next {
@@ -219,20 +234,6 @@ impl PlanProfile {
 
 /// Attributes that change results, not work.
 const NO_WORK: [&str; 1] = ["stream"];
-
-fn kind_of(step: &Step) -> Kind {
-    let types = |types: &[TensorType]| types.iter().map(ToString::to_string).collect();
-    let attrs = kfc_graph::text::attrs(&step.op);
-    let shown = attrs.iter().filter(|(name, _)| !NO_WORK.contains(name)).map(|(n, v)| format!("{n}={v}"));
-    Kind {
-        op: step.op.name().to_string(),
-        prim: matches!(step.op, Op::Prim(_)),
-        attrs: shown.collect::<Vec<_>>().join(", "),
-        inputs: types(&step.input_types),
-        outputs: types(&step.output_types),
-        cost: step.op.cost(&step.input_types, &step.output_types),
-    }
-}
 
 fn inplace_bytes(step: &Step) -> usize {
     let shared = |p: &&Place| matches!(p, Place::Arena { .. }) && step.inputs.contains(p);

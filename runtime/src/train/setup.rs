@@ -1,7 +1,7 @@
 //! From a job to a trainer: models and adapters loaded, graphs compiled, everything bound.
 
 use super::open::{self, Student, Teacher};
-use super::plans::{self, CompiledJob, StepGraphs};
+use super::plans::{self, Budgets, CompiledJob, StepGraphs};
 use super::scale::LossScaler;
 use super::{Clock, DataSlots, Outputs, Trainer, ewc};
 use crate::accounting::Account;
@@ -85,6 +85,25 @@ fn allocate(store: &mut Store, graphs: &StepGraphs) -> Result<()> {
 /// # Errors
 /// As [`Trainer::new`], as far as configurations and file headers tell.
 pub fn predict(job: &JobConfig, seq: usize, before: u64) -> Result<Profile> {
+    let (student, graphs) = described(job, seq)?;
+    let held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
+    let CompiledJob { plans, account } = plans::compile_graphs(job, &graphs, &held, &mut |_, _, _| ())?;
+    let shape = [job.train.batch, seq, job.train.accumulation];
+    Ok(Profile::predicted(describe_student(&student, &graphs.train.params), shape, &plans, &account))
+}
+
+/// What a job could run in: every choice between memory and time, with its peak. Arguments and promises as in [`predict`].
+///
+/// # Errors
+/// As [`predict`], but for the budget, which is not looked at.
+pub fn budgets(job: &JobConfig, seq: usize, before: u64) -> Result<Budgets> {
+    let (_, graphs) = described(job, seq)?;
+    let held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
+    plans::budgets(&graphs, &held)
+}
+
+/// The student of a job and its graphs, from configurations and file headers alone.
+fn described(job: &JobConfig, seq: usize) -> Result<(Student, StepGraphs)> {
     open::check_modes(job)?;
     let student = open::open_student(job)?;
     let teacher = open::open_teacher(job)?;
@@ -94,10 +113,7 @@ pub fn predict(job: &JobConfig, seq: usize, before: u64) -> Result<Profile> {
     let describe = |section| ewc::describe(section, &params, student.lora.as_ref());
     let penalty = job.ewc.as_ref().map(describe).transpose()?;
     let graphs = plans::step_graphs(job, &spec, penalty.as_ref())?;
-    let held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
-    let CompiledJob { plans, account } = plans::compile_graphs(job, &graphs, &held, &mut |_, _, _| ())?;
-    let shape = [job.train.batch, seq, job.train.accumulation];
-    Ok(Profile::predicted(describe_student(&student, &params), shape, &plans, &account))
+    Ok((student, graphs))
 }
 
 /// The student in a line: architecture, size, element type, what is trained.
