@@ -1,11 +1,13 @@
 """Causal attention of torch on the CPU: best time of forward and backward, one JSON line a case.
 
-python attention.py [--threads N] [--seconds S] [CASE...], a case is DTYPE:LENGTH:HEADS:KV_HEADS:HEAD_SIZE.
+python attention.py [--threads N] [--seconds S] [CASE...], a case is DTYPE:LENGTH:HEADS:KV_HEADS:HEAD_SIZE. Without cases
+they are read from standard input, one a line. `cargo run --release -p kfc-benches --example attention` compares with kfc.
 Key heads are shared by `enable_gqa`, or repeated beforehand; the faster of the two counts.
 """
 
 import argparse
 import json
+import sys
 import time
 
 import torch
@@ -56,7 +58,7 @@ def main():
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     dtypes = {"f32": torch.float32, "bf16": torch.bfloat16}
-    for name in args.cases:
+    for name in args.cases or map(str.strip, sys.stdin):
         dtype, *extents = name.split(":")
         times = case(dtypes[dtype], *map(int, extents), args.seconds)
         print(json.dumps({"case": name, **{k: round(t, 3) for k, t in times.items()}}), flush=True)

@@ -331,8 +331,11 @@ impl AttentionBwd {
         unsafe {
             for (i, run) in runs.iter().enumerate() {
                 let run = run.unwrap_or(Run { lo: seen.hi, hi: seen.hi, masked: false });
-                for key_panel in (seen.lo / mr..run.lo.div_ceil(mr)).chain(run.hi.div_ceil(mr)..seen.hi.div_ceil(mr)) {
-                    let range = (key_panel * depth + i * units) * mr..(key_panel * depth + (i + 1) * units) * mr;
+                for key_panel in
+                    (seen.lo / mr..run.lo.div_ceil(mr)).chain(run.hi.div_ceil(mr)..seen.hi.div_ceil(mr))
+                {
+                    let range =
+                        (key_panel * depth + i * units) * mr..(key_panel * depth + (i + 1) * units) * mr;
                     tile.p[range.clone()].fill(0);
                     tile.ds[range].fill(0);
                 }
@@ -340,14 +343,14 @@ impl AttentionBwd {
                     self.scores(tokens, b, part.start + i, i, (t, run), tile);
                 }
             }
-            for (j, width, kept, columns, alpha) in [
-                (2, s.dv, &*tile.p, at.do_columns, 1.0),
-                (1, s.d, &*tile.ds, at.q_columns, s.scale),
-            ] {
+            for (j, width, kept, columns, alpha) in
+                [(2, s.dv, &*tile.p, at.do_columns, 1.0), (1, s.d, &*tile.ds, at.q_columns, s.scale)]
+            {
                 for c in (0..width).step_by(nr) {
                     for key in (seen.lo..seen.hi).step_by(mr) {
                         let sees = |run: &Option<Run>| run.is_some_and(|r| r.lo <= key && key < r.hi);
-                        let (Some(lo), Some(hi)) = (runs.iter().position(sees), runs.iter().rposition(sees)) else {
+                        let (Some(lo), Some(hi)) = (runs.iter().position(sees), runs.iter().rposition(sees))
+                        else {
                             continue;
                         };
                         let (sums, ldc) = self.sums(call, b, j, t * self.map.tile + key);
@@ -532,7 +535,12 @@ impl AttentionBwd {
                         if t < packed {
                             self.pack_queries(call, tokens, &block(t % n, i), t / n);
                         } else {
-                            self.store_queries(call, tokens, &block((t - packed) % n, i - 1), (t - packed) / n);
+                            self.store_queries(
+                                call,
+                                tokens,
+                                &block((t - packed) % n, i - 1),
+                                (t - packed) / n,
+                            );
                         }
                     }
                 });

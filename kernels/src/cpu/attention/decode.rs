@@ -82,7 +82,8 @@ impl Decode {
         let is_seen = |j: &usize| (0..s.rows()).step_by(s.group).any(|r| sees(r, *j));
         out.fill(0.0);
         out.chunks_exact_mut(self.part()).for_each(|row| row[0] = f32::NEG_INFINITY);
-        let (Some(lo), Some(hi)) = ((0..segs.len()).find(is_seen), (0..segs.len()).rev().find(is_seen)) else {
+        let (Some(lo), Some(hi)) = ((0..segs.len()).find(is_seen), (0..segs.len()).rev().find(is_seen))
+        else {
             return;
         };
         let n = hi + 1 - lo;
@@ -112,7 +113,10 @@ impl Decode {
                 }
                 let v = call.src(2, s.x);
                 let (values, stride) = if s.x == DType::F32 {
-                    (v.raw(s.key_row(at, start + lo) * s.dv, (n - 1) * s.kv_heads * s.dv + s.dv), s.kv_heads * s.dv)
+                    (
+                        v.raw(s.key_row(at, start + lo) * s.dv, (n - 1) * s.kv_heads * s.dv + s.dv),
+                        s.kv_heads * s.dv,
+                    )
                 } else {
                     for (j, row) in floats.chunks_exact_mut(s.dv).take(n).enumerate() {
                         v.load(s.key_row(at, start + lo + j) * s.dv, row);

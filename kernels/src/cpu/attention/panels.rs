@@ -83,7 +83,6 @@ pub(super) fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
     &mut head[..n]
 }
 
-
 /// Floats of scratch that pieces of these lengths take from [`aligned`] scratch.
 pub(super) fn scratch_len(pieces: &[usize]) -> usize {
     LINE + pieces.iter().map(|n| n.next_multiple_of(LINE)).sum::<usize>()

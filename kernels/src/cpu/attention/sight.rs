@@ -111,7 +111,9 @@ impl Map {
                 let out = unsafe { shared.slice(batch * self.len(), self.len()) };
                 let (seg, pos) = tokens.keys(s, batch, 0, s.tk);
                 let (tiles, blocks) = out.split_at_mut(self.tiles());
-                for ((e, seg), pos) in blocks.iter_mut().zip(seg.chunks(self.block)).zip(pos.chunks(self.block)) {
+                for ((e, seg), pos) in
+                    blocks.iter_mut().zip(seg.chunks(self.block)).zip(pos.chunks(self.block))
+                {
                     *e = Extent::of(seg, pos);
                 }
                 for (e, blocks) in tiles.iter_mut().zip(blocks.chunks(self.tile / self.block)) {

@@ -145,9 +145,10 @@ impl Engine {
                 // SAFETY: by contract.
                 out[i * n + j] = unsafe {
                     match self.isa.dot {
-                        Some(dot) if self.pair => {
-                            dot(slice::from_raw_parts(a.cast(), depth), slice::from_raw_parts(b.cast(), depth))
-                        }
+                        Some(dot) if self.pair => dot(
+                            slice::from_raw_parts(a.cast(), depth),
+                            slice::from_raw_parts(b.cast(), depth),
+                        ),
                         _ => reduce::dot(
                             slice::from_raw_parts(a.cast(), depth),
                             slice::from_raw_parts(b.cast(), depth),
