@@ -23,6 +23,8 @@ mod sight;
 mod softmax;
 #[cfg(target_arch = "x86_64")]
 mod softmax_avx512;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use backward::AttentionBwd;
 
