@@ -6,4 +6,6 @@
 
 pub mod limits;
 
+pub mod attention;
+
 pub use kfc::bench::{temp, workloads};

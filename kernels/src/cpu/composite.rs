@@ -2,7 +2,7 @@
 
 use crate::cpu::head::{Head, Mode, TokenScores};
 use crate::cpu::{Kernel, KernelError};
-use crate::cpu::{attention, attention_bwd, ewc, feature, index, lora, matmul, norm, optim, rope, swiglu};
+use crate::cpu::{attention, ewc, feature, index, lora, matmul, norm, optim, rope, swiglu};
 use kfc_graph::{Composite, TensorType};
 
 /// Builds the kernel of a composite; `None` if it has none.
@@ -25,7 +25,7 @@ pub(super) fn build(
         }
         "rope" => boxed(rope::Rope::new(a, i)),
         "attention" => boxed(attention::Attention::new(a, i)),
-        "attention_bwd" => boxed(attention_bwd::AttentionBwd::new(a, i)),
+        "attention_bwd" => boxed(attention::AttentionBwd::new(a, i)),
         "swiglu" => Ok(Box::new(swiglu::Swiglu::new(&i[0]))),
         "swiglu_bwd" => Ok(Box::new(swiglu::SwigluBwd::new(&i[0]))),
         "linear_cross_entropy_kd" => boxed(Head::new(name, Mode::Forward, a, i)),

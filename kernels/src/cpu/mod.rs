@@ -13,7 +13,6 @@ use kfc_graph::{Composite, DType, GraphError, Op, Prim, TensorType};
 use thiserror::Error;
 
 mod attention;
-mod attention_bwd;
 mod composite;
 mod ewc;
 mod feature;

@@ -19,6 +19,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocked;
+mod engine;
 mod micro;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -40,6 +41,7 @@ const DOT_COLUMNS: usize = 32;
 pub const SCRATCH_BYTES: usize = 2 * tiling::TILE_AREA * size_of::<f32>();
 
 pub use blocked::SHARED_BYTES;
+pub(crate) use engine::{Engine, Panels};
 
 /// A matrix operand; element `(i, j)` is at `i * rs + j * cs`.
 #[derive(Clone, Copy)]
