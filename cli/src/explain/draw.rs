@@ -206,15 +206,13 @@ pub(super) fn arena(e: &Explanation<'_>, plan: &PlanProfile) -> String {
     f.end()
 }
 
-/// Share of a step from which a kernel is in the roofline: scalars would stretch it over many empty decades.
-const ROOFLINE_FROM: f64 = 1e-4;
+/// Operations of a launch from which a kernel is in the roofline: scalars would stretch it over many empty decades.
+const ROOFLINE_FROM: u64 = 1024;
 
 /// Kernels under the roofline: FLOP a byte against GFLOP/s.
 pub(super) fn roofline(e: &Explanation<'_>) -> Option<String> {
     let step = e.step_ms().max(1e-12);
-    let drawn = |k: &&super::Kernel<'_>| {
-        k.flops > 0.0 && k.bytes > 0.0 && k.ms() > 0.0 && k.ms() >= ROOFLINE_FROM * step
-    };
+    let drawn = |k: &&super::Kernel<'_>| k.kind.cost.flops >= ROOFLINE_FROM && k.bytes > 0.0 && k.ms() > 0.0;
     let points: Vec<_> = e.kernels.iter().filter(drawn).collect();
     let rates = e.calibration.rates();
     let top = rates.flops_f32.max(rates.flops_16) * 1e-9;
@@ -229,11 +227,11 @@ pub(super) fn roofline(e: &Explanation<'_>) -> Option<String> {
     let fastest = points.iter().map(|k| k.gflops()).fold(top * 1.2, f64::max);
     let places = points.iter().flat_map(|k| k.places.iter().copied());
     let note = format!(
-        "{} speed of each kernel against its arithmetic intensity; the area of a circle is its share of the step, and what \
-         takes less than {} % of it is left out. The lines are what this machine can do{}: above them, operands come from \
+        "{} speed of each kernel against its arithmetic intensity; the area of a circle is its share of the step. Work of fewer \
+         than {} operations is left out. The lines are what this machine can do{}: above them, operands come from \
          caches.",
         if e.measured.is_some() { "Measured" } else { "Predicted" },
-        ROOFLINE_FROM * 100.0,
+        ROOFLINE_FROM,
         if e.calibration.is_measured() { "" } else { " (guessed)" }
     );
     let mut f = Figure::new("Roofline", &note, &legend(places), 380.0);
