@@ -233,7 +233,9 @@ impl Curve {
             let (px, py) = at(&b.chosen);
             let _ = writeln!(s, "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"4\" fill=\"#2563eb\"/>");
         }
-        let mut labels = Vec::new();
+        // No label lies on a mark.
+        let mark = |p: &Point| [at(p).0 - 5.0, at(p).1 - 5.0, at(p).0 + 5.0, at(p).1 + 5.0];
+        let mut labels: Vec<[f64; 4]> = all.iter().map(|p| mark(p)).collect();
         for p in &self.named {
             let (px, py) = at(p);
             let (lx, ly, anchor) = place(&mut labels, (px, py), &p.name, WIDTH - RIGHT);
