@@ -233,18 +233,20 @@ impl Curve {
             let (px, py) = at(&b.chosen);
             let _ = writeln!(s, "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"4\" fill=\"#2563eb\"/>");
         }
+        // No label lies on a mark.
+        let mark = |p: &Point| [at(p).0 - 5.0, at(p).1 - 5.0, at(p).0 + 5.0, at(p).1 + 5.0];
+        let mut labels: Vec<[f64; 4]> = all.iter().map(|p| mark(p)).collect();
         for p in &self.named {
             let (px, py) = at(p);
-            // Labels of points on the right stand to the left of them.
-            let (dx, anchor) = if px > WIDTH * 0.7 { (-9.0, "end") } else { (9.0, "start") };
+            let (lx, ly, anchor) = place(&mut labels, (px, py), &p.name, WIDTH - RIGHT);
             let _ = writeln!(
                 s,
                 "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"8\" height=\"8\" fill=\"none\" stroke=\"#d97706\" stroke-width=\"2\"/>\
                  <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" fill=\"#1b2330\">{}</text>",
                 px - 4.0,
                 py - 4.0,
-                px + dx,
-                py - 7.0,
+                lx,
+                ly,
                 p.name
             );
         }
@@ -260,6 +262,27 @@ impl Curve {
         );
         s
     }
+}
+
+/// Where the label of a mark goes, and how it is anchored: the first of four places that no other label is in.
+fn place(
+    taken: &mut Vec<[f64; 4]>,
+    (px, py): (f64, f64),
+    text: &str,
+    right: f64,
+) -> (f64, f64, &'static str) {
+    let width = 7.5 * text.chars().count() as f64;
+    let places = [(9.0, -7.0), (9.0, 15.0), (-9.0, -7.0), (-9.0, 15.0)];
+    let boxed = |(dx, dy): (f64, f64)| {
+        let left = if dx > 0.0 { px + dx } else { px + dx - width };
+        [left, py + dy - 11.0, left + width, py + dy + 3.0]
+    };
+    let free = |b: &[f64; 4]| {
+        b[2] <= right && taken.iter().all(|t| b[0] > t[2] || t[0] > b[2] || b[1] > t[3] || t[1] > b[3])
+    };
+    let (dx, dy) = places.into_iter().find(|p| free(&boxed(*p))).unwrap_or((9.0, -7.0));
+    taken.push(boxed((dx, dy)));
+    (px + dx, py + dy, if dx > 0.0 { "start" } else { "end" })
 }
 
 /// Instruction sets that the CPU has, of those that kernels use.

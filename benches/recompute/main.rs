@@ -6,8 +6,8 @@
 //!
 //! Processes take turns of a few steps, so that what the machine does beside hits all alike; the best turn of each counts.
 //! The planner weighs with times that are calibrated here before, as by `kfc tune --calibrate`, or with guesses after
-//! `--uncalibrated`. Prints a table and writes
-//! the curve as `WORKLOAD-TYPE.svg` and `.json` to `--out DIR` (`target/recompute` by default).
+//! `--uncalibrated`. Prints a table and writes the curve as `recompute-WORKLOAD-TYPE.svg` and `.json` to `--out DIR`
+//! (`target/recompute` by default).
 
 mod child;
 mod curve;
@@ -135,7 +135,7 @@ fn bench(o: &Options) -> anyhow::Result<()> {
         budgets.iter().map(|&(budget, i)| Budget { budget, chosen: point("", i) }).collect(),
     );
     print!("{}", curve.table());
-    let stem = format!("{}-{}", o.workload.name, o.dtype);
+    let stem = format!("recompute-{}-{}", o.workload.name, o.dtype);
     std::fs::create_dir_all(&o.out)?;
     for (end, text) in [("svg", curve.svg()), ("json", curve.json())] {
         let path = o.out.join(format!("{stem}.{end}"));

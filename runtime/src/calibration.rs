@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 /// Seconds that a launch takes without work: a step in a walk over a list.
 const LAUNCH: f64 = 1e-7;
 
-/// Steps that a job is timed with at least.
-const FEWEST: usize = 5;
+/// Slices of the time that a job is timed for, each of a step at least.
+const SLICES: u32 = 7;
 
 /// Measurements of rates of which the best count.
 const TRIES: usize = 4;
@@ -243,30 +243,21 @@ impl Calibration {
     }
 
     /// Times every kernel of a job where it runs: takes steps (whose results nobody keeps) for about `budget` after two of
-    /// warm-up, at least five, and keeps of each kernel the mean time, but for the slowest steps ([`typical`]). Measures the
-    /// rates before. Returns the number of steps.
+    /// warm-up ([`time_job`]). Measures the rates before. Returns the number of steps.
     ///
     /// # Errors
     /// As [`Trainer::step`].
     pub fn measure_job(&mut self, trainer: &mut Trainer, budget: Duration) -> Result<usize> {
         self.measure_rates()?;
-        for _ in 0..2 {
-            trainer.step()?;
-        }
-        let start = Instant::now();
-        let mut samples: BTreeMap<String, (Kind, Vec<f64>)> = BTreeMap::new();
-        let mut steps = 0;
-        while steps < FEWEST || start.elapsed() < budget {
-            trainer.forget_times();
-            trainer.step()?;
-            for plan in &trainer.profile().plans {
-                add_samples(plan, &mut samples);
-            }
-            steps += 1;
+        let (steps, times) = time_job(trainer, budget)?;
+        let mut sums: BTreeMap<String, (Kind, f64, f64)> = BTreeMap::new();
+        for t in times {
+            let sum = sums.entry(t.kind.signature()).or_insert_with(|| (t.kind, 0.0, 0.0));
+            *sum = (sum.0.clone(), sum.1 + t.ns * t.launches, sum.2 + t.launches);
         }
         let rates = self.rates();
-        for (signature, (kind, mut ns)) in samples {
-            let Some(ns) = typical(&mut ns) else { continue };
+        for (signature, (kind, ns, launches)) in sums {
+            let ns = ns / launches.max(1.0);
             let bound = rates.roofline(kind.cost, kind.is_16_bit()) * 1e9;
             let ratio = if bound > 0.0 { (ns - LAUNCH * 1e9).max(0.0) / bound } else { 1.0 };
             self.kernels.insert(signature, Timed { op: kind.op, ns, ratio });
@@ -274,28 +265,58 @@ impl Calibration {
         Ok(steps)
     }
 
-    /// Takes steps as [`Calibration::measure_job`] does, but to compare: each kernel's mean time, as a run reports it, with
-    /// what is predicted. A trainer of its own tells how much depends on where its memory lies.
+    /// Takes steps as [`Calibration::measure_job`] does, but to compare times with what is predicted. A trainer of its own
+    /// tells what predictions are worth in another run.
     ///
     /// # Errors
     /// As [`Trainer::step`].
     pub fn check_job(&self, trainer: &mut Trainer, budget: Duration) -> Result<Check> {
-        let (start, mut steps) = (Instant::now(), 0);
-        while steps < 2 + FEWEST || start.elapsed() < budget {
-            trainer.step()?;
-            steps += 1;
-        }
-        // The clock forgets its first two steps as warm-up of its own.
-        let profile = trainer.profile();
-        let covered = profile.measured.as_ref().map_or(0, |m| m.steps) as f64;
-        let pairs = profile.plans.iter().flat_map(|plan| {
-            let times = plan.kinds.iter().zip(sums(plan));
-            times.map(|(kind, (ns, launches))| {
-                (self.predict(kind).0 * 1e9 * launches as f64, ns as f64 / covered)
-            })
-        });
-        Ok(Check { steps: covered as usize, errors: Errors::of(pairs) })
+        let (steps, times) = time_job(trainer, budget)?;
+        let of_step = |t: &JobTime| (self.predict(&t.kind).0 * 1e9 * t.launches, t.ns * t.launches);
+        Ok(Check { steps, errors: Errors::of(times.iter().map(of_step)) })
     }
+}
+
+/// How long a kernel of a job takes.
+struct JobTime {
+    kind: Kind,
+    /// Launches a step.
+    launches: f64,
+    /// Nanoseconds of a launch.
+    ns: f64,
+}
+
+/// Takes steps for about `budget`, in slices, and finds the time of each kernel: the median over the slices of its mean, so
+/// that it is what runs report on average, less what other programs did meanwhile. Returns the number of steps, too.
+fn time_job(trainer: &mut Trainer, budget: Duration) -> Result<(usize, Vec<JobTime>)> {
+    for _ in 0..2 {
+        trainer.step()?;
+    }
+    let mut steps = 0;
+    let mut means: Vec<(JobTime, Vec<f64>)> = Vec::new();
+    for _ in 0..SLICES {
+        trainer.forget_times();
+        let (start, mut taken) = (Instant::now(), 0);
+        while taken == 0 || start.elapsed() < budget / SLICES {
+            trainer.step()?;
+            taken += 1;
+        }
+        steps += taken;
+        let profile = trainer.profile();
+        // The clock leaves out its own steps of warm-up, in each slice.
+        let covered = profile.measured.as_ref().map_or(0, |m| m.steps).max(1) as f64;
+        let times: Vec<JobTime> = profile.plans.iter().flat_map(|plan| job_times(plan, covered)).collect();
+        for (i, time) in times.into_iter().enumerate() {
+            let ns = time.ns;
+            match means.get_mut(i) {
+                Some((_, all)) => all.push(ns),
+                None => means.push((time, vec![ns])),
+            }
+        }
+    }
+    let middle =
+        |(time, mut all): (JobTime, Vec<f64>)| JobTime { ns: median(&mut all).unwrap_or(0.0), ..time };
+    Ok((steps, means.into_iter().map(middle).collect()))
 }
 
 /// The time at `bound` seconds of the roofline, from times of the same operation: the share of the roofline that they
@@ -311,29 +332,16 @@ fn scaled<'a>(known: impl Iterator<Item = &'a Timed>, bound: f64) -> Option<f64>
     (weights > 0.0).then(|| bound * (sum / weights).exp() + LAUNCH)
 }
 
-/// The mean of all but the slowest fiftieth: what a run will see on average, less what came from outside.
-fn typical(ns: &mut Vec<f64>) -> Option<f64> {
-    ns.sort_by(f64::total_cmp);
-    ns.truncate(ns.len() - ns.len() / 50);
-    (!ns.is_empty()).then(|| ns.iter().sum::<f64>() / ns.len() as f64)
-}
-
-/// Nanoseconds of all covered steps and launches a step of each kind.
-fn sums(plan: &PlanProfile) -> Vec<(u64, u64)> {
-    let mut sums = vec![(0, 0); plan.kinds.len()];
+/// Mean times of a plan's kernels over so many steps.
+fn job_times(plan: &PlanProfile, steps: f64) -> Vec<JobTime> {
+    let mut times: Vec<JobTime> =
+        plan.kinds.iter().map(|kind| JobTime { kind: kind.clone(), launches: 0.0, ns: 0.0 }).collect();
     for l in &plan.launches {
-        sums[l.kind].0 += l.ns;
-        sums[l.kind].1 += plan.runs_per_step as u64;
+        times[l.kind].launches += plan.runs_per_step as f64;
+        times[l.kind].ns += l.ns as f64 / steps;
     }
-    sums
-}
-
-/// Mean nanoseconds of a launch of each kind in one step.
-fn add_samples(plan: &PlanProfile, samples: &mut BTreeMap<String, (Kind, Vec<f64>)>) {
-    for (kind, (ns, launches)) in plan.kinds.iter().zip(sums(plan)) {
-        let entry = samples.entry(kind.signature()).or_insert_with(|| (kind.clone(), Vec::new()));
-        entry.1.push(ns as f64 / launches.max(1) as f64);
-    }
+    times.iter_mut().for_each(|t| t.ns /= t.launches.max(1.0));
+    times
 }
 
 /// The middle value; the mean of the two middle ones of an even number.
@@ -423,10 +431,6 @@ mod tests {
         let errors = Errors::of(pairs.into_iter());
         assert!((errors.median - 0.1).abs() < 1e-9 && (errors.weighted - 0.5).abs() < 1e-9, "{errors:?}");
         assert_eq!(Errors::of([].into_iter()), Errors::default());
-        let mut times = vec![2.0; 98];
-        times.extend([4.0, 1e9]);
-        let typical = typical(&mut times).unwrap();
-        assert_eq!(typical, 2.0);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::{Explanation, Part, Place, PlanMemory};
 use crate::config::format_bytes;
 use crate::report::axes::Frame;
 use crate::report::escape;
-use crate::report::roofline::{Dot, Roofline, SMALLEST_SHARE};
+use crate::report::roofline::{Dot, Roofline};
 use crate::report::scale::{Scale, number};
 use kfc_runtime::profile::PlanProfile;
 use std::fmt::Write;
@@ -174,10 +174,13 @@ pub(super) fn arena(e: &Explanation<'_>, plan: &PlanProfile) -> String {
     f.end()
 }
 
+/// Operations of a launch from which a kernel is in the roofline: scalars would stretch it over many empty decades.
+const ROOFLINE_FROM: u64 = 1024;
+
 /// Kernels under the roofline: FLOP a byte against GFLOP/s.
 pub(super) fn roofline(e: &Explanation<'_>) -> Option<String> {
     let rates = e.calibration.rates();
-    let dots = e.kernels.iter().filter_map(|k| {
+    let dots = e.kernels.iter().filter(|k| k.kind.cost.flops >= ROOFLINE_FROM).filter_map(|k| {
         let place = k.places.first()?;
         Some(Dot {
             label: k.label(),
@@ -195,11 +198,11 @@ pub(super) fn roofline(e: &Explanation<'_>) -> Option<String> {
         dots: dots.collect(),
     };
     let note = format!(
-        "{} speed of each kernel against its arithmetic intensity; the area of a circle is its share of the step, and what \
-         takes less than {} % of it is left out. The lines are what this machine can do{}: above them, operands come from \
+        "{} speed of each kernel against its arithmetic intensity; the area of a circle is its share of the step. Work of fewer \
+         than {} operations is left out. The lines are what this machine can do{}: above them, operands come from \
          caches.",
         if e.measured.is_some() { "Measured" } else { "Predicted" },
-        SMALLEST_SHARE * 100.0,
+        ROOFLINE_FROM,
         if e.calibration.is_measured() { "" } else { " (guessed)" }
     );
     let places = e.kernels.iter().flat_map(|k| k.places.iter().copied());

@@ -7,9 +7,6 @@ use super::escape;
 use super::scale::{Scale, number};
 use std::fmt::Write;
 
-/// Share of the whole from which a kernel is drawn: scalars would stretch the drawing over many empty decades.
-pub const SMALLEST_SHARE: f64 = 1e-4;
-
 /// Radius of a kernel that takes all of the time.
 const RADIUS: f64 = 34.0;
 
@@ -57,7 +54,7 @@ impl Dot {
     }
 
     fn is_drawn(&self) -> bool {
-        self.flops > 0.0 && self.bytes > 0.0 && self.seconds > 0.0 && self.share() >= SMALLEST_SHARE
+        self.flops > 0.0 && self.bytes > 0.0 && self.seconds > 0.0
     }
 }
 
@@ -180,12 +177,12 @@ mod tests {
         let roofline = Roofline {
             roofs: vec![("f32".into(), 1e11), ("bf16".into(), 2e11)],
             bytes_per_s: 1e10,
-            dots: vec![dot("a<b", 0.1), dot("tiny", 1e-6)],
+            dots: vec![dot("a<b", 0.1), Dot { flops: 0.0, ..dot("copy", 0.1) }],
         };
         let svg = roofline.page("Kernels", "measured", &[("mlp".into(), 1)]).unwrap();
         // 100 FLOP a byte at 10 GB/s would be 1 TFLOP/s: the arithmetic roof limits.
         assert!(svg.contains("a&lt;b\n100 ms (10.0 %), 10 GFLOP/s, 5.0 % of the highest roof"), "{svg}");
-        assert!(!svg.contains("tiny") && svg.contains("bf16 200 GFLOP/s") && svg.contains(">mlp<"));
+        assert!(!svg.contains("copy") && svg.contains("bf16 200 GFLOP/s") && svg.contains(">mlp<"));
         assert!(Roofline { dots: Vec::new(), ..roofline }.page("", "", &[]).is_none());
     }
 }
