@@ -3,7 +3,7 @@
 //! [`Frontier::new`] tries sets of values to drop, from "none" to "every layer" and beyond, and plans the memory of each;
 //! what is left is a list in which less memory costs more time. A budget takes the fastest entry that fits. So by
 //! construction a smaller budget never gives a larger peak, a larger one never a slower plan, and no named policy that fits
-//! is faster than what is chosen.
+//! is faster than what is chosen, but for [`FREE`]: what costs so little that nobody notices is made again under any budget.
 //!
 //! Values that play the same role in every layer form a class, ordered greedily: next comes the class whose recomputation
 //! costs the fewest seconds for each byte that the peak of live memory falls by. Each step of the ladder drops one class
@@ -17,6 +17,10 @@ use crate::passes::recompute::{self, Cut, Policy, chain, dropped, layer_of};
 use crate::schedule::schedule;
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
+
+/// Share of the graph's time that recomputation may always take: norms and activations are made again for less, and free a
+/// good part of what would be kept.
+pub const FREE: f64 = 0.005;
 
 /// Sets beside the named policies of which the memory is planned in full.
 const PLANNED: usize = 72;
@@ -52,6 +56,8 @@ pub struct Frontier {
     pub choices: Vec<Choice>,
     /// The named policies, whether beaten or not.
     pub named: Vec<Choice>,
+    /// Seconds of recomputation that count for nothing: [`FREE`] of the graph's time.
+    pub free_seconds: f64,
 }
 
 /// The budget is below what any choice needs.
@@ -72,16 +78,21 @@ impl Frontier {
         let mut tried = named.clone();
         let ladder = search.ladder();
         tried.extend(each(ladder, &|c| search.planned(c.name, c.dropped)));
-        Frontier { choices: pareto(tried, |c| c.arena_bytes), named }
+        Frontier {
+            choices: pareto(tried, |c| c.arena_bytes),
+            named,
+            free_seconds: FREE * search.all_seconds(),
+        }
     }
 
-    /// The fastest choice whose arena fits.
+    /// The fastest choice whose arena fits; of those that cost at most [`Frontier::free_seconds`] the smallest one.
     ///
     /// # Errors
     /// [`TooSmall`], which names the smallest feasible budget.
     pub fn within(&self, arena_bytes: usize) -> Result<&Choice, TooSmall> {
         let smallest = self.choices.last().map_or(0, |c| c.arena_bytes);
-        let fits = self.choices.iter().find(|c| c.arena_bytes <= arena_bytes);
+        let free = self.choices.iter().rposition(|c| c.extra_seconds <= self.free_seconds).unwrap_or(0);
+        let fits = self.choices.iter().skip(free).find(|c| c.arena_bytes <= arena_bytes);
         fits.ok_or(TooSmall { budget: arena_bytes, smallest })
     }
 }
@@ -152,10 +163,10 @@ fn work(graph: &Graph, node: &Node) -> Work {
     (node.op.name(), cost.flops, cost.bytes)
 }
 
-/// Expected time of all that copies can be made of: asked for once, since candidates are many.
+/// Expected time of each work of a graph: asked for once, since candidates are many.
 fn seconds_of_works(graph: &Graph, seconds: &SecondsOf<'_>) -> BTreeMap<Work, f64> {
     let mut known = BTreeMap::new();
-    for node in graph.nodes().iter().filter(|n| n.phase == Phase::Forward) {
+    for node in graph.nodes() {
         known.entry(work(graph, node)).or_insert_with(|| node_seconds(graph, node, seconds));
     }
     known
@@ -201,9 +212,19 @@ impl Search<'_> {
         Candidate { name, dropped, live_bytes, extra_seconds: self.seconds(&graph) }
     }
 
+    /// Expected time of what runs twice.
     fn seconds(&self, graph: &Graph) -> f64 {
-        let again = graph.nodes().iter().filter(|n| n.phase == Phase::Recompute);
-        again.fold(0.0, |sum, n| sum + self.seconds.get(&work(graph, n)).copied().unwrap_or(0.0))
+        self.sum(graph, |n| n.phase == Phase::Recompute)
+    }
+
+    /// Expected time of the graph as it is.
+    fn all_seconds(&self) -> f64 {
+        self.sum(self.graph, |_| true)
+    }
+
+    fn sum(&self, graph: &Graph, counts: impl Fn(&Node) -> bool) -> f64 {
+        let nodes = graph.nodes().iter().filter(|n| counts(n));
+        nodes.fold(0.0, |sum, n| sum + self.seconds.get(&work(graph, n)).copied().unwrap_or(0.0))
     }
 
     /// The candidates worth planning, about [`PLANNED`] at most.

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{check_order, check_plan, defs, facts, no_facts, random_graph, random_inputs, random_training};
-use kfc_graph::budget::Frontier;
+use kfc_graph::budget::{Choice, Frontier};
 use kfc_graph::cost::Rates;
 use kfc_graph::interp::{Tensor, run};
 use kfc_graph::memory::plan;
@@ -95,6 +95,7 @@ proptest! {
         let frontier = Frontier::new(&g, &facts, &Rates::default().seconds_of());
         let cut = recompute::Cut::new(&g);
         let (fast, small) = (frontier.choices.first().unwrap(), frontier.choices.last().unwrap());
+        prop_assert!(frontier.within(usize::MAX).unwrap().extra_seconds <= frontier.free_seconds);
         let mut last: Option<(usize, f64)> = None;
         for budget in (0..=fast.arena_bytes + 64).rev().step_by(64) {
             let Ok(choice) = frontier.within(budget) else {
@@ -108,7 +109,8 @@ proptest! {
             }
             last = Some((choice.arena_bytes, choice.extra_seconds));
             let named = frontier.named.iter().filter(|n| n.arena_bytes <= budget);
-            named.for_each(|n| assert!(choice.extra_seconds <= n.extra_seconds, "{} is faster", n.name));
+            let limit = |n: &Choice| n.extra_seconds.max(frontier.free_seconds);
+            named.for_each(|n| assert!(choice.extra_seconds <= limit(n), "{} is faster", n.name));
         }
         for choice in &frontier.choices {
             let new = recompute::run(&g, &cut, &choice.dropped);

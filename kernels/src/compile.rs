@@ -20,7 +20,7 @@ pub enum Recompute {
     Off,
     /// What a policy names.
     Named(Policy),
-    /// What costs the least time for an arena of at most this many bytes.
+    /// What costs the least time for an arena of at most this many bytes, and what costs next to nothing in any case.
     WithinBudget(usize),
 }
 
@@ -48,7 +48,7 @@ impl Default for CompileOptions<'_> {
 pub struct Compiled {
     /// The plan.
     pub plan: Plan,
-    /// All choices, where a budget did not allow to keep everything.
+    /// All choices, where there was a budget.
     pub frontier: Option<Frontier>,
 }
 
@@ -73,7 +73,6 @@ pub fn compile_with(
     let graph = optimised(graph, observer)?;
     let (dropped, frontier) = match &options.recompute {
         Recompute::Off => (BTreeSet::new(), None),
-        Recompute::WithinBudget(bytes) if plain_arena(&graph) <= *bytes => (BTreeSet::new(), None),
         Recompute::Named(policy) => (recompute::dropped(&graph, &Cut::new(&graph), policy), None),
         Recompute::WithinBudget(bytes) => {
             let frontier = Frontier::new(&graph, &facts_of, options.seconds);
@@ -91,11 +90,6 @@ pub fn compile_with(
 /// As [`compile`].
 pub fn frontier(graph: &Graph, seconds: &SecondsOf<'_>) -> Result<Frontier, KernelError> {
     Ok(Frontier::new(&optimised(graph, &mut |_, _| ())?, &facts_of, seconds))
-}
-
-/// Size of the arena when everything is kept.
-fn plain_arena(graph: &Graph) -> usize {
-    memory::plan(graph, &schedule::schedule(graph), &facts_of).arena_bytes
 }
 
 /// The graph after the device-independent passes; every operation in it has a kernel.

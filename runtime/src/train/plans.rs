@@ -79,10 +79,10 @@ pub(super) fn compile_graphs(
     observer: &mut PassObserver<'_>,
 ) -> Result<CompiledJob> {
     let recompute = match (job.train.recompute, job.train.mem_budget) {
-        (RecomputePolicy::Auto, Some(budget)) => {
-            Recompute::WithinBudget(budget.saturating_sub(held.total()) as usize)
-        }
-        (RecomputePolicy::Auto | RecomputePolicy::Off, _) => Recompute::Off,
+        (RecomputePolicy::Auto, budget) => Recompute::WithinBudget(
+            budget.map_or(usize::MAX, |budget| budget.saturating_sub(held.total()) as usize),
+        ),
+        (RecomputePolicy::Off, _) => Recompute::Off,
         (RecomputePolicy::EveryLayer, _) => Recompute::Named(Policy::EveryLayer),
         (RecomputePolicy::EveryK(k), _) => Recompute::Named(Policy::EveryK(k)),
         (RecomputePolicy::Attention, _) => Recompute::Named(Policy::AttentionOnly),
