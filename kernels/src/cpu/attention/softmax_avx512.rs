@@ -237,7 +237,6 @@ unsafe fn exponential_pairs(scores: &[f32], lanes: &mut Lanes<'_>, pairs: &mut [
 /// Keys of a panel.
 const MR: usize = 8;
 
-
 /// Panels of keys whose depth are 16 lanes, from the rows of 8 keys: 8 units of each key, in 4 vectors.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
