@@ -6,8 +6,8 @@
 use super::forward::{finish_row, query_tokens};
 use super::panels;
 use super::{Head, Shape, Tokens};
-use crate::cpu::gemm::Engine;
-use crate::cpu::simd::simd;
+use crate::cpu::float::Src;
+use crate::cpu::simd::{Level, simd};
 use crate::cpu::{Call, math, par, reduce, scratch};
 use kfc_graph::DType;
 
@@ -17,20 +17,23 @@ const ROWS: usize = 16;
 /// Keys of a chunk.
 const CHUNK: usize = 256;
 
+/// Keys that are converted to `f32` at once.
+const STEP: usize = 32;
+
 /// Attention by dot products.
 pub(super) struct Decode {
     s: Shape,
-    e: Engine,
+    level: Level,
 }
 
 impl Decode {
-    /// Whether a shape has few enough queries.
-    pub(super) fn fits(s: &Shape) -> bool {
-        s.rows() <= ROWS
+    /// Whether a shape has few enough queries: without the loops that share what is read, only one.
+    pub(super) fn fits(s: &Shape, level: Level) -> bool {
+        s.rows() <= if is_wide(level) { ROWS } else { 1 }
     }
 
-    pub(super) fn new(s: Shape, e: Engine) -> Decode {
-        Decode { s, e }
+    pub(super) fn new(s: Shape, level: Level) -> Decode {
+        Decode { s, level }
     }
 
     fn chunks(&self) -> usize {
@@ -75,7 +78,7 @@ impl Decode {
     /// # Safety
     /// As [`Decode::run`].
     unsafe fn chunk(&self, call: &Call<'_>, tokens: Tokens<'_>, at: Head, start: usize, out: &mut [f32]) {
-        let (s, e) = (&self.s, &self.e);
+        let s = &self.s;
         let (seg_q, pos_q) = query_tokens(s, &tokens, at, 0, s.rows());
         let (segs, poss) = tokens.keys(s, at.batch, start, CHUNK.min(s.tk - start));
         let sees = |r: usize, j: usize| seg_q[r] >= 0 && seg_q[r] == segs[j] && poss[j] <= pos_q[r];
@@ -88,15 +91,20 @@ impl Decode {
         };
         let n = hi + 1 - lo;
         let is_hidden = (lo..=hi).any(|j| (0..s.rows()).step_by(s.group).any(|r| !sees(r, j)));
-        let sizes = [s.rows() * n, s.rows() * s.d, n * s.d.max(s.dv)];
+        let sizes = [s.rows() * n, s.rows() * s.d, STEP * s.d.max(s.dv)];
         scratch::with(panels::scratch_len(&sizes), |scratch| {
             let mut rest = panels::aligned(scratch);
-            let [scores, q, floats] = sizes.map(|n| panels::take(&mut rest, n));
+            let [scores, q, rows] = sizes.map(|n| panels::take(&mut rest, n));
             // SAFETY: by contract.
             unsafe {
-                panels::query_rows(s, e, call.src(0, s.x), at, (0, s.rows(), s.rows()), s.d, q);
-                let k = panels::key_rows(s, e, call.src(1, s.x), at, (start + lo, n), s.d, floats);
-                e.dots((q.as_ptr().cast(), s.d, s.rows()), (k.0, k.1, n), s.d, scores);
+                for (r, row) in q.chunks_exact_mut(s.d).enumerate() {
+                    call.src(0, s.x).load(s.tensor_row(at, r) * s.d, row);
+                }
+                for j in (0..n).step_by(STEP) {
+                    let keys = (start + lo + j, STEP.min(n - j));
+                    let (k, stride) = self.floats(call.src(1, s.x), at, keys, s.d, rows);
+                    dots(self.level, q, k, stride, s.d, &mut scores[j..], n);
+                }
                 for (r, scores) in scores.chunks_exact_mut(n).enumerate() {
                     scores.iter_mut().for_each(|x| *x *= s.scale);
                     if is_hidden {
@@ -111,21 +119,39 @@ impl Decode {
                         scores.fill(0.0);
                     }
                 }
-                let v = call.src(2, s.x);
-                let (values, stride) = if s.x == DType::F32 {
-                    (
-                        v.raw(s.key_row(at, start + lo) * s.dv, (n - 1) * s.kv_heads * s.dv + s.dv),
-                        s.kv_heads * s.dv,
-                    )
-                } else {
-                    for (j, row) in floats.chunks_exact_mut(s.dv).take(n).enumerate() {
-                        v.load(s.key_row(at, start + lo + j) * s.dv, row);
-                    }
-                    (&*floats, s.dv)
-                };
-                weighted(scores, n, values, stride, out, self.part());
+                for j in (0..n).step_by(STEP) {
+                    let keys = (start + lo + j, STEP.min(n - j));
+                    let (v, stride) = self.floats(call.src(2, s.x), at, keys, s.dv, rows);
+                    weighted(self.level, &scores[j..], n, v, stride, s.dv, out, self.part());
+                }
             }
         });
+    }
+
+    /// Rows of keys or values as `f32`, and the elements from one to the next.
+    ///
+    /// # Safety
+    /// As [`panels::key_rows`].
+    unsafe fn floats<'a>(
+        &self,
+        x: Src,
+        at: Head,
+        (first, n): (usize, usize),
+        width: usize,
+        scratch: &'a mut [f32],
+    ) -> (&'a [f32], usize) {
+        let s = &self.s;
+        // SAFETY: by contract.
+        unsafe {
+            if x.dtype() == DType::F32 {
+                let stride = s.kv_heads * width;
+                return (x.raw(s.key_row(at, first) * width, (n - 1) * stride + width), stride);
+            }
+            for (i, row) in scratch[..n * width].chunks_exact_mut(width).enumerate() {
+                x.load(s.key_row(at, first + i) * width, row);
+            }
+        }
+        (&scratch[..n * width], width)
     }
 
     /// Joins the chunks of a head in order and writes its rows.
@@ -175,15 +201,54 @@ simd! {
         total
     }
 
-    /// Adds values, weighted by each row of `n` weights, to what follows the first two floats of each row of `out`.
-    fn weighted(weights: &[f32], n: usize, values: &[f32], stride: usize, out: &mut [f32], width: usize) {
-        for (w, out) in weights.chunks_exact(n).zip(out.chunks_exact_mut(width)) {
-            let out = &mut out[2..];
-            for (v, &w) in values.chunks(stride).zip(w) {
-                for (o, v) in out.iter_mut().zip(v) {
-                    *o += w * v;
-                }
-            }
+    /// `y += x`, weighted.
+    fn add(w: f32, x: &[f32], y: &mut [f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += w * *x;
+        }
+    }
+}
+
+/// Whether the loops with AVX-512 are those of this CPU.
+fn is_wide(level: Level) -> bool {
+    matches!(level, Level::Avx512 | Level::Avx512Bf16)
+}
+
+/// Dot products of each row of `q` with rows that are `stride` apart; those of a row of `q` are `n` apart in `out`.
+fn dots(level: Level, q: &[f32], keys: &[f32], stride: usize, d: usize, out: &mut [f32], n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if is_wide(level) {
+        // SAFETY: the CPU has these instructions.
+        return unsafe { super::decode_avx512::dots(q, keys, stride, d, out, n) };
+    }
+    for (q, out) in q.chunks_exact(d).zip(out.chunks_mut(n)) {
+        for (key, out) in keys.chunks(stride).zip(out) {
+            *out = reduce::dot(q, &key[..d]);
+        }
+    }
+}
+
+/// Adds rows that are `stride` apart, weighted by each row of weights, which are `n` apart, to what follows the first two
+/// floats of each row of `out`.
+#[allow(clippy::too_many_arguments)]
+fn weighted(
+    level: Level,
+    weights: &[f32],
+    n: usize,
+    values: &[f32],
+    stride: usize,
+    dv: usize,
+    out: &mut [f32],
+    part: usize,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if is_wide(level) {
+        // SAFETY: the CPU has these instructions.
+        return unsafe { super::decode_avx512::weighted(weights, n, values, stride, dv, out, part) };
+    }
+    for (w, out) in weights.chunks(n).zip(out.chunks_exact_mut(part)) {
+        for (v, &w) in values.chunks(stride).zip(w) {
+            add(w, &v[..dv], &mut out[2..]);
         }
     }
 }

@@ -9,7 +9,7 @@
 //! Keys and values are packed once for all their queries (`panels`). What a panel of queries does not see of a tile of keys is
 //! skipped in blocks of a few keys (`sight`); a tile that it sees entirely needs no mask. `bf16` operands are multiplied as
 //! they are where the CPU can, with probabilities and their gradients rounded to `bf16`; all else is `f32`. Few queries over
-//! many keys, as in decoding, are computed as dot products without panels (`decode`).
+//! many keys, as in decoding, are computed as dot products without panels (`decode`), in `f32`.
 
 use crate::cpu::gemm::Engine;
 use crate::cpu::{Call, Kernel, KernelError};
@@ -17,6 +17,8 @@ use kfc_graph::{Attrs, DType, TensorType};
 
 mod backward;
 mod decode;
+#[cfg(target_arch = "x86_64")]
+mod decode_avx512;
 mod forward;
 mod panels;
 mod sight;
@@ -156,8 +158,8 @@ impl Attention {
     }
 
     fn with_engine(s: Shape, e: Engine) -> Attention {
-        Attention(if decode::Decode::fits(&s) {
-            Path::Dots(decode::Decode::new(s, e))
+        Attention(if decode::Decode::fits(&s, e.level()) {
+            Path::Dots(decode::Decode::new(s, e.level()))
         } else {
             Path::Tiles(forward::Forward::new(s, e))
         })

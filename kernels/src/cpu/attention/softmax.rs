@@ -75,8 +75,8 @@ pub(super) struct Kept<'a> {
 }
 
 /// Turns scores of whole panels of keys into probabilities `p` and `ds`, which holds the gradients of the probabilities,
-/// into those of the scores, `p · (ds - delta)`. Both are kept as panels; if the engine takes pairs they are left undefined
-/// themselves.
+/// into those of the scores, `p · (ds - delta)`. Both are kept as panels. `ds` itself is what it
+/// says afterwards if the engine takes single `f32`, else undefined; `p` is undefined.
 pub(super) fn backward(
     e: &Engine,
     (p, ds): (&mut [f32], &mut [f32]),
@@ -89,9 +89,9 @@ pub(super) fn backward(
         hide(nr, rows.seg, rows.pos, segs, poss, p);
     }
     #[cfg(target_arch = "x86_64")]
-    if super::softmax_avx512::fits(e) && e.is_pair() {
+    if super::softmax_avx512::fits(e) {
         // SAFETY: the CPU has these instructions.
-        return unsafe { super::softmax_avx512::backward_pairs((p, ds), rows, kept) };
+        return unsafe { super::softmax_avx512::backward(e, (p, ds), rows, kept) };
     }
     gradients(nr, p, ds, rows.lse, rows.delta);
     if e.is_pair() {

@@ -237,9 +237,6 @@ unsafe fn exponential_pairs(scores: &[f32], lanes: &mut Lanes<'_>, pairs: &mut [
 /// Keys of a panel.
 const MR: usize = 8;
 
-/// Units of a panel of keys for a panel of lanes.
-const PANEL: usize = NR / 2 * MR;
-
 /// Panels of keys whose depth are 16 lanes, from the rows of 8 keys: 8 units of each key, in 4 vectors.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
@@ -281,18 +278,32 @@ fn panel_order() -> [__m512i; 4] {
     order.map(|o| unsafe { _mm512_loadu_si512(o.as_ptr().cast()) })
 }
 
-/// See [`super::softmax::backward`], for pairs.
+/// See [`super::softmax::backward`].
 ///
 /// # Safety
-/// [`fits`], and the engine takes pairs.
+/// [`fits`].
+pub(super) unsafe fn backward(
+    e: &Engine,
+    (p, ds): (&mut [f32], &mut [f32]),
+    rows: &Rows<'_>,
+    kept: Kept<'_>,
+) {
+    // SAFETY: by contract; an engine takes pairs only with BF16.
+    unsafe {
+        if e.is_pair() { backward_pairs((p, ds), rows, kept) } else { backward_singles((p, ds), rows, kept) }
+    }
+}
+
+/// # Safety
+/// As [`backward`]; the CPU has BF16.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) unsafe fn backward_pairs((p, ds): (&[f32], &[f32]), rows: &Rows<'_>, kept: Kept<'_>) {
+unsafe fn backward_pairs((p, ds): (&[f32], &[f32]), rows: &Rows<'_>, kept: Kept<'_>) {
     let (lse, delta) = (row(rows.lse), row(rows.delta));
     let (halves, order) = (interleaved(), panel_order());
     let keys = p.chunks_exact(MR * NR).zip(ds.chunks_exact(MR * NR));
     let out = kept.p.chunks_mut(kept.stride).zip(kept.ds.chunks_mut(kept.stride));
     for (((p, ds), (kept_p, kept_ds)), pairs) in keys.zip(out).zip(kept.pairs.chunks_exact_mut(MR / 2 * NR)) {
-        let (kept_p, kept_ds) = (&mut kept_p[..PANEL], &mut kept_ds[..PANEL]);
+        let (kept_p, kept_ds) = (&mut kept_p[..NR / 2 * MR], &mut kept_ds[..NR / 2 * MR]);
         for v in 0..VR {
             let mut x = [_mm512_setzero_ps(); MR];
             for (i, x) in x.iter_mut().enumerate() {
@@ -310,6 +321,63 @@ pub(super) unsafe fn backward_pairs((p, ds): (&[f32], &[f32]), rows: &Rows<'_>, 
             for (i, x) in x.chunks_exact(2).enumerate() {
                 store_units(&mut pairs[i * NR + 16 * v..], join(x[0], x[1], halves));
             }
+        }
+    }
+}
+
+/// Writes the rows of 8 keys, 16 lanes each, as 16 units of a panel of keys.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_panel(keys: &[__m512; MR], out: &mut [u32]) {
+    let out = &mut out[..16 * MR];
+    let low = |a, b| _mm512_unpacklo_ps(a, b);
+    let high = |a, b| _mm512_unpackhi_ps(a, b);
+    let pd = |x| _mm512_castps_pd(x);
+    // Quarter `q` of vector `j` has four keys of lane `4 q + j`.
+    let four = |k: &[__m512]| {
+        let (l, m) = ([low(k[0], k[1]), low(k[2], k[3])], [high(k[0], k[1]), high(k[2], k[3])]);
+        [
+            _mm512_unpacklo_pd(pd(l[0]), pd(l[1])),
+            _mm512_unpackhi_pd(pd(l[0]), pd(l[1])),
+            _mm512_unpacklo_pd(pd(m[0]), pd(m[1])),
+            _mm512_unpackhi_pd(pd(m[0]), pd(m[1])),
+        ]
+    };
+    // Quarters of two vectors in turn: the first two of each, and the last two.
+    let orders = [_mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15)];
+    for (j, (a, b)) in four(&keys[..4]).into_iter().zip(four(&keys[4..])).enumerate() {
+        for (h, order) in orders.into_iter().enumerate() {
+            let lanes = _mm512_permutex2var_pd(a, order, b);
+            let halves = [_mm512_castpd512_pd256(lanes), _mm512_extractf64x4_pd::<1>(lanes)];
+            for (q, half) in halves.into_iter().enumerate() {
+                let to = &mut out[(8 * h + 4 * q + j) * MR..][..MR];
+                // SAFETY: 8 units.
+                unsafe { _mm256_storeu_pd(to.as_mut_ptr().cast(), half) };
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`backward`].
+#[target_feature(enable = "avx512f")]
+unsafe fn backward_singles((p, ds): (&mut [f32], &mut [f32]), rows: &Rows<'_>, kept: Kept<'_>) {
+    let (lse, delta) = (row(rows.lse), row(rows.delta));
+    let keys = p.chunks_exact_mut(MR * NR).zip(ds.chunks_exact_mut(MR * NR));
+    let out = kept.p.chunks_mut(kept.stride).zip(kept.ds.chunks_mut(kept.stride));
+    for ((p, ds), (kept_p, kept_ds)) in keys.zip(out) {
+        for v in 0..VR {
+            let mut x = [_mm512_setzero_ps(); MR];
+            for (i, x) in x.iter_mut().enumerate() {
+                *x = exp2(_mm512_sub_ps(load(&p[i * NR + 16 * v..]), lse[v]));
+            }
+            store_panel(&x, &mut kept_p[16 * v * MR..]);
+            for (i, x) in x.iter_mut().enumerate() {
+                let ds = &mut ds[i * NR + 16 * v..];
+                *x = _mm512_mul_ps(*x, _mm512_sub_ps(load(ds), delta[v]));
+                store(ds, *x);
+            }
+            store_panel(&x, &mut kept_ds[16 * v * MR..]);
         }
     }
 }

@@ -7,10 +7,8 @@ use super::Mat;
 use super::micro::{self, Block, Isa};
 use super::pack::{self, Part};
 use crate::cpu::float::Src;
-use crate::cpu::reduce;
 use crate::cpu::simd::{Level, level};
 use kfc_graph::DType;
-use std::slice;
 
 /// The micro-kernels for operands of one type.
 #[derive(Clone, Copy)]
@@ -122,39 +120,6 @@ impl Engine {
             unsafe {
                 let (rows, out) = (rows.add(i * stride).cast(), out.add(i).cast());
                 (self.isa.transpose)(rows, stride, 16.min(m - i), n, false, out, width);
-            }
-        }
-    }
-
-    /// Dot products of `m` rows with `n` rows, row-major; each operand is an address, the elements from one row to the next,
-    /// and a count of rows.
-    ///
-    /// # Safety
-    /// Operands hold elements of [`Engine::element`] in these extents.
-    pub(crate) unsafe fn dots(
-        &self,
-        (a, a_stride, m): (*const u8, usize, usize),
-        (b, b_stride, n): (*const u8, usize, usize),
-        depth: usize,
-        out: &mut [f32],
-    ) {
-        let row = |x: *const u8, i: usize| x.wrapping_add(i * self.element().size());
-        for j in 0..n {
-            for i in 0..m {
-                let (a, b) = (row(a, i * a_stride), row(b, j * b_stride));
-                // SAFETY: by contract.
-                out[i * n + j] = unsafe {
-                    match self.isa.dot {
-                        Some(dot) if self.pair => dot(
-                            slice::from_raw_parts(a.cast(), depth),
-                            slice::from_raw_parts(b.cast(), depth),
-                        ),
-                        _ => reduce::dot(
-                            slice::from_raw_parts(a.cast(), depth),
-                            slice::from_raw_parts(b.cast(), depth),
-                        ),
-                    }
-                };
             }
         }
     }
