@@ -17,8 +17,7 @@ fn main() {
             let mut prepared = None;
             let bytes = bandwidth::bytes(&op, &operands).expect("operands that fit");
             b.measure("pointwise", &format!("{name}/{dtype}"), bytes, &mut || {
-                let p =
-                    prepared.get_or_insert_with(|| bandwidth::operation(&op, &operands).expect("a plan"));
+                let p = prepared.get_or_insert_with(|| bandwidth::operation(&op, &operands).expect("a plan"));
                 p.run();
             });
         }
@@ -52,7 +51,11 @@ fn cases(dtype: DType) -> Vec<Case> {
         ("rope", op("rope", rope), [vec![x()], tables().into()].concat()),
         ("swiglu", op("swiglu", Attrs::new()), vec![x(), x()]),
         ("swiglu_bwd", op("swiglu_bwd", Attrs::new()), vec![x(), x(), x()]),
-        ("embedding", op("embedding", Attrs::new()), vec![of(dtype, &[32_000, WIDTH]), ids(32_000, &[1, ROWS])]),
+        (
+            "embedding",
+            op("embedding", Attrs::new()),
+            vec![of(dtype, &[32_000, WIDTH]), ids(32_000, &[1, ROWS])],
+        ),
         ("accumulate", op("accumulate", Attrs::new()), vec![f(&[ROWS, WIDTH]), of(dtype, &[ROWS, WIDTH])]),
         ("reduce_max rows", Op::Prim(Prim::ReduceMax { axes: vec![2] }), vec![x()]),
         ("reduce_sum rows", Op::Prim(Prim::ReduceSum { axes: vec![2] }), vec![x()]),

@@ -15,6 +15,7 @@ use thiserror::Error;
 mod attention;
 mod attention_bwd;
 mod composite;
+mod elem;
 mod ewc;
 mod feature;
 mod fill;
@@ -199,9 +200,9 @@ fn prim(p: &Prim, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Box<d
         | Prim::Mul
         | Prim::Div
         | Prim::Max
-        | Prim::Compare(_) => pointwise::build(p, inputs)?,
-        Prim::Cast(to) => Box::new(pointwise::Cast::new(&inputs[0], *to)),
-        Prim::Select => Box::new(pointwise::Select::new(&inputs[1])),
+        | Prim::Compare(_)
+        | Prim::Cast(_)
+        | Prim::Select => Box::new(pointwise::Pointwise::new(p, inputs, &outputs[0])?),
         Prim::Reshape { .. } => Box::new(movement::StridedCopy::reshape(&inputs[0])),
         Prim::Transpose { perm } => Box::new(movement::StridedCopy::transpose(&inputs[0], perm)),
         Prim::Broadcast { dims } => Box::new(movement::StridedCopy::broadcast(&inputs[0], dims)),

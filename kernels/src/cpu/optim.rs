@@ -1,5 +1,6 @@
 //! The optimiser and sums over whole tensors: `adamw`, `sum_squares`, `ewc_penalty` and its gradient.
 
+use crate::cpu::elem::of_type;
 use crate::cpu::float::{BLOCK, Src};
 use crate::cpu::reduce::{sum, sum_squares};
 use crate::cpu::simd::simd;
@@ -38,9 +39,11 @@ impl Kernel for SumSquares {
         let x = call.src(0, self.x);
         // SAFETY: by contract of `run`; the workspace has the size asked for; blocks are in bounds.
         unsafe {
-            let total = ordered_sum(self.n, call.work(0, self.n.div_ceil(PARTIAL)), |start, n| {
-                sum_squares(x.read(start, n, &mut [0.0; BLOCK]))
-            });
+            let total = ordered_sum(
+                self.n,
+                call.work(0, self.n.div_ceil(PARTIAL)),
+                |start, n| of_type!(x.dtype(), T => sum_squares(x.raw::<T>(start, n))),
+            );
             call.output::<f32>(0)[0] = total as f32;
         }
     }
