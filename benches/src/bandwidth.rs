@@ -159,6 +159,23 @@ pub fn operation(op: &Op, operands: &[(TensorType, SampleInput)]) -> anyhow::Res
     prepare(&graph, store)
 }
 
+/// A graph whose floats are all inputs of this value and whose integers are 1.
+///
+/// # Errors
+/// If the graph has no plan, or memory runs out.
+pub fn bound(graph: &Graph, value: f32) -> anyhow::Result<Prepared> {
+    let mut store = Store::new();
+    for input in graph.inputs() {
+        let ty = graph.ty(input.value);
+        let slot = store.allocate(&input.name, ty)?;
+        match ty.dtype {
+            DType::I32 => store.slice_mut::<i32>(slot).fill(1),
+            dtype => write_f32(&vec![value; ty.elements()], dtype, store.slice_mut::<u8>(slot)),
+        }
+    }
+    prepare(graph, store)
+}
+
 /// Bytes that an operation over these operands reads and writes.
 ///
 /// # Errors
@@ -169,11 +186,7 @@ pub fn bytes(op: &Op, operands: &[(TensorType, SampleInput)]) -> anyhow::Result<
     Ok(op.cost(&types, &results).bytes)
 }
 
-/// A graph over the tensors of a store.
-///
-/// # Errors
-/// If a tensor is missing, or memory runs out.
-pub fn prepare(graph: &Graph, store: Store) -> anyhow::Result<Prepared> {
+fn prepare(graph: &Graph, store: Store) -> anyhow::Result<Prepared> {
     let plan = compile(graph, &mut |_, _| ())?;
     let mut bound = session::bind(&[plan], &store)?;
     let plan = bound.pop().ok_or_else(|| anyhow::anyhow!("no plan"))?;
