@@ -5,7 +5,7 @@
 
 use kfc_benches::bandwidth::{self, Bandwidth, Prepared};
 use kfc_benches::workloads::SMALL;
-use kfc_graph::DType;
+use kfc_graph::{Attrs, Builder, DType, Graph, InputKind, TensorType};
 use kfc_ops::step::TrainedParam;
 use kfc_ops::step::update::{EwcSpec, EwcTerm, UpdateSpec, update_graph};
 use std::collections::BTreeSet;
@@ -26,7 +26,37 @@ fn main() {
             });
         }
     }
+    for fisher in [DType::F32, DType::Bf16] {
+        let (graph, bytes) = delta(fisher);
+        let mut prepared = None;
+        b.measure("optimizer", &format!("change of small, fisher {fisher}"), bytes, &mut || {
+            prepared.get_or_insert_with(|| bandwidth::bound(&graph, 1e-3).expect("a plan")).run();
+        });
+    }
     b.finish();
+}
+
+/// The penalty on the merged change of the adapters of `small` and its gradient; bytes are those of the Fisher diagonal.
+fn delta(fisher: DType) -> (Graph, u64) {
+    let mut graph = Graph::new("delta");
+    let mut bytes = 0;
+    let weight = graph.add_input("weight", InputKind::Data, TensorType::scalar());
+    for (i, sides) in adapters().chunks(2).enumerate() {
+        let input = |g: &mut Graph, name: &str, dtype, dims: &[usize]| {
+            g.add_input(format!("{name}.{i}"), InputKind::Weight, TensorType::new(dtype, dims))
+        };
+        let (a, o) = (&sides[0].dims, sides[1].dims[0]);
+        let (va, vb) =
+            (input(&mut graph, "a", DType::F32, a), input(&mut graph, "b", DType::F32, &sides[1].dims));
+        let f = input(&mut graph, "fisher", fisher, &[o, a[1]]);
+        bytes += graph.ty(f).bytes() as u64;
+        let attrs = Attrs::new().with("scale", 2.0);
+        let results = Builder::new(&mut graph)
+            .composite(&kfc_ops::ewc_delta::EWC_DELTA_BWD, attrs, &[weight, va, vb, f])
+            .expect("operands that fit");
+        results.iter().enumerate().for_each(|(j, &v)| graph.add_output(format!("{i}.{j}"), v, None));
+    }
+    (graph, bytes)
 }
 
 /// The adapters of the student of `small`, rank 16 on every linear layer.
