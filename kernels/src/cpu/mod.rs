@@ -1,4 +1,4 @@
-//! CPU kernels: one for every primitive and for the composites that [`claims`] names.
+//! CPU kernels: one for every primitive, for the composites that [`claims`] names, and for fused groups.
 //!
 //! Invariants:
 //! - a kernel's result is the same, bit for bit, for any number of threads: work is cut into tiles that depend on shapes
@@ -21,8 +21,10 @@ mod feature;
 mod fill;
 mod float;
 pub mod gemm;
+mod group;
 mod head;
 mod index;
+mod list;
 mod lora;
 pub mod math;
 mod matmul;
@@ -36,6 +38,8 @@ mod reduce;
 mod rope;
 pub mod scratch;
 pub mod simd;
+mod strided;
+mod sums;
 mod swiglu;
 
 use float::{Dst, Src};
@@ -180,6 +184,7 @@ pub fn claims(c: &Composite, _inputs: &[TensorType]) -> bool {
 pub fn build(op: &Op, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Box<dyn Kernel>, KernelError> {
     match op {
         Op::Prim(p) => prim(p, inputs, outputs),
+        Op::Group(g) => Ok(Box::new(group::GroupKernel::new(g)?)),
         Op::Composite(c) => composite::build(c, inputs, outputs)
             .unwrap_or_else(|| Err(KernelError::Unclaimed(c.def.name().to_string()))),
     }

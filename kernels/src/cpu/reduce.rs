@@ -14,23 +14,36 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn identity(self) -> f64 {
+    pub(crate) fn identity(self) -> f64 {
         match self {
             Kind::Sum => 0.0,
             Kind::Max => f64::NEG_INFINITY,
         }
     }
 
-    fn join(self, a: f64, b: f64) -> f64 {
+    pub(crate) fn join(self, a: f64, b: f64) -> f64 {
         match self {
             Kind::Sum => a + b,
             Kind::Max => a.max(b),
         }
     }
+
+    /// Of at most a block of neighbours.
+    pub(crate) fn of_block<T: Elem>(self, x: &[T]) -> f64 {
+        match self {
+            Kind::Sum => sum(x),
+            Kind::Max => f64::from(max(x)),
+        }
+    }
 }
 
 /// Elements of a partial result when few results have many elements each.
-const PARTIAL: usize = 64 * 1024;
+pub(crate) const PARTIAL: usize = 64 * 1024;
+
+/// Partial results of each of `rows` rows of so many elements: more than one only where few rows are long.
+pub(crate) fn partials_of(rows: usize, width: usize) -> usize {
+    if rows < 16 { width.div_ceil(PARTIAL) } else { 1 }
+}
 
 /// Columns that a task reduces side by side when the innermost axis is kept.
 const COLUMNS: usize = 64;
@@ -87,7 +100,7 @@ impl Reduce {
     /// Partial results of each result, if it is worth to cut the runs.
     fn partials(&self) -> usize {
         match self.run {
-            Some(run) if self.reduced.is_empty() && self.kept_count() < 16 => run.div_ceil(PARTIAL),
+            Some(run) if self.reduced.is_empty() => partials_of(self.kept_count(), run),
             _ => 1,
         }
     }
@@ -188,11 +201,7 @@ unsafe fn reduce_run(kind: Kind, a: Src, start: usize, n: usize) -> f64 {
     of_type!(a.dtype(), T => {
         // SAFETY: by contract.
         let x = unsafe { a.raw::<T>(start, n) };
-        let of_block = |x: &[T]| match kind {
-            Kind::Sum => sum(x),
-            Kind::Max => f64::from(max(x)),
-        };
-        x.chunks(BLOCK).fold(kind.identity(), |t, x| kind.join(t, of_block(x)))
+        x.chunks(BLOCK).fold(kind.identity(), |t, x| kind.join(t, kind.of_block(x)))
     })
 }
 
