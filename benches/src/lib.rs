@@ -8,4 +8,6 @@ pub mod limits;
 
 pub mod attention;
 
+pub mod bandwidth;
+
 pub use kfc::bench::{temp, workloads};

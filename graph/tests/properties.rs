@@ -39,10 +39,10 @@ proptest! {
                 let after = run(g, &inputs).unwrap();
                 assert!(same(&before, &after), "{name} changed the results:\n{}", print(g));
             }).unwrap();
-            prop_assert_eq!(seen.len(), 8);
+            prop_assert_eq!(seen.len(), 9);
             let left = new.nodes().iter().filter_map(|n| match &n.op {
                 kfc_graph::Op::Composite(c) => Some(c.def.name()),
-                kfc_graph::Op::Prim(_) => None,
+                kfc_graph::Op::Prim(_) | kfc_graph::Op::Group(_) => None,
             });
             let unclaimed: Vec<_> = left.filter(|name| !claimed.contains(name)).collect();
             prop_assert_eq!(unclaimed, Vec::<&str>::new());
@@ -161,7 +161,8 @@ fn large_graphs_take_seconds_at_most() {
     let g = optimise(&g, &defs(), &|_, _| false, &mut |_, _| ()).unwrap();
     let order = schedule(&g);
     let plan = plan(&g, &order, &no_facts);
-    assert!(plan.arena_bytes >= plan.lower_bound && plan.lower_bound > 25_000 * 64);
+    // What the forward pass keeps for the backward pass; the last layers are read by the first backward group.
+    assert!(plan.arena_bytes >= plan.lower_bound && plan.lower_bound > 24_900 * 64);
     assert!(parse(&print(&g), &defs()).is_ok());
     // Far above what it takes, far below what anything quadratic would.
     assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());

@@ -129,6 +129,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let s = f(&[n]);
     let one = f(&[1]);
     let attrs = Attrs::new()
+        .with("params", 1usize)
         .with("beta1", 0.9)
         .with("beta2", 0.999)
         .with("eps", 1e-8)

@@ -107,7 +107,7 @@ fn recomputed(
 ) -> Result<Graph, KernelError> {
     let graph = recompute::run(graph, &Cut::new(graph), dropped);
     verify::verify(&graph)?;
-    observer("09-recompute", &graph);
+    observer("10-recompute", &graph);
     Ok(graph)
 }
 

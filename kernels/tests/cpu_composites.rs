@@ -201,7 +201,14 @@ fn large_sums_are_ordered() {
     let mut data = unit(&types, 10);
     data[1].iter_mut().for_each(|v| *v = v.abs());
     check("large", &op("ewc_penalty", &Attrs::new()), &types, &data);
-    check("large", &op("sum_squares", &Attrs::new()), &types[..1], &data[..1]);
+    check("large", &op("sum_squares", &Attrs::new().with("tensors", 3usize)), &types, &data);
+    let many =
+        [&[f(&[1]), f(&[n])], &types[..], &[f(&[70_000]), f(&[70_000])], &[f(&[70_000]), f(&[70_000])]]
+            .concat();
+    let mut operands = unit(&many, 13);
+    operands[3].iter_mut().for_each(|v| *v = v.abs());
+    operands[7].iter_mut().for_each(|v| *v = v.abs());
+    check("many", &op("penalised_norm", &Attrs::new()), &many, &operands);
     for x in FLOATS {
         let types = [f(&[8, 700]), f(&[600, 8]), TensorType::new(x, [600, 700])];
         let mut data = unit(&types, 11);
