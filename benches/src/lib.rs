@@ -4,5 +4,6 @@
 //! `-- --quick` gives a rough figure of each in seconds. Workloads are those of `kfc bench`.
 
 pub mod limits;
+pub mod operands;
 
 pub use kfc::bench::{temp, workloads};
