@@ -3,6 +3,7 @@
 //! `cargo bench -p kfc-benches` runs everything, `--bench step` one file, `-- small` what has that in its name, and
 //! `-- --quick` gives a rough figure of each in seconds. Workloads are those of `kfc bench`.
 
+pub mod compare;
 pub mod limits;
 pub mod operands;
 

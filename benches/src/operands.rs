@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 const SPREAD: usize = 128 << 20;
 
 /// Sets of operands at most.
-const MOST_SETS: usize = 64;
+const MOST_SETS: usize = 1024;
 
 /// Values that random operands are made of, over and over.
 const BLOCK: usize = 65_521;
@@ -21,6 +21,8 @@ const BLOCK: usize = 65_521;
 pub struct Alone {
     kernel: Box<dyn Kernel>,
     sets: Vec<Set>,
+    /// As in a plan, where kernels share theirs.
+    workspace: HostBuffer,
     next: usize,
 }
 
@@ -28,7 +30,6 @@ pub struct Alone {
 struct Set {
     inputs: Vec<Buf>,
     outputs: Vec<Buf>,
-    workspace: Buf,
     // Keeps them alive.
     _memory: Vec<HostBuffer>,
 }
@@ -45,16 +46,16 @@ impl Alone {
         let kernel = cpu::build(&step.op, &step.input_types, &step.output_types)?;
         let bytes: usize = step.input_types.iter().chain(&step.output_types).map(TensorType::bytes).sum();
         let sets = (SPREAD / bytes.max(1)).clamp(1, MOST_SETS);
-        let workspace = kernel.workspace_bytes();
-        let sets = (0..sets).map(|_| Set::new(plan, step, workspace)).collect();
-        Ok(Alone { kernel, sets, next: 0 })
+        let workspace = memory_of(kernel.workspace_bytes());
+        let sets = (0..sets).map(|_| Set::new(plan, step)).collect();
+        Ok(Alone { kernel, sets, workspace, next: 0 })
     }
 
     /// Runs once, on the operands that were used longest ago.
     pub fn run(&mut self) {
         let set = &self.sets[self.next];
         self.next = (self.next + 1) % self.sets.len();
-        let call = Call { inputs: &set.inputs, outputs: &set.outputs, workspace: set.workspace };
+        let call = Call { inputs: &set.inputs, outputs: &set.outputs, workspace: self.workspace.buf() };
         // SAFETY: buffers have the sizes of the types that the kernel was built for and live in the set; a result overlaps
         // an operand only where the plan, made of what the kernel allows, has it so, and holds the operand's content then.
         unsafe { self.kernel.run(&call) }
@@ -62,7 +63,7 @@ impl Alone {
 }
 
 impl Set {
-    fn new(plan: &Plan, step: &Step, workspace: usize) -> Set {
+    fn new(plan: &Plan, step: &Step) -> Set {
         let mut memory = Vec::new();
         let mut made: BTreeMap<(usize, usize), Buf> = BTreeMap::new();
         let key = |place: &Place| match *place {
@@ -85,10 +86,7 @@ impl Set {
             places.iter().zip(types).map(|(p, ty)| buffer(p, ty, name(p))).collect::<Vec<Buf>>()
         };
         let (inputs, outputs) = (of(&step.inputs, &step.input_types), of(&step.outputs, &step.output_types));
-        let scratch = memory_of(workspace);
-        let workspace = scratch.buf();
-        memory.push(scratch);
-        Set { inputs, outputs, workspace, _memory: memory }
+        Set { inputs, outputs, _memory: memory }
     }
 }
 
