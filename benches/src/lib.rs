@@ -4,7 +4,9 @@
 //! `-- --quick` gives a rough figure of each in seconds. Workloads are those of `kfc bench`. `--bench recompute` is none of
 //! criterion's: it times plans in processes of their own.
 
+pub mod compare;
 pub mod limits;
+pub mod operands;
 
 pub mod attention;
 

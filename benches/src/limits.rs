@@ -112,8 +112,14 @@ impl Roofs {
 }
 
 /// Times `run`, which does `work`, and prints the share of the limit that its fastest sample reached. Throughput is shown
-/// in operations a second, or bytes where memory is what limits.
-pub fn bench(group: &mut BenchmarkGroup<'_, WallTime>, id: BenchmarkId, work: Work, mut run: impl FnMut()) {
+/// in operations a second, or bytes where memory is what limits. Returns the seconds of the fastest sample; none where a
+/// filter left this one out.
+pub fn bench(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    id: BenchmarkId,
+    work: Work,
+    mut run: impl FnMut(),
+) -> Option<f64> {
     let limits = &limits().all;
     group.throughput(match work.least(limits).1 {
         Bound::Arithmetic => Throughput::Elements(work.flops),
@@ -129,10 +135,9 @@ pub fn bench(group: &mut BenchmarkGroup<'_, WallTime>, id: BenchmarkId, work: Wo
             elapsed
         });
     });
-    // Infinite where a filter left this one out.
-    if best.is_finite() {
-        println!("                        best {}, {}", milliseconds(best), work.describe(best, limits));
-    }
+    let best = Some(best).filter(|b| b.is_finite())?;
+    println!("                        best {}, {}", milliseconds(best), work.describe(best, limits));
+    Some(best)
 }
 
 /// A time in a unit that suits it.

@@ -57,3 +57,17 @@ fn what_is_kept_trains_as_it_did() {
     fails(2, &bench(&other), &["--keep", "other files"]);
     assert_eq!(common::names(&other), ["notes.txt"]);
 }
+
+#[test]
+fn generation_is_timed_in_two_parts() {
+    let stdout = succeeds(&args!["bench", "tiny", "--generate", "--prompt", "70", "--new", "5", "--json"]);
+    let line: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((line["prompt"].as_u64(), line["new"].as_u64()), (Some(70), Some(5)));
+    for rate in ["prefill_tokens_per_s", "decode_tokens_per_s"] {
+        assert!(line[rate].as_f64().unwrap() > 0.0, "{line}");
+    }
+    let tokens = line["tokens"].as_array().unwrap();
+    assert_eq!(tokens.len(), 5);
+    assert!(tokens.iter().all(|t| t.as_u64().unwrap() < 8192), "{line}");
+    fails(2, &args!["bench", "tiny", "--prompt", "8"], &["--generate"]);
+}

@@ -1,5 +1,6 @@
-//! `kfc bench`: training steps of known shape, timed. The criterion benches use the same workloads.
+//! `kfc bench`: training steps of known shape, timed, and generation. The criterion benches use the same workloads.
 
+pub mod generate;
 pub mod temp;
 pub mod workloads;
 
@@ -50,17 +51,9 @@ pub fn run(
     keep: Option<&Path>,
     progress: &mut Progress,
 ) -> anyhow::Result<Timing> {
-    let (_removed, mut job) = match keep {
-        Some(dir) => (None, write_kept(workload, dtype, dir)?),
-        None => {
-            let folder = TempFolder::new(workload.name)?;
-            workload.write(folder.path(), dtype)?;
-            let job = workload.job(folder.path(), dtype);
-            (Some(folder), job)
-        }
-    };
-    job.train.mem_budget = budget;
-    let mut trainer = workload.trainer_of(&job)?;
+    let mut place = Place::of(workload, dtype, keep)?;
+    place.job.train.mem_budget = budget;
+    let mut trainer = workload.trainer_of(&place.job)?;
     if let Some(dir) = keep {
         trainer.write_snapshot(dir)?;
     }
@@ -83,6 +76,26 @@ pub fn run(
         predicted_peak_bytes: trainer.account().total(),
         losses,
     })
+}
+
+/// A workload on disk.
+struct Place {
+    job: JobConfig,
+    /// Goes with its files when nobody keeps them.
+    _removed: Option<TempFolder>,
+}
+
+impl Place {
+    /// Writes the workload into `keep`, or into a folder that goes afterwards.
+    fn of(workload: &Workload, dtype: DType, keep: Option<&Path>) -> anyhow::Result<Place> {
+        if let Some(dir) = keep {
+            return Ok(Place { job: write_kept(workload, dtype, dir)?, _removed: None });
+        }
+        let folder = TempFolder::new(workload.name)?;
+        workload.write(folder.path(), dtype)?;
+        let job = workload.job(folder.path(), dtype);
+        Ok(Place { job, _removed: Some(folder) })
+    }
 }
 
 /// Writes a workload into `dir`, which is new, empty, or holds an earlier one, with a `job.toml` that trains on it.

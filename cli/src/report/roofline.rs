@@ -81,7 +81,9 @@ impl Roofline {
         for (_, rate) in &self.roofs {
             let limit = rate * 1e-9;
             let corner = (limit / bandwidth).clamp(x.low(), x.high());
-            let line: Vec<String> = [x.low(), corner, x.high()]
+            // The slope is straight only above the lowest value of y.
+            let start = x.low().max(y.low() / bandwidth).min(corner);
+            let line: Vec<String> = [start, corner, x.high()]
                 .into_iter()
                 .map(|i| format!("{:.1},{:.1}", x.at(i), y.at((i * bandwidth).min(limit))))
                 .collect();
@@ -124,7 +126,7 @@ impl Roofline {
 
     /// A file of its own, with title, note and legend (names and numbers of colours); `None` if there is nothing to draw.
     pub fn page(&self, title: &str, note: &str, legend: &[(String, usize)]) -> Option<String> {
-        let frame = Frame { width: 1120.0, height: 560.0, left: 62.0, right: 16.0, top: 84.0, bottom: 42.0 };
+        let frame = Frame { width: 1120.0, height: 560.0, left: 62.0, right: 26.0, top: 84.0, bottom: 42.0 };
         let drawing = self.draw(&frame)?;
         let (width, height) = (frame.width, frame.height);
         let mut svg = format!(

@@ -10,11 +10,11 @@ use std::time::Instant;
 /// Accumulators of the register loops: more than latency × units of any core, fewer than registers.
 const CHAINS: usize = 12;
 
-/// Multiply-adds of each accumulator in one measurement: some milliseconds.
-const STEPS: usize = 1 << 20;
+/// Multiply-adds of each accumulator in one measurement: milliseconds, beside which waking a thread is nothing.
+const STEPS: usize = 1 << 22;
 
 /// Measurements of which the fastest counts.
-const RUNS: usize = 8;
+const RUNS: usize = 10;
 
 /// Bytes that a thread copies: with the source and that of other threads, more than caches hold.
 const COPIED: usize = 64 << 20;
