@@ -10,15 +10,15 @@ mod topk;
 
 pub(crate) use scores::TokenScores;
 
-use crate::cpu::float::Dst;
-use crate::cpu::gemm::{Job, Mat, Product};
+use crate::cpu::float::{Dst, Src};
+use crate::cpu::gemm::{self, Job, Mat, Product};
 use crate::cpu::{Call, Kernel, KernelError, par};
 use kfc_graph::{Attrs, DType, TensorType};
 use kfc_ops::head::{HeadAttrs, KdKind};
 use rows::Softened;
 
 /// Bytes of logits that a chunk aims at.
-const CHUNK_BYTES: usize = 16 << 20;
+const CHUNK_BYTES: usize = 32 << 20;
 
 /// Fewest tokens of a chunk: fewer would make the products inefficient.
 const CHUNK_ROWS: usize = 64;
@@ -269,6 +269,9 @@ impl Head {
                     if let (true, Some(l)) = (with_gradient, label) {
                         z[l] -= a;
                     }
+                    if with_gradient && self.rounds() && !self.attrs.need_dw {
+                        round_in_place(z);
+                    }
                     let correct = w_ce > 0.0 && label == Some(ce.argmax);
                     losses.slice(r, 1)[0] = [
                         f64::from(w_ce) * ce.loss,
@@ -280,6 +283,11 @@ impl Head {
         }
     }
 
+    /// Whether dh, which is `bf16`, is a product of `bf16`: gradients of logits are rounded for it, in place.
+    fn rounds(&self) -> bool {
+        self.student.x == DType::Bf16 && self.student.w == DType::Bf16 && gemm::multiplies_bf16()
+    }
+
     /// Gradients of a chunk from those of its logits.
     ///
     /// # Safety
@@ -289,7 +297,24 @@ impl Head {
         let bytes = p.row_bytes();
         // SAFETY: by contract; the parts of the workspace do not overlap.
         unsafe {
-            let dz = Mat::rows(Dst::floats(call.work(self.layout.z, n * p.vocab)).src(), p.vocab);
+            let z = call.work::<f32>(self.layout.z, n * p.vocab);
+            let mut dz = Mat::rows(Dst::floats(z).src(), p.vocab);
+            if self.attrs.need_dw {
+                let h = Dst::new(call.work::<u8>(self.layout.h, n * bytes).as_mut_ptr(), p.x).src();
+                let products = [Product::new(dz.t(), Mat::rows(h, p.width), n)];
+                let dw = call.dst(self.dh() + 1, DType::F32);
+                Job { accumulate: !is_first, ..Job::new(p.vocab, p.width, &products, dw) }.run();
+                if self.rounds() {
+                    let z = par::Shared::new(z);
+                    par::ranges(n, par::rows_grain(p.vocab), |range| {
+                        range.for_each(|r| round_in_place(z.slice(r * p.vocab, p.vocab)));
+                    });
+                }
+            }
+            if self.rounds() {
+                let src = Src::new(dz.src.ptr(), DType::Bf16);
+                dz = Mat { rs: 2 * p.vocab, ..Mat::rows(src, p.vocab) };
+            }
             let w = Mat::rows(call.src(o + 1, p.w), p.width);
             let dh = call.work::<u8>(self.layout.dh, n * bytes);
             let to = Dst::new(dh.as_mut_ptr(), p.x);
@@ -298,12 +323,22 @@ impl Head {
             for (row, i) in dh.chunks_exact(bytes).zip(active) {
                 all[*i as usize * bytes..][..bytes].copy_from_slice(row);
             }
-            if self.attrs.need_dw {
-                let h = Dst::new(call.work::<u8>(self.layout.h, n * bytes).as_mut_ptr(), p.x).src();
-                let products = [Product::new(dz.t(), Mat::rows(h, p.width), n)];
-                let dw = call.dst(self.dh() + 1, DType::F32);
-                Job { accumulate: !is_first, ..Job::new(p.vocab, p.width, &products, dw) }.run();
-            }
+        }
+    }
+}
+
+/// Turns a row of `f32` into a row of `bf16` in its first half.
+fn round_in_place(row: &mut [f32]) {
+    const RUN: usize = 512;
+    let mut floats = [0.0f32; RUN];
+    let at = row.as_mut_ptr().cast();
+    let (from, to) = (Src::new(at, DType::F32), Dst::new(at, DType::Bf16));
+    for start in (0..row.len()).step_by(RUN) {
+        let n = RUN.min(row.len() - start);
+        // SAFETY: within the row, and nothing that is written is still to be read.
+        unsafe {
+            from.load(start, &mut floats[..n]);
+            to.store(start, &floats[..n]);
         }
     }
 }
