@@ -1,14 +1,12 @@
 //! Zeroed, 64-byte aligned host memory.
 
 use bytemuck::Pod;
-use kfc_kernels::cpu::Buf;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use kfc_kernels::cpu::{Buf, pages};
+use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 
 /// Alignment of every buffer: a cache line, and the widest vector there is.
 const ALIGN: usize = 64;
-/// Smallest page there is on the supported systems.
-const PAGE: usize = 4096;
 
 /// An owned block of memory that kernels write through raw pointers.
 ///
@@ -31,21 +29,16 @@ impl HostBuffer {
         if bytes == 0 {
             return Some(HostBuffer { ptr: NonNull::<u64>::dangling().cast(), bytes: 0, layout: None });
         }
-        let layout = Layout::from_size_align(bytes.checked_next_multiple_of(ALIGN)?, ALIGN).ok()?;
+        let align = if bytes >= pages::LARGE { pages::LARGE } else { ALIGN };
+        let layout = Layout::from_size_align(bytes.checked_next_multiple_of(ALIGN)?, align).ok()?;
         // SAFETY: the layout has a non-zero size.
-        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        let mut buffer = HostBuffer { ptr, bytes, layout: Some(layout) };
-        buffer.touch();
-        Some(buffer)
-    }
-
-    /// Writes to every page, so that the memory is resident from the start and not at some later step: what a run takes is
-    /// what was allocated.
-    fn touch(&mut self) {
-        for offset in (0..self.bytes).step_by(PAGE) {
-            // SAFETY: inside the block; volatile, or the compiler would drop a write of what is there already.
-            unsafe { self.ptr.as_ptr().add(offset).write_volatile(0) }
-        }
+        let ptr = NonNull::new(unsafe { alloc(layout) })?;
+        pages::prefer_large(ptr.as_ptr(), layout.size());
+        // Every page is written to, so that the memory is resident from the start and not at some later step: what a run takes
+        // is what was allocated.
+        // SAFETY: inside the block.
+        unsafe { ptr.write_bytes(0, layout.size()) };
+        Some(HostBuffer { ptr, bytes, layout: Some(layout) })
     }
 
     /// Size in bytes.

@@ -14,8 +14,8 @@ use crate::cpu::float::{Dst, Src};
 use crate::cpu::gemm::{self, Job, Mat, Product};
 use crate::cpu::{Call, Kernel, KernelError, par};
 use kfc_graph::{Attrs, DType, TensorType};
-use kfc_ops::head::{HeadAttrs, KdKind};
-use rows::Softened;
+use kfc_ops::head::{Divergence, HeadAttrs, KdKind};
+use rows::{Forward, Softened};
 
 /// Bytes of logits that a chunk aims at.
 const CHUNK_BYTES: usize = 32 << 20;
@@ -225,7 +225,7 @@ impl Head {
         // SAFETY: by contract; rows are disjoint.
         unsafe {
             let z = par::Shared::new(call.work::<f32>(self.layout.z, n * v));
-            let zt = call.work::<f32>(self.layout.zt, n * vt);
+            let zt = par::Shared::new(call.work::<f32>(self.layout.zt, n * vt));
             let losses = par::Shared::new(call.work::<[f64; 3]>(self.layout.losses, n));
             let (labels, w_ce) = (call.input::<i32>(o + 2), call.input::<f32>(o + 3));
             let distils = self.attrs.distils();
@@ -241,22 +241,35 @@ impl Head {
                     let label = self.label(labels[i]);
                     let w_ce = if label.is_some() { w_ce[i] } else { 0.0 };
                     let w_kd = w_kd.get(i).copied().unwrap_or(0.0);
-                    let ce = rows::cross_entropy(z, label);
                     let (a, b) = (g_ce * w_ce, g_kd * w_kd * t as f32);
-                    let kd = match self.attrs.kd {
-                        KdKind::None => {
+                    let zt = zt.slice(r * vt, vt);
+                    let is_forward = self.attrs.divergence == Divergence::ForwardKl && vt >= v;
+                    let forward = (self.attrs.kd == KdKind::Logits && is_forward)
+                        .then(|| Forward::new(z, zt, label, t as f32));
+                    let ce = match &forward {
+                        Some(forward) => forward.ce,
+                        None => rows::cross_entropy(z, label),
+                    };
+                    let correct = w_ce > 0.0 && label.is_some_and(|l| ce.is_best(z, l));
+                    let kd = match (self.attrs.kd, forward) {
+                        (_, Some(forward)) => {
+                            if with_gradient {
+                                forward.gradient(a, b, z, zt);
+                            }
+                            forward.loss
+                        }
+                        (KdKind::None, _) => {
                             if with_gradient {
                                 rows::scaled_softmax(a, ce.lse as f32, z);
                             }
                             0.0
                         }
-                        KdKind::Logits => {
-                            let zt = &zt[r * vt..(r + 1) * vt];
+                        (KdKind::Logits, _) => {
                             let common = v.min(vt);
                             let pair = Softened::new(&z[..common], &zt[..common], t as f32);
                             pair.run(self.attrs.divergence, a, b, ce.lse as f32, z, zt, with_gradient)
                         }
-                        KdKind::TopK => {
+                        (KdKind::TopK, _) => {
                             let k = self.top;
                             let cache = topk::Cache {
                                 ids: &call.input::<i32>(o + 4)[i * k..][..k],
@@ -272,7 +285,6 @@ impl Head {
                     if with_gradient && self.rounds() && !self.attrs.need_dw {
                         round_in_place(z);
                     }
-                    let correct = w_ce > 0.0 && label == Some(ce.argmax);
                     losses.slice(r, 1)[0] = [
                         f64::from(w_ce) * ce.loss,
                         f64::from(w_kd) * t * t * kd,
