@@ -170,3 +170,65 @@ impl<T> Shared<T> {
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), n) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Steps of a few tasks of either kind, some of none; tasks record in what order they began and ended.
+    struct Recorded(Mutex<Vec<(usize, usize, usize, bool)>>);
+
+    impl Recorded {
+        fn record(&self, step: usize, kind: usize, task: usize) {
+            self.0.lock().unwrap().push((step, kind, task, false));
+            (0..(step * 7 + task * 13) % 5).for_each(|_| std::thread::yield_now());
+            self.0.lock().unwrap().push((step, kind, task, true));
+        }
+    }
+
+    impl Pipeline for Recorded {
+        fn steps(&self) -> usize {
+            40
+        }
+
+        fn counts(&self, step: usize) -> [usize; 2] {
+            [step % 4, 1 + step % 3]
+        }
+
+        fn prepare(&self, step: usize, task: usize) {
+            self.record(step, 0, task);
+        }
+
+        fn work(&self, step: usize, task: usize) {
+            self.record(step, 1, task);
+        }
+    }
+
+    #[test]
+    fn tasks_of_a_pipeline_wait_for_what_they_need() {
+        for threads in [1, 2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let steps = Recorded(Mutex::default());
+            pool.install(|| run_steps(&steps));
+            let events = steps.0.into_inner().unwrap();
+            let all: usize = (0..40).map(|s| s % 4 + 1 + s % 3).sum();
+            assert_eq!(events.len(), 2 * all, "each task once");
+            for (i, &(step, kind, _, is_end)) in events.iter().enumerate() {
+                let ends_later = |s: usize, k: usize| {
+                    events[i..].iter().any(|&(es, ek, _, end)| (es, ek, end) == (s, k, true))
+                };
+                if is_end {
+                    continue;
+                }
+                if kind == 1 {
+                    assert!(!ends_later(step, 0), "step {step} is prepared");
+                    assert!(step == 0 || !ends_later(step - 1, 1), "the work before step {step} is done");
+                } else if step >= 2 {
+                    assert!(!ends_later(step - 2, 1), "the buffers of step {step} are free");
+                }
+            }
+        }
+    }
+}

@@ -71,19 +71,11 @@ macro_rules! kernel {
                     (pa, pb) = (pa.add(a_unit), pb.add(NR));
                 }
             };
-            let (mut ahead, mut at) = (t.ahead.at, 0);
             for u in 0..t.units {
                 if DIRECT && u % 16 < M {
                     // A line of each of the rows that come next.
                     let row = t.a.wrapping_add(u).wrapping_byte_add((M + u % 16) * a_row);
                     _mm_prefetch::<_MM_HINT_T0>(row.cast());
-                }
-                if u % 4 == 0 {
-                    _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(at).cast());
-                    at += 64;
-                    if at >= t.ahead.width {
-                        (ahead, at) = (ahead.wrapping_add(t.ahead.row), 0);
-                    }
                 }
                 step();
             }

@@ -218,7 +218,12 @@ impl Pipeline for Blocks<'_> {
         let phase = phase(self.job.products, self.isa, pass.phase);
         // SAFETY: by the contract of `run`; tasks write disjoint panels, which nothing reads before they are done.
         unsafe {
-            if task < a_tasks { pass.pack_a(&phase, task) } else { pass.pack_b(&phase, task - a_tasks) }
+            if task < a_tasks {
+                pass.pack_a(&phase, task)
+            } else {
+                let part = pass.tiling.columns.part(task - a_tasks);
+                pass.pack_b(&phase, part, pass.shared_b(part.0));
+            }
         }
     }
 
@@ -270,36 +275,35 @@ impl Pass<'_> {
                 Part { first: self.row.0 + i, count: m, k: s.k, depth: s.depth, width: mr, pair: s.pair };
             // SAFETY: by contract.
             unsafe {
-                let to = self.panels(self.a, self.row.1.next_multiple_of(mr), s, i);
-                pack::pack(self.isa, &s.product.a, part, to);
+                pack::pack(self.isa, &s.product.a, part, self.shared_a(i).of(s));
             }
         }
     }
 
-    /// Packs a part of the columns of the right operand.
+    /// Packs columns of the right operand.
     ///
     /// # Safety
     /// As [`run`]; nothing else uses these panels meanwhile.
-    unsafe fn pack_b(&self, phase: &Phase<'_>, part: usize) {
-        let (nr, (j, n)) = (self.isa.nr, self.tiling.columns.part(part));
+    unsafe fn pack_b(&self, phase: &Phase<'_>, (j, n): (usize, usize), to: Panels) {
+        let nr = self.isa.nr;
         for s in phase.iter() {
             let part =
                 Part { first: self.column.0 + j, count: n, k: s.k, depth: s.depth, width: nr, pair: s.pair };
             // SAFETY: by contract.
             unsafe {
-                let to = self.panels(self.b, self.column.1.next_multiple_of(nr), s, j);
-                pack::pack(self.isa, &s.product.b.t(), part, to);
+                pack::pack(self.isa, &s.product.b.t(), part, to.of(s));
             }
         }
     }
 
-    /// Where a segment's panels from line `first` on are, of an operand with `lines`.
-    ///
-    /// # Safety
-    /// In bounds.
-    unsafe fn panels(&self, packed: Shared<f32>, lines: usize, s: &Segment<'_>, first: usize) -> *mut u32 {
-        // SAFETY: by contract.
-        unsafe { packed.at(s.at * lines + s.units * first).cast() }
+    /// Panels of the left operand from row `i` of the block on.
+    fn shared_a(&self, i: usize) -> Panels {
+        Panels { at: self.a, lines: self.row.1.next_multiple_of(self.isa.mr), first: i }
+    }
+
+    /// Panels of the right operand from column `j` of the block on.
+    fn shared_b(&self, j: usize) -> Panels {
+        Panels { at: self.b, lines: self.column.1.next_multiple_of(self.isa.nr), first: j }
     }
 
     /// Adds a phase to a tile.
@@ -322,11 +326,12 @@ impl Pass<'_> {
             if columns.count == 1 && !self.is_packed {
                 self.pack_a(phase, row);
             }
-            if rows.count == 1 {
-                self.pack_b(phase, column);
-            }
-            scratch::with(c_len + d_len, |s| {
-                let (pc, pd) = s.split_at_mut(c_len);
+            // Panels that only this tile uses are packed one by one, into the same place, which stays in the cache.
+            let own_len = if rows.count == 1 && d_len == 0 { self.isa.nr * phase.units() } else { 0 };
+            scratch::with(c_len + d_len + own_len + LINE, |s| {
+                let mut cut = Cut(s);
+                let (pc, pd) = (cut.take(c_len), cut.take(d_len));
+                let own = Panels { at: Shared::new(aligned(cut.0, own_len)), lines: self.isa.nr, first: 0 };
                 let (c, ldc) = if in_place {
                     (self.job.c.raw::<f32>(0, 0).as_mut_ptr().add(top * self.job.ldc + left), self.job.ldc)
                 } else if c_len > 0 {
@@ -335,21 +340,30 @@ impl Pass<'_> {
                     (self.c.at(i * self.column.1 + j), self.column.1)
                 };
                 let tile = Tile { c, ldc, m, n };
-                let mut started = !is_first || self.begin(&tile, top, left, phase, in_place);
-                let last = phase.iter().count();
-                for (i_s, s) in phase.iter().enumerate() {
-                    let place = Place { i, j, top, left, out: !in_place && is_last && i_s + 1 == last };
-                    if let Some(d) = s.product.dropout {
-                        let part = Tile { c: pd.as_mut_ptr(), ldc: n, ..tile };
-                        self.add(s, &place, &part, 0..n, false, Fetch::NONE);
-                        for r in 0..m {
-                            d.apply((top + r) * self.job.n + left, part.row(r));
-                            reduce::axpy(1.0, part.row(r), tile.row(r));
-                        }
-                    } else {
-                        self.add(s, &place, &tile, 0..n, started, Fetch::NONE);
+                let is_set = !is_first || self.begin(&tile, top, left, phase, in_place);
+                let step = if own_len > 0 { self.isa.nr } else { n };
+                for y in (0..n).step_by(step) {
+                    let part = y..n.min(y + step);
+                    let b = if own_len > 0 { own } else { self.shared_b(j + y) };
+                    if rows.count == 1 {
+                        self.pack_b(phase, (j + y, part.len()), b);
                     }
-                    started = true;
+                    let mut add = is_set;
+                    for (number, s) in phase.iter().enumerate() {
+                        let out = !in_place && is_last && number + 1 == phase.iter().count();
+                        let place = Place { a: self.shared_a(i), b, top, left, out };
+                        if let Some(d) = s.product.dropout {
+                            let part = Tile { c: pd.as_mut_ptr(), ldc: n, ..tile };
+                            self.add(s, &place, &part, 0..n, false);
+                            for r in 0..m {
+                                d.apply((top + r) * self.job.n + left, part.row(r));
+                                reduce::axpy(1.0, part.row(r), tile.row(r));
+                            }
+                        } else {
+                            self.add(s, &place, &tile, part.clone(), add);
+                        }
+                        add = true;
+                    }
                 }
                 if is_last && !in_place {
                     (0..m).for_each(|r| self.job.c.store((top + r) * self.job.ldc + left, tile.row(r)));
@@ -390,7 +404,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Adds a segment to columns of a tile, or writes them, and asks for what is packed next.
+    /// Adds a segment to columns of a tile, or writes them.
     ///
     /// # Safety
     /// As [`run`], for this tile; its panels are packed.
@@ -401,7 +415,6 @@ impl Pass<'_> {
         tile: &Tile,
         columns: std::ops::Range<usize>,
         add: bool,
-        ahead: Fetch,
     ) {
         let &Isa { mr, nr, single, pair, .. } = self.isa;
         let Tile { c, ldc, m, n } = *tile;
@@ -414,14 +427,13 @@ impl Pass<'_> {
                     (a, rs * src.dtype().size(), direct[usize::from(s.pair)])
                 }
                 _ => {
-                    let a = self.panels(self.a, self.row.1.next_multiple_of(mr), s, place.i);
+                    let a = place.a.of(s);
                     let kernel = if s.pair { pair.unwrap_or(single) } else { single };
                     (a.cast_const().cast(), s.units * size_of::<u32>(), kernel)
                 }
             };
-            let b = self.panels(self.b, self.column.1.next_multiple_of(nr), s, place.j);
-            for y in columns.step_by(nr) {
-                let mut ahead = ahead;
+            let b = place.b.of(s);
+            for (panel, y) in columns.step_by(nr).enumerate() {
                 for x in (0..m).step_by(mr) {
                     let at = c.add(x * ldc + y);
                     kernel(&Block {
@@ -429,7 +441,7 @@ impl Pass<'_> {
                         // A panel of `mr` rows is as long as `mr` rows.
                         a: a.add(x * a_row).cast(),
                         a_row,
-                        b: b.add(y * s.units),
+                        b: b.add(panel * nr * s.units),
                         c: at,
                         ldc,
                         m: mr.min(m - x),
@@ -437,9 +449,7 @@ impl Pass<'_> {
                         alpha: s.product.alpha,
                         add,
                         result: if place.out { self.result(place, x, y) } else { Fetch::lines(at, ldc) },
-                        ahead,
                     });
-                    ahead.at = ahead.at.wrapping_add(ahead.row * (s.units / 4 * 64 / ahead.width.max(64)));
                 }
             }
         }
@@ -454,11 +464,32 @@ impl Pass<'_> {
     }
 }
 
+/// Packed panels of all segments of a phase.
+#[derive(Clone, Copy)]
+struct Panels {
+    at: Shared<f32>,
+    /// Lines of the operand that are packed, whole panels.
+    lines: usize,
+    /// The first line meant, at the start of a panel.
+    first: usize,
+}
+
+impl Panels {
+    /// The panels of a segment.
+    ///
+    /// # Safety
+    /// In bounds.
+    unsafe fn of(&self, s: &Segment<'_>) -> *mut u32 {
+        // SAFETY: by contract.
+        unsafe { self.at.at(s.at * self.lines + s.units * self.first).cast() }
+    }
+}
+
 /// Where a tile is.
 struct Place {
-    /// In the block.
-    i: usize,
-    j: usize,
+    /// Panels of its rows, and of the columns that are added to.
+    a: Panels,
+    b: Panels,
     /// In the result.
     top: usize,
     left: usize,

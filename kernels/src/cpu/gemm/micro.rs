@@ -21,14 +21,12 @@ pub(super) struct Block {
     pub(super) alpha: f32,
     /// Whether the result's content is added to.
     pub(super) add: bool,
-    /// What will be written next, one piece for each of the rows and vectors of the result: `row` bytes from row to row.
+    /// Where the result goes in the end: it is asked for while the sums are made.
     pub(super) result: Fetch,
-    /// What will be packed next: pieces of `width` bytes, `row` bytes apart.
-    pub(super) ahead: Fetch,
 }
 
-/// Memory that a micro-kernel may ask for while it computes, so that it is there when it is needed. A hint: the addresses
-/// need not be valid.
+/// Memory that a micro-kernel may ask for while it computes, so that it is there when it is needed: `row` bytes from row to
+/// row, `width` from vector to vector. A hint: the addresses need not be valid.
 #[derive(Clone, Copy)]
 pub(super) struct Fetch {
     pub(super) at: *const u8,
@@ -37,9 +35,6 @@ pub(super) struct Fetch {
 }
 
 impl Fetch {
-    /// Nothing, where something must be said.
-    pub(super) const NONE: Fetch = Fetch { at: std::ptr::null(), row: 0, width: 0 };
-
     /// Rows of floats, `row` of them apart.
     pub(super) fn lines(at: *const f32, row: usize) -> Fetch {
         Fetch { at: at.cast(), row: row * size_of::<f32>(), width: 64 }

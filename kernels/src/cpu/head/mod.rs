@@ -26,7 +26,9 @@ const CHUNK_ROWS: usize = 64;
 /// Tokens of a chunk for `n` tokens and `vocab` logits a token.
 fn chunk_rows(n: usize, vocab: usize) -> usize {
     let rows = CHUNK_BYTES / (vocab.max(1) * size_of::<f32>());
-    rows.max(CHUNK_ROWS).next_multiple_of(16).min(n).max(1)
+    // Chunks of nearly equal length.
+    let chunks = n.div_ceil(rows.max(CHUNK_ROWS).next_multiple_of(16)).max(1);
+    n.div_ceil(chunks).next_multiple_of(16).min(n).max(1)
 }
 
 /// Which of the three operations.
