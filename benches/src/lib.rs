@@ -12,4 +12,6 @@ pub mod attention;
 
 pub mod bandwidth;
 
+pub mod operation;
+
 pub use kfc::bench::{temp, workloads};

@@ -31,6 +31,7 @@ mod matmul;
 mod movement;
 mod norm;
 mod optim;
+pub mod pages;
 mod par;
 mod philox;
 mod pointwise;

@@ -4,7 +4,7 @@
 //! single `f32`. Operands of other types are converted before they are packed.
 
 use super::Mat;
-use super::micro::{self, Block, Isa};
+use super::micro::{self, Block, Fetch, Isa};
 use super::pack::{self, Part};
 use crate::cpu::float::Src;
 use crate::cpu::simd::{Level, level};
@@ -135,16 +135,19 @@ impl Engine {
         for i in (0..p.m).step_by(mr) {
             // SAFETY: by contract.
             unsafe {
+                let c = p.c.add(i * p.ldc);
                 kernel(&Block {
                     units: p.units,
                     a: p.a.add(i / mr * p.a_panel),
+                    a_row: 0,
                     b: p.b,
-                    c: p.c.add(i * p.ldc),
+                    c,
                     ldc: p.ldc,
                     m: mr.min(p.m - i),
                     n: p.n,
                     alpha: p.alpha,
                     add: p.add,
+                    result: Fetch::lines(c, p.ldc),
                 });
             }
         }

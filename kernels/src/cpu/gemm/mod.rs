@@ -132,7 +132,7 @@ impl<'a> Job<'a> {
             return unsafe { self.dots(micro::isa(level)) };
         }
         // SAFETY: by contract.
-        unsafe { blocked::run(self, micro::isa(level)) }
+        unsafe { blocked::run(self, micro::isa(level), false) }
     }
 
     /// Whether there are few rows and all operands are contiguous along the depth.
@@ -205,6 +205,11 @@ impl<'a> Job<'a> {
     }
 }
 
+/// Whether `bf16` operands are multiplied as they are.
+pub(crate) fn multiplies_bf16() -> bool {
+    micro::isa(simd::level()).pair.is_some()
+}
+
 /// Whether a product of these extents is done by one task, so that several are better run side by side.
 pub(crate) fn is_one_task(m: usize, n: usize, k: usize) -> bool {
     blocked::is_one_tile(m, n, k, micro::isa(simd::level()))
@@ -237,5 +242,5 @@ pub(crate) unsafe fn kernel(
     let c = Dst::new(c.cast(), DType::F32);
     let job = Job { accumulate: add, ldc, ..Job::new(m, n, &products, c) };
     // SAFETY: by contract.
-    unsafe { blocked::run(&job, micro::isa(simd::level())) }
+    unsafe { blocked::run(&job, micro::isa(simd::level()), true) }
 }
