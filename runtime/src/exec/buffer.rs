@@ -33,7 +33,8 @@ impl HostBuffer {
         let layout = Layout::from_size_align(bytes.checked_next_multiple_of(ALIGN)?, align).ok()?;
         // SAFETY: the layout has a non-zero size.
         let ptr = NonNull::new(unsafe { alloc(layout) })?;
-        pages::prefer_large(ptr.as_ptr(), layout.size());
+        // SAFETY: just allocated with this layout.
+        unsafe { pages::prefer_large(ptr.as_ptr(), layout.size()) };
         // Every page is written to, so that the memory is resident from the start and not at some later step: what a run takes
         // is what was allocated.
         // SAFETY: inside the block.
