@@ -5,13 +5,16 @@
 pub const LARGE: usize = 2 << 20;
 
 /// Asks for large pages for the part of a block that consists of whole ones. Call it before the block is written to.
-pub fn prefer_large(block: *mut u8, bytes: usize) {
+///
+/// # Safety
+/// The block is memory of the caller.
+pub unsafe fn prefer_large(block: *mut u8, bytes: usize) {
     #[cfg(target_os = "linux")]
     {
         let skip = block.align_offset(LARGE).min(bytes);
         let whole = (bytes - skip) / LARGE * LARGE;
         if whole > 0 {
-            // SAFETY: the range lies within a block of the caller, and the advice changes no content. It may be refused.
+            // SAFETY: the range lies within the block, and the advice changes no content. It may be refused.
             unsafe { libc::madvise(block.add(skip).cast(), whole, libc::MADV_HUGEPAGE) };
         }
     }

@@ -18,7 +18,8 @@ pub(crate) fn with<R>(n: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     if buffer.len() < n {
         buffer.clear();
         buffer.reserve_exact(n);
-        pages::prefer_large(buffer.as_mut_ptr().cast(), n * size_of::<f32>());
+        // SAFETY: the buffer has room for `n` floats.
+        unsafe { pages::prefer_large(buffer.as_mut_ptr().cast(), n * size_of::<f32>()) };
         buffer.resize(n, 0.0);
     }
     let result = f(&mut buffer[..n]);

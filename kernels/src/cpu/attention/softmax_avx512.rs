@@ -42,6 +42,7 @@ pub(super) unsafe fn forward(
 /// `2^x` for `x <= 128`: to the nearest integer and the polynomial of degree 5 of least relative error
 /// (9.2e-8) for the rest; ≤ 2 ulp where the result is normal.
 #[inline]
+#[expect(clippy::approx_constant, reason = "a coefficient of the fit is near ln 2, and not ln 2")]
 #[target_feature(enable = "avx512f")]
 pub(super) fn exp2(x: __m512) -> __m512 {
     // What is below comes to 0, and -inf would leave no rest.
@@ -261,6 +262,7 @@ fn panel(keys: &[__m512; MR], order: &[__m512i; 4]) -> [__m512i; 4] {
 
 /// The permutations of [`panel`].
 #[inline]
+#[expect(clippy::needless_range_loop, reason = "four rows are filled side by side")]
 #[target_feature(enable = "avx512f")]
 fn panel_order() -> [__m512i; 4] {
     let mut order = [[0i32; 16]; 4];
