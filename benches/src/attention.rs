@@ -84,14 +84,14 @@ impl Case {
 
         let mut store = Store::new();
         for (name, ty) in operands.iter().chain(&results[..1]).chain([&("do", wide.clone())]) {
-            let slot = store.allocate(*name, ty)?;
+            let slot = store.allocate(name, ty)?;
             write_f32(&normal_tensor(0, name, ty.elements(), 1.0), ty.dtype, store.slice_mut::<u8>(slot));
         }
         // A log-sum-exp that gives plausible probabilities.
         let slot = store.allocate("lse", &results[1].1)?;
         store.slice_mut::<f32>(slot).fill((t as f32).ln() + 0.5);
         for (name, ty) in &marks {
-            let slot = store.allocate(*name, ty)?;
+            let slot = store.allocate(name, ty)?;
             let is_position = *name == "positions";
             let marks = store.slice_mut::<i32>(slot).iter_mut().enumerate();
             marks.for_each(|(i, x)| *x = if is_position { i as i32 } else { 0 });

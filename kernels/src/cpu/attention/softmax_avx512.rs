@@ -41,10 +41,12 @@ pub(super) unsafe fn forward(
 
 /// `2^x` for `x <= 128`: to the nearest integer and the polynomial of degree 5 of least relative error
 /// (9.2e-8) for the rest; ≤ 2 ulp where the result is normal.
+// The coefficient of degree 1 is near ln 2, but not it.
+#[allow(clippy::approx_constant)]
 #[inline]
 #[expect(clippy::approx_constant, reason = "a coefficient of the fit is near ln 2, and not ln 2")]
 #[target_feature(enable = "avx512f")]
-pub(super) fn exp2(x: __m512) -> __m512 {
+fn exp2(x: __m512) -> __m512 {
     // What is below comes to 0, and -inf would leave no rest.
     let x = _mm512_max_ps(x, _mm512_set1_ps(-200.0));
     let n = _mm512_roundscale_ps::<8>(x);
@@ -265,17 +267,11 @@ fn panel(keys: &[__m512; MR], order: &[__m512i; 4]) -> [__m512i; 4] {
 #[expect(clippy::needless_range_loop, reason = "four rows are filled side by side")]
 #[target_feature(enable = "avx512f")]
 fn panel_order() -> [__m512i; 4] {
-    let mut order = [[0i32; 16]; 4];
-    for i in 0..16 {
-        // Element `i` is key `i % 4` of unit `i / 4`: keys 0 and 1 are in the first vector, 2 and 3 in the second.
-        let (unit, key) = (i / 4, i % 4);
-        order[0][i] = (key / 2 * 16 + key % 2 * 8 + unit) as i32;
-        order[1][i] = order[0][i] + 4;
-        // Element `i` is key `i % 8` of unit `i / 8`: four keys are in the first vector, four in the second.
-        let (unit, key) = (i / 8, i % 8);
-        order[2][i] = (key / 4 * 16 + unit * 4 + key % 4) as i32;
-        order[3][i] = order[2][i] + 8;
-    }
+    // Element `i` is key `i % 4` of unit `i / 4`: keys 0 and 1 are in the first vector, 2 and 3 in the second.
+    let four: [i32; 16] = std::array::from_fn(|i| (i % 4 / 2 * 16 + i % 2 * 8 + i / 4) as i32);
+    // Element `i` is key `i % 8` of unit `i / 8`: four keys are in the first vector, four in the second.
+    let eight: [i32; 16] = std::array::from_fn(|i| (i % 8 / 4 * 16 + i / 8 * 4 + i % 4) as i32);
+    let order = [four, four.map(|o| o + 4), eight, eight.map(|o| o + 8)];
     // SAFETY: 64 bytes each.
     order.map(|o| unsafe { _mm512_loadu_si512(o.as_ptr().cast()) })
 }
