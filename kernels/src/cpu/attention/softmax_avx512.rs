@@ -264,7 +264,6 @@ fn panel(keys: &[__m512; MR], order: &[__m512i; 4]) -> [__m512i; 4] {
 
 /// The permutations of [`panel`].
 #[inline]
-#[expect(clippy::needless_range_loop, reason = "four rows are filled side by side")]
 #[target_feature(enable = "avx512f")]
 fn panel_order() -> [__m512i; 4] {
     // Element `i` is key `i % 4` of unit `i / 4`: keys 0 and 1 are in the first vector, 2 and 3 in the second.
