@@ -22,7 +22,8 @@ const NR: usize = 4 * VR;
 pub(super) static F32: Isa = Isa { mr: MR, nr: NR, single, pair: None, dot: None, direct: None, transpose };
 
 /// `f32`, and `bf16` by its own instructions.
-pub(super) static BF16: Isa = Isa { mr: MR, nr: NR, single, pair: Some(pair), dot: Some(dot), direct: None, transpose };
+pub(super) static BF16: Isa =
+    Isa { mr: MR, nr: NR, single, pair: Some(pair), dot: Some(dot), direct: None, transpose };
 
 /// # Safety
 /// See [`Isa::single`].
