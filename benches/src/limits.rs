@@ -1,6 +1,6 @@
 //! How close a benchmark comes to what this machine can do.
 //!
-//! [`limits`] measures the roofs once a process, in the same run as the kernels; [`bench`] times a routine with criterion
+//! [`limits`] measures the roofs once a process, in the same run as the kernels; [`bench()`] times a routine with criterion
 //! and says which share of its roof it reached. A roof is the larger of two times: arithmetic at the rate of multiply-adds
 //! in registers, and memory at the rate of a long copy.
 

@@ -243,7 +243,7 @@ impl Calibration {
     }
 
     /// Times every kernel of a job where it runs: takes steps (whose results nobody keeps) for about `budget` after two of
-    /// warm-up ([`time_job`]). Measures the rates before. Returns the number of steps.
+    /// warm-up (`time_job`). Measures the rates before. Returns the number of steps.
     ///
     /// # Errors
     /// As [`Trainer::step`].
