@@ -1,0 +1,238 @@
+//! Operations that compute each element from elements at the same place, or at a place that another operand says.
+
+use super::{EmitError, Emitted, Kernel, Operation, warps};
+use crate::tile::Builder;
+use crate::tile::ir::{Binary, Unary, Var};
+
+/// Elements of a tile.
+const TILE: usize = 1024;
+
+/// Indices of this program's tile of `n` elements, and which of them there are.
+fn tile(b: &mut Builder, n: usize) -> (Var, Option<Var>) {
+    let width = super::width(n, TILE);
+    let (pid, range) = (b.program_id(0), b.range(width));
+    let start = b.times(pid, width);
+    let index = b.add(range, start);
+    let mask = (!n.is_multiple_of(width)).then(|| b.below(index, n));
+    (index, mask)
+}
+
+/// A program over `n` elements.
+fn flat(name: &str, doc: &str, n: usize) -> Kernel {
+    let width = super::width(n, TILE);
+    Kernel::new(name, doc, [n.div_ceil(width).max(1), 1, 1], warps(width))
+}
+
+fn one(k: Kernel) -> Result<Emitted, EmitError> {
+    Ok(Emitted { launches: vec![k.finish()?], workspaces: Vec::new() })
+}
+
+/// `silu(gate) · up`.
+pub(super) fn swiglu(o: &Operation<'_>) -> Result<Emitted, EmitError> {
+    let n = o.outputs[0].elements();
+    let mut k = flat("swiglu", "y = gate · sigmoid(gate) · up", n);
+    let (gate, up, y) = (k.input(o, 0, "gate"), k.input(o, 1, "up"), k.output(o, 0, "y"));
+    let b = &mut k.b;
+    let (at, mask) = tile(b, n);
+    let (g, u) = (b.load_float(gate, at, mask), b.load_float(up, at, mask));
+    let s = b.unary(Unary::Sigmoid, g);
+    let silu = b.mul(g, s);
+    let value = b.mul(silu, u);
+    b.store(y, at, value, mask);
+    one(k)
+}
+
+/// Gradients of gate and up.
+pub(super) fn swiglu_bwd(o: &Operation<'_>) -> Result<Emitted, EmitError> {
+    let n = o.outputs[0].elements();
+    let doc = "dgate = dy · up · σ · (1 + gate · (1 − σ)), dup = dy · gate · σ with σ = sigmoid(gate)";
+    let mut k = flat("swiglu_bwd", doc, n);
+    let (dy, gate, up) = (k.input(o, 0, "dy"), k.input(o, 1, "gate"), k.input(o, 2, "up"));
+    let (dgate, dup) = (k.output(o, 0, "dgate"), k.output(o, 1, "dup"));
+    let b = &mut k.b;
+    let (at, mask) = tile(b, n);
+    let [d, g, u] = [dy, gate, up].map(|p| b.load_float(p, at, mask));
+    let s = b.unary(Unary::Sigmoid, g);
+    let one_ = b.float(1.0);
+    let rest = b.sub(one_, s);
+    let rest = b.mul(g, rest);
+    let rest = b.add(one_, rest);
+    let ds = b.mul(d, s);
+    let du = b.mul(ds, u);
+    let dg = b.mul(du, rest);
+    let dup_ = b.mul(ds, g);
+    b.store(dgate, at, dg, mask);
+    b.store(dup, at, dup_, mask);
+    one(k)
+}
+
+/// `acc + g`, or `acc + weight · g²`.
+pub(super) fn accumulate(o: &Operation<'_>, square: bool) -> Result<Emitted, EmitError> {
+    let n = o.outputs[0].elements();
+    let (name, doc) = if square {
+        ("accumulate_square", "acc' = acc + weight · g²")
+    } else {
+        ("accumulate", "acc' = acc + g")
+    };
+    let mut k = flat(name, doc, n);
+    let (acc, g) = (k.input(o, 0, "acc"), k.input(o, 1, "g"));
+    let weight = square.then(|| k.input(o, 2, "weight"));
+    let result = k.output(o, 0, "result");
+    let b = &mut k.b;
+    let (at, mask) = tile(b, n);
+    let (a, mut x) = (b.load(acc, at, mask), b.load_float(g, at, mask));
+    if let Some(weight) = weight {
+        let zero = b.int(0);
+        let w = b.load(weight, zero, None);
+        x = b.mul(x, x);
+        x = b.mul(x, w);
+    }
+    let sum = b.add(a, x);
+    b.store(result, at, sum, mask);
+    one(k)
+}
+
+/// `g · F · (θ − θ*)`.
+pub(super) fn ewc_penalty_bwd(o: &Operation<'_>) -> Result<Emitted, EmitError> {
+    let n = o.outputs[0].elements();
+    let mut k = flat("ewc_penalty_bwd", "dtheta = g · fisher · (theta − anchor)", n);
+    let g = k.input(o, 0, "g");
+    let (theta, fisher, anchor) = (k.input(o, 1, "theta"), k.input(o, 2, "fisher"), k.input(o, 3, "anchor"));
+    let out = k.output(o, 0, "dtheta");
+    let b = &mut k.b;
+    let (at, mask) = tile(b, n);
+    let zero = b.int(0);
+    let g = b.load(g, zero, None);
+    let [t, f, a] = [theta, fisher, anchor].map(|p| b.load_float(p, at, mask));
+    let d = b.sub(t, a);
+    let fd = b.mul(f, d);
+    let value = b.mul(fd, g);
+    b.store(out, at, value, mask);
+    one(k)
+}
+
+/// One step of Adam with decoupled weight decay.
+pub(super) fn adamw(o: &Operation<'_>) -> Result<Emitted, EmitError> {
+    let n = o.outputs[0].elements();
+    let attr = |name: &str| o.attrs.f64(name).map(|v| v as f32);
+    let (beta1, beta2, eps, decay) = (attr("beta1")?, attr("beta2")?, attr("eps")?, attr("weight_decay")?);
+    let has_scale = o.attrs.bool("lr_scale")?;
+    let doc = "AdamW: p, m, v and the gradient g (times coef, the clipping factor) to their next values; nothing changes \
+               where ok is 0";
+    let mut k = flat("adamw", doc, n);
+    let [p, m, v, g] = [(0, "p"), (1, "m"), (2, "v"), (3, "g")].map(|(i, name)| k.input(o, i, name));
+    let [lr, coef, bc, ok] =
+        [(4, "lr"), (5, "coef"), (6, "bc"), (7, "ok")].map(|(i, name)| k.input(o, i, name));
+    let scale = has_scale.then(|| k.input(o, 8, "lr_scale"));
+    let copy_in = (o.outputs.len() > 3).then(|| k.input(o, 8 + usize::from(has_scale), "pc"));
+    let results = [(0, "p1"), (1, "m1"), (2, "v1")].map(|(j, name)| k.output(o, j, name));
+    let copy = copy_in.is_some().then(|| k.output(o, 3, "pc1"));
+    let b = &mut k.b;
+    let (at, mask) = tile(b, n);
+    let (zero, one_at) = (b.int(0), b.int(1));
+    let [lr, coef, bc1] = [lr, coef, bc].map(|q| b.load(q, zero, None));
+    let (bc2, ok) = (b.load(bc, one_at, None), b.load(ok, zero, None));
+    let [p0, m0, v0, g] = [p, m, v, g].map(|q| b.load(q, at, mask));
+    let g = b.mul(g, coef);
+    let m1 = decayed(b, m0, beta1, g);
+    let g2 = b.mul(g, g);
+    let v1 = decayed(b, v0, beta2, g2);
+    let rate = match scale {
+        Some(scale) => {
+            let s = b.load(scale, at, mask);
+            b.mul(lr, s)
+        }
+        None => lr,
+    };
+    let mhat = b.div(m1, bc1);
+    let vhat = b.div(v1, bc2);
+    let root = b.unary(Unary::Sqrt, vhat);
+    let eps = b.float(eps);
+    let root = b.add(root, eps);
+    let step = b.div(mhat, root);
+    let decay = b.float(decay);
+    let shrink = b.mul(decay, p0);
+    let change = b.add(step, shrink);
+    let change = b.mul(rate, change);
+    let p1 = b.sub(p0, change);
+    let changes = b.compare(crate::tile::ir::Compare::Eq, ok, zero);
+    let width = b.ty(p0).dims.clone();
+    let is_off = b.splat(changes, &width);
+    for (buffer, (new, old)) in results.into_iter().zip([(p1, p0), (m1, m0), (v1, v0)]) {
+        let value = b.select(is_off, old, new);
+        b.store(buffer, at, value, mask);
+    }
+    if let (Some(copy_in), Some(copy)) = (copy_in, copy) {
+        let old = b.load_float(copy_in, at, mask);
+        let value = b.select(is_off, old, p1);
+        b.store(copy, at, value, mask);
+    }
+    one(k)
+}
+
+/// `beta · old + (1 − beta) · new`
+fn decayed(b: &mut Builder, old: Var, beta: f32, new: Var) -> Var {
+    let (keep, take) = (b.float(beta), b.float(1.0 - beta));
+    let (old, new) = (b.mul(old, keep), b.mul(new, take));
+    b.add(old, new)
+}
+
+/// Rows of a table; a program takes a part of a row.
+pub(super) fn embedding(o: &Operation<'_>) -> Result<Emitted, EmitError> {
+    let (table, ids) = (&o.inputs[0], &o.inputs[1]);
+    let (rows, h) = (ids.elements(), table.last());
+    let width = super::width(h, TILE);
+    let doc = "Row ids[i] of the table for each i";
+    let mut k = Kernel::new("embedding", doc, [h.div_ceil(width), rows.max(1), 1], warps(width));
+    let (source, list, y) = (k.input(o, 0, "table"), k.input(o, 1, "ids"), k.output(o, 0, "y"));
+    let b = &mut k.b;
+    let row = b.program_id(1);
+    let id = b.load(list, row, None);
+    let (pid, range) = (b.program_id(0), b.range(width));
+    let start = b.times(pid, width);
+    let column = b.add(range, start);
+    let mask = (!h.is_multiple_of(width)).then(|| b.below(column, h));
+    let (from, to) = (b.times(id, h), b.times(row, h));
+    let (from, to) = (b.add(column, from), b.add(column, to));
+    let value = b.load(source, from, mask);
+    b.store(y, to, value, mask);
+    one(k)
+}
+
+/// Rotation of the pairs `(i, i + D/2)` of each head by the angle of its token's position.
+pub(super) fn rope(o: &Operation<'_>) -> Result<Emitted, EmitError> {
+    let d = o.attrs.usize("head_dim")?;
+    let inverse = o.attrs.bool("inverse")?;
+    let (x, half) = (&o.inputs[0], d / 2);
+    let heads = x.last() / d;
+    let pairs = heads * half;
+    let width = super::width(pairs, TILE);
+    let doc = "Elements i and i + D/2 of each head are rotated by the angle of the token's position";
+    let mut k = Kernel::new("rope", doc, [pairs.div_ceil(width), x.rows().max(1), 1], warps(width));
+    let [x_, cos, sin, pos] =
+        [(0, "x"), (1, "cos"), (2, "sin"), (3, "pos")].map(|(i, name)| k.input(o, i, name));
+    let y = k.output(o, 0, "y");
+    let b = &mut k.b;
+    let (row, pid, range) = (b.program_id(1), b.program_id(0), b.range(width));
+    let start = b.times(pid, width);
+    let pair = b.add(range, start);
+    let mask = (!pairs.is_multiple_of(width)).then(|| b.below(pair, pairs));
+    let halves = b.int(half);
+    let (head, i) = (b.div(pair, halves), b.binary(Binary::Rem, pair, halves));
+    let position = b.load(pos, row, None);
+    let angles = b.times(position, half);
+    let angle = b.add(i, angles);
+    let (c, s) = (b.load(cos, angle, mask), b.load(sin, angle, mask));
+    let s = if inverse { b.unary(Unary::Neg, s) } else { s };
+    let (token, head) = (b.times(row, x.last()), b.times(head, d));
+    let first = b.add(head, i);
+    let first = b.add(first, token);
+    let second = b.add(first, halves);
+    let (x1, x2) = (b.load_float(x_, first, mask), b.load_float(x_, second, mask));
+    let (x1c, x2s) = (b.mul(x1, c), b.mul(x2, s));
+    let (x2c, x1s) = (b.mul(x2, c), b.mul(x1, s));
+    let (y1, y2) = (b.sub(x1c, x2s), b.add(x2c, x1s));
+    b.store(y, first, y1, mask);
+    b.store(y, second, y2, mask);
+    one(k)
+}
