@@ -1,6 +1,6 @@
 //! Programs as Triton source: one function a file, nearly one line an instruction.
 
-use super::ir::{Access, Binary, Compare, Elem, Fold, Inst, Program, Stmt, Ty, Unary, Var};
+use super::ir::{Access, Binary, Compare, Elem, Fold, Inst, Param, Program, Stmt, Ty, Unary, Var};
 use std::fmt::Write;
 
 /// The source of a program: a module with one `@triton.jit` function, whose arguments are the program's buffers in order.
@@ -27,7 +27,7 @@ impl Printer<'_> {
                 Access::Write => "written",
                 Access::ReadWrite => "read and written",
             };
-            let _ = writeln!(t, "#   {:<10} {}[{}], {access}", b.name, b.elem.name(), b.len);
+            let _ = writeln!(t, "#   {:<12} {}[{}], {access}", pointer(b), b.elem.name(), b.len);
         }
         let (grid, warps) = (p.grid, p.warps);
         let _ = writeln!(
@@ -40,9 +40,9 @@ impl Printer<'_> {
             grid[0],
             grid[1],
             grid[2],
-            p.params.iter().map(|b| b.name.as_str()).collect::<Vec<_>>().join(", ")
+            p.params.iter().map(pointer).collect::<Vec<_>>().join(", ")
         );
-        let params = p.params.iter().map(|b| b.name.as_str()).collect::<Vec<_>>().join(", ");
+        let params = p.params.iter().map(pointer).collect::<Vec<_>>().join(", ");
         let _ = writeln!(
             t,
             "import triton\nimport triton.language as tl\n\n\n@triton.jit\ndef {}({params}):",
@@ -68,7 +68,7 @@ impl Printer<'_> {
                 Inst::For { .. } => self.repeat(s),
                 Inst::Store { param, index, value, mask } => {
                     let mask = mask.map_or(String::new(), |m| format!(", mask={}", v(m)));
-                    let name = &self.p.params[*param].name;
+                    let name = pointer(&self.p.params[*param]);
                     self.line(&format!("tl.store({name} + {}, {}{mask})", v(*index), v(*value)));
                 }
                 inst => {
@@ -83,21 +83,22 @@ impl Printer<'_> {
 
     fn repeat(&mut self, s: &Stmt) {
         let Inst::For { index, from, to, step, carried, body } = &s.inst else { return };
-        let list = |f: fn(&super::ir::Carried) -> Var| {
-            carried.iter().map(|c| v(f(c))).collect::<Vec<_>>().join(", ")
-        };
-        if !carried.is_empty() {
-            self.line(&format!("{} = {}", list(|c| c.inner), list(|c| c.init)));
+        for c in carried {
+            self.line(&format!("{} = {}", v(c.inner), v(c.init)));
         }
         self.line(&format!("for {} in range({}, {}, {step}):", v(*index), v(*from), v(*to)));
         self.depth += 1;
         self.block(body);
-        if !carried.is_empty() {
-            self.line(&format!("{} = {}", list(|c| c.inner), list(|c| c.next)));
+        // One value handed on may be what another one was: all are read before any is written.
+        for c in carried.iter().filter(|c| c.next != c.inner) {
+            self.line(&format!("{}_next = {}", v(c.inner), v(c.next)));
+        }
+        for c in carried.iter().filter(|c| c.next != c.inner) {
+            self.line(&format!("{0} = {0}_next", v(c.inner)));
         }
         self.depth -= 1;
-        if !carried.is_empty() {
-            self.line(&format!("{} = {}", list(|c| c.result), list(|c| c.inner)));
+        for c in carried {
+            self.line(&format!("{} = {}", v(c.result), v(c.inner)));
         }
     }
 
@@ -131,7 +132,7 @@ impl Printer<'_> {
             Inst::Cast(x, elem) => format!("{}.to({})", v(*x), dtype(*elem)),
             Inst::Load { param, index, mask } => {
                 let mask = mask.map_or(String::new(), |m| format!(", mask={}, other=0", v(m)));
-                format!("tl.load({} + {}{mask})", self.p.params[*param].name, v(*index))
+                format!("tl.load({} + {}{mask})", pointer(&self.p.params[*param]), v(*index))
             }
             Inst::Dot { a, b, acc } => {
                 // Without it, f32 operands are rounded to TF32.
@@ -144,6 +145,11 @@ impl Printer<'_> {
             Inst::Store { .. } | Inst::For { .. } => String::new(),
         }
     }
+}
+
+/// Name of a buffer.
+fn pointer(p: &Param) -> String {
+    format!("{}_ptr", p.name)
 }
 
 /// Name of a value.
