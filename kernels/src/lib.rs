@@ -3,6 +3,7 @@
 pub mod calibrate;
 pub mod compile;
 pub mod cpu;
+pub mod cuda;
 pub mod plan;
 pub mod tile;
 pub mod timeline;

@@ -3,11 +3,12 @@
 //!
 //! A program says what one block of threads does with tiles of elements: loads and stores with masks, arithmetic,
 //! reductions, dot products, loops. It does not say which thread holds what. [`interp`] is its meaning and checks every
-//! index; [`triton`] prints it as Triton. [`programs`] writes programs for operations.
+//! index; [`triton`] prints it as Triton and [`cuda`] as CUDA C++. [`programs`] writes programs for operations.
 //!
 //! Invariant: programs of a grid are independent: none reads what another one writes.
 
 mod build;
+pub mod cuda;
 pub mod interp;
 pub mod ir;
 pub mod programs;
