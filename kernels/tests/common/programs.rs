@@ -7,6 +7,7 @@ use kfc_kernels::tile::ir::Elem;
 use kfc_kernels::tile::programs::{Arg, Launch, Sizes, emit_sized};
 
 /// An operation with its operands.
+#[derive(Clone)]
 pub(crate) struct Case {
     pub(crate) label: String,
     pub(crate) op: Op,
