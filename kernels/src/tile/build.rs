@@ -93,6 +93,11 @@ impl Builder {
         self.emit(Ty::scalar(Elem::I32), Inst::Int(value as i64, Elem::I32))
     }
 
+    /// An `i32` scalar of either sign.
+    pub fn integer(&mut self, value: i32) -> Var {
+        self.emit(Ty::scalar(Elem::I32), Inst::Int(i64::from(value), Elem::I32))
+    }
+
     /// A `u32` scalar.
     pub fn bits(&mut self, value: u32) -> Var {
         self.emit(Ty::scalar(Elem::U32), Inst::Int(i64::from(value), Elem::U32))

@@ -8,7 +8,7 @@ use crate::tile::ir::{Binary, Unary, Var};
 const TILE: usize = 1024;
 
 /// Indices of this program's tile of `n` elements, and which of them there are.
-fn tile(b: &mut Builder, n: usize) -> (Var, Option<Var>) {
+pub(super) fn tile(b: &mut Builder, n: usize) -> (Var, Option<Var>) {
     let width = super::width(n, TILE);
     let (pid, range) = (b.program_id(0), b.range(width));
     let start = b.times(pid, width);
@@ -18,13 +18,13 @@ fn tile(b: &mut Builder, n: usize) -> (Var, Option<Var>) {
 }
 
 /// A program over `n` elements.
-fn flat(name: &str, doc: &str, n: usize) -> Kernel {
+pub(super) fn flat(name: &str, doc: &str, n: usize) -> Kernel {
     let width = super::width(n, TILE);
     Kernel::new(name, doc, [n.div_ceil(width).max(1), 1, 1], warps(width))
 }
 
-fn one(k: Kernel) -> Result<Emitted, EmitError> {
-    Ok(Emitted { launches: vec![k.finish()?], workspaces: Vec::new() })
+pub(super) fn one(k: Kernel) -> Result<Emitted, EmitError> {
+    Ok(Emitted::one(k.finish()?))
 }
 
 /// `silu(gate) · up`.

@@ -1,61 +1,13 @@
 //! `rms_norm` and its gradient: a program takes a row.
 
+use super::row::{Row, TILE};
 use super::sums::column_sums;
 use super::{EmitError, Emitted, Kernel, Operation, warps, width};
-use crate::tile::ir::{Access, Elem, Fold, Unary, Var};
+use crate::tile::ir::{Access, Elem, Unary, Var};
 use crate::tile::{Buffer, Builder};
-
-/// Widest tile of a row; longer rows are taken in several.
-const TILE: usize = 4096;
 
 /// Rows whose products one program adds up for the gradient of the weight.
 const ROWS: usize = 64;
-
-/// A row of `h` elements, taken in tiles of `width`.
-struct Row {
-    h: usize,
-    width: usize,
-    start: Var,
-}
-
-impl Row {
-    fn new(b: &mut Builder, h: usize) -> Row {
-        let row = b.program_id(0);
-        Row { h, width: width(h, TILE), start: b.times(row, h) }
-    }
-
-    /// Calls `f` for each tile with the columns, the indices and the mask; carries what it returns.
-    fn tiles(
-        &self,
-        b: &mut Builder,
-        init: &[Var],
-        f: impl FnOnce(&mut Builder, Var, Var, Option<Var>, &[Var]) -> Vec<Var>,
-    ) -> Vec<Var> {
-        let range = b.range(self.width);
-        if self.h <= self.width {
-            let mask = (self.h < self.width).then(|| b.below(range, self.h));
-            let index = b.add(range, self.start);
-            return f(b, range, index, mask, init);
-        }
-        let (from, to) = (b.int(0), b.int(self.h));
-        b.repeat(from, to, self.width, init, |b, at, carried| {
-            let column = b.add(range, at);
-            let mask = (!self.h.is_multiple_of(self.width)).then(|| b.below(column, self.h));
-            let index = b.add(column, self.start);
-            f(b, column, index, mask, carried)
-        })
-    }
-
-    /// `Σ f` over the row, where `f` gives the terms of a tile (0 where there is no element).
-    fn sum(&self, b: &mut Builder, f: impl FnOnce(&mut Builder, Var, Var, Option<Var>) -> Var) -> Var {
-        let zero = b.full(0.0, &[self.width]);
-        let sums = self.tiles(b, &[zero], |b, column, index, mask, sums| {
-            let terms = f(b, column, index, mask);
-            vec![b.add(sums[0], terms)]
-        });
-        b.reduce(Fold::Sum, sums[0], 0)
-    }
-}
 
 /// `y = x · rstd · w`, `rstd = 1/√(mean(x²) + eps)`.
 pub(super) fn rms_norm(o: &Operation<'_>) -> Result<Emitted, EmitError> {
@@ -85,7 +37,7 @@ pub(super) fn rms_norm(o: &Operation<'_>) -> Result<Emitted, EmitError> {
         b.store(y, index, value, mask);
         Vec::new()
     });
-    Ok(Emitted { launches: vec![k.finish()?], workspaces: Vec::new() })
+    Ok(Emitted { launches: vec![k.finish()?], ..Emitted::default() })
 }
 
 /// `dx = rstd · (dy·w − x̂ · mean(dy·w·x̂))`, and `dw = Σ dy·x̂` over rows.
@@ -119,7 +71,7 @@ pub(super) fn rms_norm_bwd(o: &Operation<'_>) -> Result<Emitted, EmitError> {
         b.store(dx, index, value, mask);
         Vec::new()
     });
-    let mut e = Emitted { launches: vec![k.finish()?], workspaces: Vec::new() };
+    let mut e = Emitted { launches: vec![k.finish()?], ..Emitted::default() };
     if o.attrs.bool("need_dw")? {
         weight_gradient(o, &mut e, rows, h)?;
     }
@@ -158,7 +110,7 @@ fn weight_gradient(o: &Operation<'_>, e: &mut Emitted, rows: usize, h: usize) ->
     let index = b.add(column, at);
     b.store(partial, index, sums[0], mask);
     e.launches.push(k.finish()?);
-    let last = column_sums("rms_norm_bwd_dw_sum", o, e, runs, h, 1)?;
+    let last = column_sums("rms_norm_bwd_dw_sum", o, e, 0, runs, h, 1)?;
     e.launches.push(last);
     Ok(())
 }
