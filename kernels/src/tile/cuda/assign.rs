@@ -311,13 +311,15 @@ impl<'a> Plan<'a> {
         let most = (len / threads).max(1);
         let best = |axis: usize| {
             let wide = |&(index, mask, bytes): &(Var, Option<Var>, usize)| {
-                self.wide(index, mask, self.axis_of(index, axis), 16 / bytes)
+                let at = self.axis_of(index, axis);
+                // Where nothing is aligned, at least neighbouring threads should take neighbouring elements.
+                (self.wide(index, mask, at, 16 / bytes), self.infos[index.index()].axes[at].run)
             };
             node.accesses.iter().map(wide).max()
         };
         let widest = (0..rank).map(|axis| (best(axis), axis)).max();
         let (vec, axis) = match widest {
-            Some((Some(vec), axis)) => (vec, axis),
+            Some((Some((vec, _)), axis)) => (vec, axis),
             _ => (4, rank.saturating_sub(1)),
         };
         let mut order: Vec<usize> = (0..rank).rev().collect();

@@ -56,6 +56,12 @@ fn unary(op: Unary, a: &str) -> String {
 
 fn binary(op: Binary, elem: Elem, a: &str, b: &str) -> String {
     let infix = |op: &str| format!("{a} {op} {b}");
+    // Elements that a mask excludes may be divided by 0.
+    let divide = |op: &str, name: &str| match b.parse::<u32>() {
+        _ if elem == Elem::F32 => infix(op),
+        Ok(1..) => infix(op),
+        _ => format!("{name}({a}, {b})"),
+    };
     let shift = |name: &str| match elem {
         Elem::I32 => format!("(int){name}((unsigned){a}, (unsigned){b})"),
         _ => format!("{name}({a}, {b})"),
@@ -64,8 +70,8 @@ fn binary(op: Binary, elem: Elem, a: &str, b: &str) -> String {
         Binary::Add => infix("+"),
         Binary::Sub => infix("-"),
         Binary::Mul => infix("*"),
-        Binary::Div => infix("/"),
-        Binary::Rem => infix("%"),
+        Binary::Div => divide("/", "kfc_div"),
+        Binary::Rem => divide("%", "kfc_rem"),
         Binary::Max => format!("kfc_max({a}, {b})"),
         Binary::Min => format!("kfc_min({a}, {b})"),
         Binary::And => infix("&"),
@@ -79,7 +85,13 @@ fn binary(op: Binary, elem: Elem, a: &str, b: &str) -> String {
 
 /// `x` of type `from` as a `to`.
 pub(super) fn cast(x: &str, from: Elem, to: Elem) -> String {
-    let float = if from.is_float() { format!("kfc_float({x})") } else { format!("(float){x}") };
+    let float = if from == Elem::F32 {
+        x.to_string()
+    } else if from.is_float() {
+        format!("kfc_float({x})")
+    } else {
+        format!("(float){x}")
+    };
     match to {
         _ if from == to => x.into(),
         Elem::F32 => float,

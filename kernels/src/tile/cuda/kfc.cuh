@@ -89,6 +89,13 @@ KFC_INLINE unsigned kfc_shl(unsigned a, unsigned n) {
 KFC_INLINE unsigned kfc_shr(unsigned a, unsigned n) {
     return n < 32 ? a >> n : 0;
 }
+// Quotients by 0 are 0.
+template <typename T> KFC_INLINE T kfc_div(T a, T b) {
+    return b != 0 ? a / b : 0;
+}
+template <typename T> KFC_INLINE T kfc_rem(T a, T b) {
+    return b != 0 ? a % b : 0;
+}
 // Floats to integers: towards zero, saturating, 0 for what is not a number.
 KFC_INLINE int kfc_int(float x) {
 #ifndef KFC_HOST
