@@ -68,10 +68,8 @@ fn block(p: &Program, statements: &[Stmt], infos: &mut [Info]) {
             let div = start.axes[0].each().min(low_bit(*step));
             infos[index.index()] = scalar(div, None, start.positive);
             block(p, body, infos);
-        } else if let Some(info) = s.result.and_then(|_| value(p, &s.inst, infos)) {
-            if let Some(v) = s.result {
-                infos[v.index()] = info;
-            }
+        } else if let (Some(v), Some(info)) = (s.result, value(p, &s.inst, infos)) {
+            infos[v.index()] = info;
         }
     }
 }
@@ -195,6 +193,7 @@ fn compare(op: Compare, a: &Info, b: &Info) -> Info {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::tile::Builder;
