@@ -129,6 +129,17 @@ pub enum Access {
     ReadWrite,
 }
 
+impl Access {
+    /// Name in dumps.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Access::Read => "read",
+            Access::Write => "written",
+            Access::ReadWrite => "read and written",
+        }
+    }
+}
+
 /// A buffer that a program is given.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Param {
