@@ -131,8 +131,8 @@ impl Printer<'_> {
                 format!("tl.load({} + {}{mask})", pointer(&self.p.params[*param]), v(*index))
             }
             Inst::Dot { a, b, acc } => {
-                // Without it, f32 operands are rounded to TF32.
-                let precision = if ty(*a).elem == Elem::F32 { ", input_precision=\"ieee\"" } else { "" };
+                // Three TF32 products keep f32 operands to about f32; without it they are rounded to TF32.
+                let precision = if ty(*a).elem == Elem::F32 { ", input_precision=\"tf32x3\"" } else { "" };
                 format!("tl.dot({}, {}, {}{precision})", v(*a), v(*b), v(*acc))
             }
             Inst::Reduce(Fold::Sum, x, axis) => format!("tl.sum({}, axis={axis})", v(*x)),

@@ -116,7 +116,7 @@ fn gradient(o: &Operation<'_>, e: &mut Emitted, j: usize) -> Result<(), EmitErro
         )
     };
     let runs = summed.div_ceil(RUN);
-    let mut k = Kernel::new(name, doc, [kept.div_ceil(tile), d.rank.div_ceil(rank), runs], t.warps);
+    let mut k = Kernel::new(name, doc, [kept.div_ceil(tile), d.rank.div_ceil(rank), runs], 8);
     let g = k.input(o, 0, "g");
     let operands = d.operands(&mut k, o);
     let out = if runs == 1 {
