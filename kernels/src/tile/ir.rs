@@ -80,7 +80,8 @@ impl Ty {
         Ty { elem, dims: Vec::new() }
     }
 
-    /// Number of elements.
+    /// Number of elements; never 0.
+    #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.dims.iter().product()
     }

@@ -254,6 +254,7 @@ pub(crate) fn prims() -> Vec<Case> {
 }
 
 /// Operations at the extents of a model with 2048 hidden units, 32 heads of 64 and 8 of 128, which tiles of full size serve.
+#[allow(dead_code)] // only one of the test files compiles them
 pub(crate) fn realistic() -> Vec<(Op, Vec<TensorType>)> {
     let x = DType::Bf16;
     let (n, h, i, r) = (2048, 2048, 5632, 16);
