@@ -8,7 +8,12 @@ use std::path::PathBuf;
 pub enum Target {
     /// The CPU.
     Cpu,
+    /// NVIDIA GPUs of this compute capability, through Triton.
+    Triton(u32),
 }
+
+/// Compute capabilities that kernels are compiled for.
+const ARCHS: [u32; 3] = [80, 90, 100];
 
 /// Arguments of `kfc compile`.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,18 +28,24 @@ pub struct CompileArgs {
     pub emit: PathBuf,
     /// Replaces `train.mem_budget`.
     pub mem_budget: Option<u64>,
+    /// Python with Triton.
+    pub python: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
 Example:
   kfc compile job.toml --emit plan
+  kfc compile job.toml --target triton:sm_90 --emit plan
 
-Writes plan/ir/NN-pass.kir (the IR after every pass) and plan/plan.json.";
+Writes plan/ir/NN-pass.kir (the IR after every pass) and plan/plan.json; for a GPU also plan/kernels/NAME.py, NAME.cubin and
+NAME.json (registers, spills, shared memory, tensor-core instructions, grid, parameters). Needs no GPU.";
 
 fn target(text: &str) -> Result<Target, String> {
-    match text {
-        "cpu" => Ok(Target::Cpu),
-        _ => Err("this build compiles for the CPU only; use --target cpu".into()),
+    let arch = |a: &&u32| text.strip_prefix("triton:sm_") == Some(&a.to_string());
+    match ARCHS.iter().find(arch) {
+        Some(arch) => Ok(Target::Triton(*arch)),
+        None if text == "cpu" => Ok(Target::Cpu),
+        None => Err("use --target cpu, or triton:sm_80, triton:sm_90 or triton:sm_100".into()),
     }
 }
 
@@ -50,10 +61,15 @@ pub(super) fn command() -> Command {
                 .value_name("TARGET")
                 .value_parser(target)
                 .default_value("cpu")
-                .help("What to compile for: cpu"),
+                .help("What to compile for: cpu, triton:sm_80, triton:sm_90 or triton:sm_100"),
         )
         .arg(super::path("emit", "DIR", "Folder to write").required(true))
         .arg(super::mem_budget())
+        .arg(super::path(
+            "python",
+            "PATH",
+            "Python with Triton 3.6 [default: KFC_PYTHON, .gpu-toolchain, python3]",
+        ))
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<CompileArgs, clap::Error> {
@@ -63,5 +79,6 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<CompileArgs, clap::Er
         target: super::required(matches, "target")?,
         emit: super::required(matches, "emit")?,
         mem_budget: matches.get_one("mem-budget").copied(),
+        python: matches.get_one("python").cloned(),
     })
 }

@@ -162,6 +162,9 @@ pub enum KernelError {
     /// No plan fits the memory there is.
     #[error(transparent)]
     Budget(#[from] TooSmall),
+    /// An operation has no tile programs.
+    #[error(transparent)]
+    Tile(#[from] crate::tile::programs::EmitError),
 }
 
 /// Whether the CPU has a kernel of its own for this composite (else it is decomposed into primitives).

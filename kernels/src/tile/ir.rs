@@ -80,7 +80,8 @@ impl Ty {
         Ty { elem, dims: Vec::new() }
     }
 
-    /// Number of elements.
+    /// Number of elements; never 0.
+    #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.dims.iter().product()
     }
@@ -127,6 +128,17 @@ pub enum Access {
     Write,
     /// Both: an element is loaded before it is stored, by the program that stores it.
     ReadWrite,
+}
+
+impl Access {
+    /// Name in dumps.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Access::Read => "read",
+            Access::Write => "written",
+            Access::ReadWrite => "read and written",
+        }
+    }
 }
 
 /// A buffer that a program is given.

@@ -3,7 +3,8 @@
 //!
 //! A program says what one block of threads does with tiles of elements: loads and stores with masks, arithmetic,
 //! reductions, dot products, loops. It does not say which thread holds what. [`interp`] is its meaning and checks every
-//! index; [`triton`] prints it as Triton and [`cuda`] as CUDA C++. [`programs`] writes programs for operations.
+//! index; [`triton`] prints it as Triton and [`cuda`] as CUDA C++. [`programs`] writes programs for operations, [`lower`]
+//! those of plans.
 //!
 //! Invariant: programs of a grid are independent: none reads what another one writes.
 
@@ -11,6 +12,7 @@ mod build;
 pub mod cuda;
 pub mod interp;
 pub mod ir;
+pub mod lower;
 pub mod programs;
 pub mod triton;
 mod verify;

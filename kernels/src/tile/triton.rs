@@ -1,6 +1,6 @@
 //! Programs as Triton source: one function a file, nearly one line an instruction.
 
-use super::ir::{Access, Binary, Compare, Elem, Fold, Inst, Param, Program, Stmt, Ty, Unary, Var};
+use super::ir::{Binary, Compare, Elem, Fold, Inst, Param, Program, Stmt, Ty, Unary, Var};
 use std::fmt::Write;
 
 /// The source of a program: a module with one `@triton.jit` function, whose arguments are the program's buffers in order.
@@ -22,11 +22,7 @@ impl Printer<'_> {
         let p = self.p;
         let mut t = format!("# {}\n#\n", p.doc.trim_end().replace('\n', "\n# "));
         for b in &p.params {
-            let access = match b.access {
-                Access::Read => "read",
-                Access::Write => "written",
-                Access::ReadWrite => "read and written",
-            };
+            let access = b.access.name();
             let _ = writeln!(t, "#   {:<12} {}[{}], {access}", pointer(b), b.elem.name(), b.len);
         }
         let (grid, warps) = (p.grid, p.warps);
@@ -135,8 +131,8 @@ impl Printer<'_> {
                 format!("tl.load({} + {}{mask})", pointer(&self.p.params[*param]), v(*index))
             }
             Inst::Dot { a, b, acc } => {
-                // Without it, f32 operands are rounded to TF32.
-                let precision = if ty(*a).elem == Elem::F32 { ", input_precision=\"ieee\"" } else { "" };
+                // Three TF32 products keep f32 operands to about f32; without it they are rounded to TF32.
+                let precision = if ty(*a).elem == Elem::F32 { ", input_precision=\"tf32x3\"" } else { "" };
                 format!("tl.dot({}, {}, {}{precision})", v(*a), v(*b), v(*acc))
             }
             Inst::Reduce(Fold::Sum, x, axis) => format!("tl.sum({}, axis={axis})", v(*x)),

@@ -252,3 +252,73 @@ pub(crate) fn prims() -> Vec<Case> {
     }
     cases
 }
+
+/// Operations at the extents of a model with 2048 hidden units, 32 heads of 64 and 8 of 128, which tiles of full size serve.
+#[allow(dead_code)] // only one of the test files compiles them
+pub(crate) fn realistic() -> Vec<(Op, Vec<TensorType>)> {
+    let x = DType::Bf16;
+    let (n, h, i, r) = (2048, 2048, 5632, 16);
+    let f = |dims: &[usize]| t(DType::F32, dims);
+    let w = |dims: &[usize]| t(x, dims);
+    let ids = |dims: &[usize]| t(DType::I32, dims);
+    let lora = Attrs::new()
+        .with("scale", 2.0)
+        .with("dropout", 0.1)
+        .with("stream", 3usize)
+        .with("bias", false)
+        .with("need_dx", true);
+    let adapter = [w(&[i, h]), f(&[r, h]), f(&[i, r])];
+    let with_seed = |mut types: Vec<TensorType>| {
+        types.push(ids(&[2]));
+        types
+    };
+    let mut all = vec![
+        (composite("linear", &Attrs::new().with("bias", true)), vec![w(&[n, h]), w(&[i, h]), w(&[i])]),
+        (composite("linear", &Attrs::new().with("bias", false)), vec![f(&[n, h]), f(&[i, h])]),
+        (composite("lora_linear", &lora), with_seed([&[w(&[n, h])], &adapter[..]].concat())),
+        (
+            composite("lora_linear_bwd", &lora),
+            with_seed([&[w(&[n, i]), w(&[n, h])], &adapter[..], &[f(&[n, r])]].concat()),
+        ),
+        (composite("rms_norm", &Attrs::new().with("eps", 1e-5)), vec![w(&[n, h]), w(&[h])]),
+        (
+            composite("rms_norm_bwd", &Attrs::new().with("need_dw", true)),
+            vec![w(&[n, h]), w(&[n, h]), w(&[h]), f(&[n, 1])],
+        ),
+        (
+            composite("feature_alignment", &Attrs::new()),
+            vec![w(&[1, n, h]), f(&[h, h]), w(&[1, n, h]), f(&[1, n])],
+        ),
+        (composite("ewc_delta", &Attrs::new().with("scale", 2.0)), vec![f(&[r, h]), f(&[i, r]), w(&[i, h])]),
+        (
+            composite("ewc_delta_bwd", &Attrs::new().with("scale", 2.0)),
+            vec![f(&[1]), f(&[r, h]), f(&[i, r]), w(&[i, h])],
+        ),
+        (composite("linear_token_scores", &Attrs::new()), vec![w(&[1, n, h]), w(&[32_000, h]), ids(&[1, n])]),
+        (composite("swiglu_bwd", &Attrs::new()), vec![w(&[n, i]), w(&[n, i]), w(&[n, i])]),
+    ];
+    for (elem, heads, kv, d) in [(x, 32, 8, 64), (x, 16, 8, 128), (DType::F32, 16, 8, 128)] {
+        let attrs = Attrs::new().with("heads", heads).with("kv_heads", kv).with("scale", 0.1);
+        let f = |c: usize| t(elem, &[1, n, c]);
+        let rows = vec![ids(&[1, n]); 4];
+        let qkv = [f(heads * d), f(kv * d), f(kv * d)];
+        let out = [f(heads * d), t(DType::F32, &[1, heads, n])];
+        all.push((composite("attention", &attrs), [&qkv[..], &rows].concat()));
+        all.push((composite("attention_bwd", &attrs), [&out[..1], &qkv, &out, &rows].concat()));
+    }
+    for kd in ["logits", "topk"] {
+        let attrs = Attrs::new()
+            .with("kd", kd)
+            .with("temperature", 2.0)
+            .with("divergence", "jsd")
+            .with("need_dw", kd == "topk");
+        let mut types = vec![f(&[1]), f(&[1]), w(&[1, n, h]), w(&[32_000, h]), ids(&[1, n]), f(&[1, n])];
+        types.extend(if kd == "topk" {
+            vec![ids(&[1, n, 64]), f(&[1, n, 64]), f(&[1, n]), f(&[1, n])]
+        } else {
+            vec![w(&[1, n, 4096]), w(&[32_000, 4096]), f(&[1, n])]
+        });
+        all.push((composite("linear_cross_entropy_kd_fused", &attrs), types));
+    }
+    all
+}

@@ -11,7 +11,7 @@ use kfc_graph::cost::Rates;
 use kfc_graph::passes::recompute::Policy;
 use kfc_graph::{DType, Graph};
 use kfc_kernels::KernelError;
-use kfc_kernels::compile::{CompileOptions, Recompute, compile_with, frontier};
+use kfc_kernels::compile::{Backend, CompileOptions, Recompute, compile_with, frontier};
 use kfc_kernels::plan::Plan;
 use kfc_ops::step::train::{DistillSpec, FeatureSpec, TeacherSpec, TrainGraph, TrainSpec, train_graph};
 use kfc_ops::step::update::{EwcSpec, UpdateSpec, update_graph};
@@ -77,6 +77,7 @@ pub(super) fn compile_graphs(
     job: &JobConfig,
     graphs: &StepGraphs,
     held: &Account,
+    backend: Backend,
     observer: &mut PassObserver<'_>,
 ) -> Result<CompiledJob> {
     let recompute = match (job.train.recompute, job.train.mem_budget) {
@@ -88,10 +89,11 @@ pub(super) fn compile_graphs(
         (RecomputePolicy::EveryK(k), _) => Recompute::Named(Policy::EveryK(k)),
         (RecomputePolicy::Attention, _) => Recompute::Named(Policy::AttentionOnly),
     };
-    let options = CompileOptions { recompute, rates: rates(graphs.dtype) };
+    let options = CompileOptions { backend, recompute, rates: rates(graphs.dtype) };
+    let plain = CompileOptions { backend, ..CompileOptions::default() };
     observer("train", "00-built", &graphs.train.graph);
     observer("update", "00-built", &graphs.update);
-    let update = compile_with(&graphs.update, &CompileOptions::default(), &mut |pass, graph| {
+    let update = compile_with(&graphs.update, &plain, &mut |pass, graph| {
         observer("update", pass, graph);
     })?
     .plan;

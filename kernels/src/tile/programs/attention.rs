@@ -45,12 +45,21 @@ impl Heads {
         self.heads / self.kv_heads
     }
 
-    /// Extents of a tile of queries, of one of keys, and warps. Long heads and 32-bit factors take more registers.
+    /// Extents of a tile of queries (at most `queries`), of one of keys, and warps: what fits the registers of a thread. Long
+    /// heads and 32-bit factors take more of them.
     pub(super) fn tiles(&self, queries: usize) -> (usize, usize, usize) {
-        let most = if self.elem == Elem::F32 { 32 } else { queries };
-        let keys = if self.elem == Elem::F32 { 32 } else { 64 };
-        let warps = if self.elem != Elem::F32 && self.d.max(self.dv) > 64 { 8 } else { 4 };
-        (extent(self.tq, most), extent(self.tk, keys), warps)
+        let is_long = self.d.max(self.dv) > 64;
+        let (queries, keys) = match (self.elem == Elem::F32, is_long) {
+            (true, true) => (16, 16),
+            (true, false) => (32, 32),
+            (false, true) => (queries.max(64) / 2, 64),
+            (false, false) => (queries, 64),
+        };
+        (
+            extent(self.tq, queries),
+            extent(self.tk, keys),
+            if is_long || self.elem != Elem::F32 { 8 } else { 4 },
+        )
     }
 
     /// Tokens of this axis as a matrix `[tokens, width]` of head `head` of a tensor `[batch, tokens, heads · width]`.

@@ -26,13 +26,12 @@ pub(super) fn feature_alignment(o: &Operation<'_>) -> Result<Emitted, EmitError>
     let target = b.cast(target, Elem::F32);
     let mask = row.mask(b);
     let weight = b.load(w, row.at, mask);
-    let weight = b.expand(weight, 1);
     // Outside the tensors both features are 0.
     let difference = b.sub(projected, target);
     let square = b.mul(difference, difference);
-    let term = b.mul(square, weight);
-    let sums = b.reduce(Fold::Sum, term, 1);
-    let sum = b.reduce(Fold::Sum, sums, 0);
+    let sums = b.reduce(Fold::Sum, square, 1);
+    let terms = b.mul(sums, weight);
+    let sum = b.reduce(Fold::Sum, terms, 0);
     let (x, y) = (b.program_id(0), b.program_id(1));
     let y = b.times(y, grid[0]);
     let at = b.add(x, y);

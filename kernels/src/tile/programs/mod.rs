@@ -59,6 +59,23 @@ pub struct Emitted {
 }
 
 impl Emitted {
+    /// Bytes of all workspaces, each from a multiple of 64 on.
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace_starts().1
+    }
+
+    /// Where each workspace begins among the bytes of all, and their number.
+    pub fn workspace_starts(&self) -> (Vec<usize>, usize) {
+        let mut end = 0;
+        let place = |(elem, len): &(Elem, usize)| {
+            let start = end;
+            end += (len * elem.bytes()).next_multiple_of(64);
+            start
+        };
+        let starts = self.workspaces.iter().map(place).collect();
+        (starts, end)
+    }
+
     /// A single launch.
     fn one(launch: Launch) -> Emitted {
         Emitted { launches: vec![launch], ..Emitted::default() }
