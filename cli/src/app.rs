@@ -1,8 +1,9 @@
 //! The program around the commands: parsing, threads, the panic hook, errors to messages and exit codes.
 
 use crate::args::{self, Global, Invocation};
-use crate::error::{self, Outcome};
+use crate::error::{self, InputResult, Outcome};
 use crate::{commands, output};
+use kfc_kernels::cpu::simd;
 use std::ffi::OsString;
 use std::panic::{self, PanicHookInfo};
 
@@ -34,6 +35,7 @@ fn dispatch(arguments: Vec<OsString>) -> u8 {
 }
 
 fn run(global: &Global, invocation: &Invocation) -> anyhow::Result<Outcome> {
+    simd::requested().or_bad_input()?;
     if let Some(threads) = global.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }

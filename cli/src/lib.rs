@@ -13,6 +13,7 @@ pub mod demo;
 mod doctor;
 pub mod error;
 mod explain;
+pub use explain::{Part, Place};
 pub mod gate;
 pub mod output;
 pub mod progress;

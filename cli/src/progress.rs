@@ -113,6 +113,8 @@ pub struct Summary {
     pub predicted_peak_bytes: u64,
     /// Wall time of this process.
     pub seconds: f64,
+    /// Seconds from opening the job to the end of the first step, if one was taken.
+    pub cold_start: Option<f64>,
     /// Steps whose gradient was not finite, and which changed nothing.
     pub skipped: usize,
     /// What was trained: an adapter or model folder, or the checkpoint of a run that was stopped.
@@ -141,6 +143,9 @@ impl Summary {
             ),
             ("wall time", duration(self.seconds)),
         ];
+        if let Some(seconds) = self.cold_start {
+            rows.push(("first step", format!("after {seconds:.2} s")));
+        }
         if self.skipped > 0 {
             rows.push(("skipped steps", format!("{} (gradient not finite)", self.skipped)));
         }
@@ -174,6 +179,7 @@ impl Summary {
                 "peak_bytes": self.peak_bytes,
                 "predicted_peak_bytes": self.predicted_peak_bytes,
                 "seconds": self.seconds,
+                "cold_start_seconds": self.cold_start,
                 "skipped": self.skipped,
                 "result": self.result,
                 "report": self.report,
@@ -243,6 +249,7 @@ mod tests {
             peak_bytes: 3 << 29,
             predicted_peak_bytes: 3 << 29,
             seconds: 66.4,
+            cold_start: Some(1.5),
             skipped: 0,
             result: "runs/job/adapter".into(),
             report: "runs/job/report.html".into(),
@@ -259,7 +266,7 @@ mod tests {
         assert_eq!(
             text(&summary),
             "steps=10 of 12 tokens=81,920 final loss=1.2346 tokens/s=1234 \
-             peak memory=1.50 GiB (1.50 GiB predicted) wall time=1m06s adapter=runs/job/adapter \
+             peak memory=1.50 GiB (1.50 GiB predicted) wall time=1m06s first step=after 1.50 s adapter=runs/job/adapter \
              report=runs/job/report.html"
         );
         assert!(text(&Summary { skipped: 2, ..summary }).contains("skipped steps=2 (gradient not finite)"));

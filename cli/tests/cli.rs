@@ -68,6 +68,29 @@ fn help_is_as_stored() {
 }
 
 #[test]
+fn a_level_of_instructions_is_forced_or_refused() {
+    let doctor = |level: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kfc"));
+        command.args(["doctor", "--json"]).env("KFC_ISA", level).output().unwrap()
+    };
+    let output = doctor("portable");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let d: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(d["isa"], "portable");
+    let levels: Vec<&str> = d["isas"].as_array().unwrap().iter().map(|l| l.as_str().unwrap()).collect();
+    assert_eq!(levels[0], "portable");
+    for wrong in ["fast", ""] {
+        let output = doctor(wrong);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0));
+        assert_eq!(
+            message,
+            format!("error: KFC_ISA={wrong}: there is no such level; this CPU has {}\n", levels.join(", "))
+        );
+    }
+}
+
+#[test]
 fn every_command_has_an_example() {
     for command in COMMANDS {
         let help = String::from_utf8(kfc(&[command, "--help"]).stdout).unwrap();

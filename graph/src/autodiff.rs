@@ -132,6 +132,7 @@ impl Tape<'_> {
                 Some(g) => prim_vjp(&mut self.b, p, &node.inputs, node.outputs[0], g, &needs)?,
                 None => return Ok(()),
             },
+            Op::Group(_) => return self.via_decompose(node, grads, depth),
             Op::Composite(c) => match c.def.vjp() {
                 Vjp::Zero => return Err(GraphError::Gradient("this operation has no gradient".into())),
                 Vjp::ViaDecompose => return self.via_decompose(node, grads, depth),
@@ -156,12 +157,15 @@ impl Tape<'_> {
     /// Emits the decomposition once more, in the backward phase, and differentiates that. Its operands are the
     /// node's own, so their gradients arrive where they belong.
     fn via_decompose(&mut self, node: &Node, grads: &[Option<ValueId>], depth: usize) -> Result<()> {
-        let Op::Composite(c) = &node.op else { return Ok(()) };
         if depth == MAX_DEPTH {
             return Err(GraphError::Gradient("the decomposition does not end".into()));
         }
         let start = self.b.graph().nodes().len();
-        let results = c.def.decompose(&mut self.b, &c.attrs, &node.inputs)?;
+        let results = match &node.op {
+            Op::Composite(c) => c.def.decompose(&mut self.b, &c.attrs, &node.inputs)?,
+            Op::Group(g) => g.inline(&mut self.b, &node.inputs)?,
+            Op::Prim(_) => return Ok(()),
+        };
         let body = start..self.b.graph().nodes().len();
         self.mark(body.clone());
         for (&v, &grad) in results.iter().zip(grads) {

@@ -3,20 +3,24 @@
 //! [`Frontier::new`] tries sets of values to drop, from "none" to "every layer" and beyond, and plans the memory of each;
 //! what is left is a list in which less memory costs more time. A budget takes the fastest entry that fits. So by
 //! construction a smaller budget never gives a larger peak, a larger one never a slower plan, and no named policy that fits
-//! is faster than what is chosen.
+//! is faster than what is chosen, but for [`FREE`]: what costs so little that nobody notices is made again under any budget.
 //!
 //! Values that play the same role in every layer form a class, ordered greedily: next comes the class whose recomputation
 //! costs the fewest seconds for each byte that the peak of live memory falls by. Each step of the ladder drops one class
 //! more, in an eighth of the layers after the other, the first layers first: their values live the longest. What the last
 //! layer saves lives for a moment only, so each step is also tried with the last layer left alone.
 
-use crate::cost::{Rates, node_cost};
-use crate::graph::{Def, Graph, NodeId, Phase, ValueId};
+use crate::cost::{SecondsOf, node_cost, node_seconds};
+use crate::graph::{Def, Graph, Node, NodeId, Phase, ValueId};
 use crate::memory::{FactsOf, live_bytes, plan};
 use crate::passes::recompute::{self, Cut, Policy, chain, dropped, layer_of};
 use crate::schedule::schedule;
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
+
+/// Share of the graph's time that recomputation may always take: norms and activations are made again for less, and free a
+/// good part of what would be kept.
+pub const FREE: f64 = 0.005;
 
 /// Sets beside the named policies of which the memory is planned in full.
 const PLANNED: usize = 72;
@@ -52,6 +56,8 @@ pub struct Frontier {
     pub choices: Vec<Choice>,
     /// The named policies, whether beaten or not.
     pub named: Vec<Choice>,
+    /// Seconds of recomputation that count for nothing: [`FREE`] of the graph's time.
+    pub free_seconds: f64,
 }
 
 /// The budget is below what any choice needs.
@@ -66,22 +72,27 @@ pub struct TooSmall {
 
 impl Frontier {
     /// Tries policies and classes on an optimised graph. Deterministic.
-    pub fn new(graph: &Graph, facts: &FactsOf<'_>, rates: &Rates) -> Frontier {
-        let search = Search { graph, cut: Cut::new(graph), facts, rates };
+    pub fn new(graph: &Graph, facts: &FactsOf<'_>, seconds: &SecondsOf<'_>) -> Frontier {
+        let search = Search { graph, cut: Cut::new(graph), facts, seconds: seconds_of_works(graph, seconds) };
         let named = search.named();
         let mut tried = named.clone();
         let ladder = search.ladder();
         tried.extend(each(ladder, &|c| search.planned(c.name, c.dropped)));
-        Frontier { choices: pareto(tried, |c| c.arena_bytes), named }
+        Frontier {
+            choices: pareto(tried, |c| c.arena_bytes),
+            named,
+            free_seconds: FREE * search.all_seconds(),
+        }
     }
 
-    /// The fastest choice whose arena fits.
+    /// The fastest choice whose arena fits; of those that cost at most [`Frontier::free_seconds`] the smallest one.
     ///
     /// # Errors
     /// [`TooSmall`], which names the smallest feasible budget.
     pub fn within(&self, arena_bytes: usize) -> Result<&Choice, TooSmall> {
         let smallest = self.choices.last().map_or(0, |c| c.arena_bytes);
-        let fits = self.choices.iter().find(|c| c.arena_bytes <= arena_bytes);
+        let free = self.choices.iter().rposition(|c| c.extra_seconds <= self.free_seconds).unwrap_or(0);
+        let fits = self.choices.iter().skip(free).find(|c| c.arena_bytes <= arena_bytes);
         fits.ok_or(TooSmall { budget: arena_bytes, smallest })
     }
 }
@@ -100,17 +111,15 @@ pub struct Decision {
 }
 
 /// What becomes of each saved value when `dropped` is dropped, in order of the forward pass.
-pub fn decisions(graph: &Graph, dropped: &BTreeSet<ValueId>, rates: &Rates) -> Vec<Decision> {
+pub fn decisions(graph: &Graph, dropped: &BTreeSet<ValueId>, seconds: &SecondsOf<'_>) -> Vec<Decision> {
     let cut = Cut::new(graph);
     let copied: BTreeSet<NodeId> = dropped.iter().flat_map(|&v| chain(graph, &cut, dropped, v)).collect();
     let decision = |&v: &ValueId| {
         let Def::Node(id, result) = graph.def(v) else { return None };
         let node = graph.node(id);
         let value = format!("{}/{}.{result}", graph.scope(node), node.op.name());
-        let seconds = chain(graph, &cut, dropped, v)
-            .iter()
-            .map(|&n| rates.seconds(node_cost(graph, graph.node(n))))
-            .sum();
+        let seconds =
+            chain(graph, &cut, dropped, v).iter().map(|&n| node_seconds(graph, graph.node(n), seconds)).sum();
         Some(Decision { value, bytes: graph.ty(v).bytes(), recomputed: copied.contains(&id), seconds })
     };
     cut.saved().iter().filter_map(decision).collect()
@@ -142,7 +151,25 @@ struct Search<'a> {
     graph: &'a Graph,
     cut: Cut,
     facts: &'a FactsOf<'a>,
-    rates: &'a Rates,
+    /// Seconds of each work.
+    seconds: BTreeMap<Work, f64>,
+}
+
+/// What a node does: operation, FLOPs, bytes. Nodes of one work are taken to last equally long.
+type Work = (&'static str, u64, u64);
+
+fn work(graph: &Graph, node: &Node) -> Work {
+    let cost = node_cost(graph, node);
+    (node.op.name(), cost.flops, cost.bytes)
+}
+
+/// Expected time of each work of a graph: asked for once, since candidates are many.
+fn seconds_of_works(graph: &Graph, seconds: &SecondsOf<'_>) -> BTreeMap<Work, f64> {
+    let mut known = BTreeMap::new();
+    for node in graph.nodes() {
+        known.entry(work(graph, node)).or_insert_with(|| node_seconds(graph, node, seconds));
+    }
+    known
 }
 
 impl Search<'_> {
@@ -185,9 +212,19 @@ impl Search<'_> {
         Candidate { name, dropped, live_bytes, extra_seconds: self.seconds(&graph) }
     }
 
+    /// Expected time of what runs twice.
     fn seconds(&self, graph: &Graph) -> f64 {
-        let again = graph.nodes().iter().filter(|n| n.phase == Phase::Recompute);
-        again.fold(0.0, |sum, n| sum + self.rates.seconds(node_cost(graph, n)))
+        self.sum(graph, |n| n.phase == Phase::Recompute)
+    }
+
+    /// Expected time of the graph as it is.
+    fn all_seconds(&self) -> f64 {
+        self.sum(self.graph, |_| true)
+    }
+
+    fn sum(&self, graph: &Graph, counts: impl Fn(&Node) -> bool) -> f64 {
+        let nodes = graph.nodes().iter().filter(|n| counts(n));
+        nodes.fold(0.0, |sum, n| sum + self.seconds.get(&work(graph, n)).copied().unwrap_or(0.0))
     }
 
     /// The candidates worth planning, about [`PLANNED`] at most.

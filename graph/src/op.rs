@@ -1,9 +1,10 @@
-//! Operations: primitives and composites behind one trait.
+//! Operations: primitives, composites behind one trait, and fused groups of primitives.
 
 use crate::attrs::Attrs;
 use crate::builder::Builder;
 use crate::error::{GraphError, Result};
 use crate::graph::{Graph, InputKind, ValueId};
+use crate::group::{self, Group};
 use crate::prim::Prim;
 use crate::types::TensorType;
 use std::collections::BTreeMap;
@@ -16,6 +17,8 @@ pub enum Op {
     Prim(Prim),
     /// A composite with its attributes.
     Composite(Composite),
+    /// Primitives fused into one node.
+    Group(Group),
 }
 
 impl Op {
@@ -24,6 +27,7 @@ impl Op {
         match self {
             Op::Prim(p) => p.name(),
             Op::Composite(c) => c.def.name(),
+            Op::Group(_) => group::NAME,
         }
     }
 
@@ -35,6 +39,7 @@ impl Op {
         match self {
             Op::Prim(p) => p.infer(inputs).map(|t| vec![t]),
             Op::Composite(c) => c.def.infer(&c.attrs, inputs),
+            Op::Group(g) => g.infer(inputs),
         }
     }
 }

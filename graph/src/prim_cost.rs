@@ -53,6 +53,7 @@ impl Op {
         match self {
             Op::Prim(p) => p.cost(inputs, outputs),
             Op::Composite(Composite { def, attrs }) => def.cost(attrs, inputs, outputs),
+            Op::Group(g) => g.cost(inputs, outputs),
         }
     }
 }

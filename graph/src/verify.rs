@@ -7,6 +7,8 @@
 //! - `updates` names a state input of the same type, each state at most once, with a value that a node computes; the
 //!   old value of an updated state is not an output at the same time;
 //! - attributes are finite and words.
+//!
+//! The body of a group was checked when the group was made ([`crate::group`]).
 
 use crate::attrs::AttrValue;
 use crate::error::{GraphError, Result};
@@ -123,7 +125,7 @@ fn check_constants(node: &Node) -> std::result::Result<(), String> {
             if exact { Ok(()) } else { Err(format!("{value:?} is no 32-bit integer")) }
         }
         Op::Prim(Prim::Const { value, .. }) if value.is_nan() => Err("a constant is NaN".into()),
-        Op::Prim(_) => Ok(()),
+        Op::Prim(_) | Op::Group(_) => Ok(()),
         Op::Composite(c) => c.attrs.iter().try_for_each(|(name, value)| check_attr(name, value)),
     }
 }

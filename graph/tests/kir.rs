@@ -7,7 +7,7 @@ mod common;
 use common::{check_plan, defs, facts, random_inputs};
 use kfc_graph::interp::run;
 use kfc_graph::memory::{Place, plan};
-use kfc_graph::passes::{canonicalise, cse, dce, decompose, fuse_head, optimise, recompute};
+use kfc_graph::passes::{canonicalise, cse, dce, decompose, fuse_head, fuse_pointwise, optimise, recompute};
 use kfc_graph::schedule::schedule;
 use kfc_graph::text::{parse, print};
 use kfc_graph::verify::verify;
@@ -59,6 +59,7 @@ fn execute(source: &str, commands: &str) -> Result<String> {
             "cse" => cse::run(&graph),
             "dce" => dce::run(&graph),
             "fuse_head" => fuse_head::run(&graph, &defs())?,
+            "fuse_pointwise" => fuse_pointwise::run(&graph)?,
             "decompose" => decompose::run(&graph, &|c, _| c.def.name() == "accumulate")?,
             "recompute" => recompute_every_layer(&graph),
             "optimise" => optimise(&graph, &defs(), &|_, _| false, &mut |_, _| ())?,

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{check_order, check_plan, defs, facts, no_facts, random_graph, random_inputs, random_training};
-use kfc_graph::budget::Frontier;
+use kfc_graph::budget::{Choice, Frontier};
 use kfc_graph::cost::Rates;
 use kfc_graph::interp::{Tensor, run};
 use kfc_graph::memory::plan;
@@ -39,10 +39,10 @@ proptest! {
                 let after = run(g, &inputs).unwrap();
                 assert!(same(&before, &after), "{name} changed the results:\n{}", print(g));
             }).unwrap();
-            prop_assert_eq!(seen.len(), 8);
+            prop_assert_eq!(seen.len(), 9);
             let left = new.nodes().iter().filter_map(|n| match &n.op {
                 kfc_graph::Op::Composite(c) => Some(c.def.name()),
-                kfc_graph::Op::Prim(_) => None,
+                kfc_graph::Op::Prim(_) | kfc_graph::Op::Group(_) => None,
             });
             let unclaimed: Vec<_> = left.filter(|name| !claimed.contains(name)).collect();
             prop_assert_eq!(unclaimed, Vec::<&str>::new());
@@ -92,9 +92,10 @@ proptest! {
     #[test]
     fn budgets_are_monotone(seed: u64, size in 10usize..60) {
         let g = random_training(seed, size);
-        let frontier = Frontier::new(&g, &facts, &Rates::default());
+        let frontier = Frontier::new(&g, &facts, &Rates::default().seconds_of());
         let cut = recompute::Cut::new(&g);
         let (fast, small) = (frontier.choices.first().unwrap(), frontier.choices.last().unwrap());
+        prop_assert!(frontier.within(usize::MAX).unwrap().extra_seconds <= frontier.free_seconds);
         let mut last: Option<(usize, f64)> = None;
         for budget in (0..=fast.arena_bytes + 64).rev().step_by(64) {
             let Ok(choice) = frontier.within(budget) else {
@@ -108,7 +109,8 @@ proptest! {
             }
             last = Some((choice.arena_bytes, choice.extra_seconds));
             let named = frontier.named.iter().filter(|n| n.arena_bytes <= budget);
-            named.for_each(|n| assert!(choice.extra_seconds <= n.extra_seconds, "{} is faster", n.name));
+            let limit = |n: &Choice| n.extra_seconds.max(frontier.free_seconds);
+            named.for_each(|n| assert!(choice.extra_seconds <= limit(n), "{} is faster", n.name));
         }
         for choice in &frontier.choices {
             let new = recompute::run(&g, &cut, &choice.dropped);
@@ -121,7 +123,7 @@ proptest! {
 fn without_a_backward_pass_there_is_one_choice() {
     let text = "graph g {\n %0: f32[4] = data \"x\"\n %1: f32[4] = exp(%0) @forward \"layers.0\"\n \
                 %2: f32[4] = neg(%1) @forward \"layers.1\"\n output \"y\" = %2\n}\n";
-    let frontier = Frontier::new(&parse(text, &defs()).unwrap(), &facts, &Rates::default());
+    let frontier = Frontier::new(&parse(text, &defs()).unwrap(), &facts, &Rates::default().seconds_of());
     assert_eq!(frontier.choices.len(), 1);
     assert_eq!((frontier.choices[0].name.as_str(), frontier.choices[0].extra_seconds), ("none", 0.0));
     assert_eq!(frontier.within(64).unwrap_err().smallest, frontier.choices[0].arena_bytes);
@@ -159,7 +161,8 @@ fn large_graphs_take_seconds_at_most() {
     let g = optimise(&g, &defs(), &|_, _| false, &mut |_, _| ()).unwrap();
     let order = schedule(&g);
     let plan = plan(&g, &order, &no_facts);
-    assert!(plan.arena_bytes >= plan.lower_bound && plan.lower_bound > 25_000 * 64);
+    // What the forward pass keeps for the backward pass; the last layers are read by the first backward group.
+    assert!(plan.arena_bytes >= plan.lower_bound && plan.lower_bound > 24_900 * 64);
     assert!(parse(&print(&g), &defs()).is_ok());
     // Far above what it takes, far below what anything quadratic would.
     assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());

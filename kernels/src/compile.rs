@@ -5,7 +5,7 @@ use crate::cpu;
 use crate::plan::{Place, Plan, PlanInput, PlanOutput, Step};
 use crate::tile;
 use kfc_graph::budget::{Decision, Frontier, decisions};
-use kfc_graph::cost::Rates;
+use kfc_graph::cost::{Rates, SecondsOf};
 use kfc_graph::memory::{self, Facts, FactsOf, MemoryPlan};
 use kfc_graph::passes::recompute::{self, Cut, Policy};
 use kfc_graph::{
@@ -22,7 +22,7 @@ pub enum Recompute {
     Off,
     /// What a policy names.
     Named(Policy),
-    /// What costs the least time for an arena of at most this many bytes.
+    /// What costs the least time for an arena of at most this many bytes, and what costs next to nothing in any case.
     WithinBudget(usize),
 }
 
@@ -37,14 +37,25 @@ pub enum Backend {
 }
 
 /// How to compile.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct CompileOptions {
+#[derive(Clone)]
+pub struct CompileOptions<'a> {
     /// Whose kernels run.
     pub backend: Backend,
     /// What is made again in the backward pass.
     pub recompute: Recompute,
-    /// How fast the device is; what recomputation costs is estimated with it.
-    pub rates: Rates,
+    /// How long an operation takes: what recomputation is weighed with.
+    pub seconds: &'a SecondsOf<'a>,
+}
+
+impl Default for CompileOptions<'_> {
+    /// On the CPU, no recomputation, and the default rates.
+    fn default() -> Self {
+        CompileOptions {
+            backend: Backend::Cpu,
+            recompute: Recompute::Off,
+            seconds: &|op, inputs, outputs| Rates::default().seconds(op.cost(inputs, outputs)),
+        }
+    }
 }
 
 /// A plan, and what else there was to choose from.
@@ -52,7 +63,7 @@ pub struct CompileOptions {
 pub struct Compiled {
     /// The plan.
     pub plan: Plan,
-    /// All choices, where a budget did not allow to keep everything.
+    /// All choices, where there was a budget.
     pub frontier: Option<Frontier>,
 }
 
@@ -71,7 +82,7 @@ pub fn compile(graph: &Graph, observer: &mut dyn FnMut(&str, &Graph)) -> Result<
 /// As [`compile`]; and [`KernelError::Budget`] if the budget is smaller than any choice needs.
 pub fn compile_with(
     graph: &Graph,
-    options: &CompileOptions,
+    options: &CompileOptions<'_>,
     observer: &mut dyn FnMut(&str, &Graph),
 ) -> Result<Compiled, KernelError> {
     let graph = optimised(graph, options.backend, observer)?;
@@ -79,14 +90,13 @@ pub fn compile_with(
     let facts_of = |graph: &Graph, node: &Node| facts.of(graph, node);
     let (dropped, frontier) = match &options.recompute {
         Recompute::Off => (BTreeSet::new(), None),
-        Recompute::WithinBudget(bytes) if plain_arena(&graph, &facts_of) <= *bytes => (BTreeSet::new(), None),
         Recompute::Named(policy) => (recompute::dropped(&graph, &Cut::new(&graph), policy), None),
         Recompute::WithinBudget(bytes) => {
-            let frontier = Frontier::new(&graph, &facts_of, &options.rates);
+            let frontier = Frontier::new(&graph, &facts_of, options.seconds);
             (frontier.within(*bytes)?.dropped.clone(), Some(frontier))
         }
     };
-    let decisions = decisions(&graph, &dropped, &options.rates);
+    let decisions = decisions(&graph, &dropped, options.seconds);
     let graph = if dropped.is_empty() { graph } else { recomputed(&graph, &dropped, observer)? };
     Ok(Compiled { plan: lower(&graph, &facts_of, decisions), frontier })
 }
@@ -95,15 +105,10 @@ pub fn compile_with(
 ///
 /// # Errors
 /// As [`compile`].
-pub fn frontier(graph: &Graph, rates: &Rates) -> Result<Frontier, KernelError> {
+pub fn frontier(graph: &Graph, seconds: &SecondsOf<'_>) -> Result<Frontier, KernelError> {
     let facts = FactsTable::new(Backend::Cpu);
     let graph = optimised(graph, Backend::Cpu, &mut |_, _| ())?;
-    Ok(Frontier::new(&graph, &|graph, node| facts.of(graph, node), rates))
-}
-
-/// Size of the arena when everything is kept.
-fn plain_arena(graph: &Graph, facts_of: &FactsOf<'_>) -> usize {
-    memory::plan(graph, &schedule::schedule(graph), facts_of).arena_bytes
+    Ok(Frontier::new(&graph, &|graph, node| facts.of(graph, node), seconds))
 }
 
 /// The graph after the device-independent passes; every operation in it has a kernel.
@@ -128,7 +133,7 @@ fn recomputed(
 ) -> Result<Graph, KernelError> {
     let graph = recompute::run(graph, &Cut::new(graph), dropped);
     verify::verify(&graph)?;
-    observer("09-recompute", &graph);
+    observer("10-recompute", &graph);
     Ok(graph)
 }
 
@@ -266,15 +271,8 @@ impl FactsTable {
         if self.backend == Backend::Cpu {
             return kernel_facts(graph, node, self.backend).unwrap_or_default();
         }
-        let attrs = match &node.op {
-            Op::Composite(c) => Some(&c.attrs),
-            Op::Prim(_) => None,
-        };
-        let prim = match &node.op {
-            Op::Prim(p) => Some(p),
-            Op::Composite(_) => None,
-        };
-        let key = format!("{} {attrs:?} {prim:?} {:?}", node.op.name(), types(graph, node));
+        let attrs = kfc_graph::text::attrs(&node.op);
+        let key = format!("{} {attrs:?} {:?}", node.op.name(), types(graph, node));
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         *known.entry(key).or_insert_with(|| kernel_facts(graph, node, self.backend).unwrap_or_default())
     }

@@ -142,8 +142,8 @@ fn decoding_sees_the_cache_alone() {
 
 #[test]
 fn head_over_several_chunks() {
-    // 66,017 logits a token make chunks of 64 tokens; a small vocabulary makes one chunk.
-    for (n, v, vt, h) in [(3, 70, 90, 20), (67, 66_000, 17, 1)] {
+    // 66,017 logits a token make chunks of at most 128 tokens; a small vocabulary makes one chunk.
+    for (n, v, vt, h) in [(3, 70, 90, 20), (260, 66_000, 17, 1)] {
         for divergence in ["forward_kl", "reverse_kl", "jsd"] {
             let x = DType::F32;
             let attrs = Attrs::new()
@@ -201,7 +201,14 @@ fn large_sums_are_ordered() {
     let mut data = unit(&types, 10);
     data[1].iter_mut().for_each(|v| *v = v.abs());
     check("large", &op("ewc_penalty", &Attrs::new()), &types, &data);
-    check("large", &op("sum_squares", &Attrs::new()), &types[..1], &data[..1]);
+    check("large", &op("sum_squares", &Attrs::new().with("tensors", 3usize)), &types, &data);
+    let many =
+        [&[f(&[1]), f(&[n])], &types[..], &[f(&[70_000]), f(&[70_000])], &[f(&[70_000]), f(&[70_000])]]
+            .concat();
+    let mut operands = unit(&many, 13);
+    operands[3].iter_mut().for_each(|v| *v = v.abs());
+    operands[7].iter_mut().for_each(|v| *v = v.abs());
+    check("many", &op("penalised_norm", &Attrs::new()), &many, &operands);
     for x in FLOATS {
         let types = [f(&[8, 700]), f(&[600, 8]), TensorType::new(x, [600, 700])];
         let mut data = unit(&types, 11);
@@ -229,4 +236,9 @@ fn norm_gradient_of_the_weight_over_many_rows() {
         data[3].iter_mut().for_each(|v| *v = v.abs() + 0.5);
         check("rows", &op("rms_norm_bwd", &Attrs::new().with("need_dw", true)), &types, &data);
     }
+}
+
+#[test]
+fn the_same_at_lower_levels() {
+    common::levels::at_lower_levels("the_same_at_lower_levels");
 }

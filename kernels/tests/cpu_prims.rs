@@ -171,3 +171,8 @@ fn gather_and_scatter() {
         check_uniform(&Op::Prim(Prim::ScatterAdd { rows: 9 }), &types, 0.0, 9.0);
     }
 }
+
+#[test]
+fn the_same_at_lower_levels() {
+    common::levels::at_lower_levels("the_same_at_lower_levels");
+}

@@ -108,3 +108,8 @@ fn long_operands_in_place() {
         assert_eq!(check(&op, &types, &uniform(&types)), 1);
     }
 }
+
+#[test]
+fn the_same_at_lower_levels() {
+    common::levels::at_lower_levels("the_same_at_lower_levels");
+}

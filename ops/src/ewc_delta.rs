@@ -12,7 +12,8 @@ use kfc_graph::{Attrs, Builder, Cost, DType, OpDef, Result, Sample, TensorType, 
 /// `f32 [1]`: `½ Σ F·(scale·B·A)²`.
 pub struct EwcDelta;
 
-/// Backward. Attribute `scale`. Operands: g `f32 [1]`, a, b, fisher. Results: da `f32 [r,I]`, db `f32 [O,r]`.
+/// Backward. Attribute `scale`. Operands: g `f32 [1]`, a, b, fisher. Results: da `f32 [r,I]`, db `f32 [O,r]`, and the
+/// penalty itself, as [`EwcDelta`]: whoever needs both reads fisher once.
 pub struct EwcDeltaBwd;
 
 /// The definition of the forward operation.
@@ -53,6 +54,14 @@ fn delta(b: &mut Builder<'_>, attrs: &Attrs, lora_a: ValueId, lora_b: ValueId) -
     b.scale(product, attrs.f64("scale")?)
 }
 
+/// `½ Σ F·Δ²`
+fn half_weighted_squares(b: &mut Builder<'_>, fisher: ValueId, delta: ValueId) -> Result<ValueId> {
+    let delta2 = square(b, delta)?;
+    let weighted = b.mul(fisher, delta2)?;
+    let sum = b.sum_all(weighted)?;
+    b.scale(sum, 0.5)
+}
+
 fn operands(fisher: DType) -> Vec<(TensorType, kfc_graph::SampleInput)> {
     vec![unit(DType::F32, &[3, 7]), unit(DType::F32, &[5, 3]), uniform(fisher, &[5, 7], 0.0, 2.0)]
 }
@@ -72,10 +81,7 @@ impl OpDef for EwcDelta {
         let [lora_a, lora_b, fisher] = take(NAME, inputs)?;
         let fisher = f32(b, fisher)?;
         let delta = delta(b, attrs, lora_a, lora_b)?;
-        let delta2 = square(b, delta)?;
-        let weighted = b.mul(fisher, delta2)?;
-        let sum = b.sum_all(weighted)?;
-        Ok(vec![b.scale(sum, 0.5)?])
+        Ok(vec![half_weighted_squares(b, fisher, delta)?])
     }
 
     fn vjp(&self) -> Vjp {
@@ -111,19 +117,20 @@ impl OpDef for EwcDeltaBwd {
         let mut i = Operands::new(BWD, inputs);
         i.exact("g", DType::F32, &[1])?;
         let (a, b) = check(BWD, &mut i)?;
-        Ok(vec![a.clone(), b.clone()])
+        Ok(vec![a.clone(), b.clone(), TensorType::scalar()])
     }
 
     fn decompose(&self, b: &mut Builder<'_>, attrs: &Attrs, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
         let [g, lora_a, lora_b, fisher] = take(BWD, inputs)?;
         let fisher = f32(b, fisher)?;
         let delta = delta(b, attrs, lora_a, lora_b)?;
+        let penalty = half_weighted_squares(b, fisher, delta)?;
         let d = b.mul(fisher, delta)?;
         let d = times_scalar(b, d, g)?;
         let d = b.scale(d, attrs.f64("scale")?)?;
         let da = b.matmul(lora_b, d, true, false, DType::F32)?;
         let db = b.matmul(d, lora_a, false, true, DType::F32)?;
-        Ok(vec![da, db])
+        Ok(vec![da, db, penalty])
     }
 
     fn vjp(&self) -> Vjp {
@@ -132,7 +139,7 @@ impl OpDef for EwcDeltaBwd {
 
     fn cost(&self, _: &Attrs, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         let (r, i, o) = (inputs[1].dims[0], inputs[1].dims[1], inputs[2].dims[0]);
-        Cost::streaming(3 * gemm_flops(o, i, r) + 3 * (o * i) as u64, inputs, outputs)
+        Cost::streaming(3 * gemm_flops(o, i, r) + 6 * (o * i) as u64, inputs, outputs)
     }
 
     fn samples(&self) -> Vec<Sample> {

@@ -24,6 +24,7 @@ pub mod kv_append;
 pub mod linear;
 pub mod lora_linear;
 pub mod model;
+pub mod penalised_norm;
 pub mod registry;
 pub mod rms_norm;
 pub mod rope;

@@ -3,7 +3,7 @@
 use crate::{
     accumulate, adamw, attention, embedding, ewc, ewc_delta, feature_alignment, head, kv_append, linear,
 };
-use crate::{lora_linear, rms_norm, rope, select_rows, sum_squares, swiglu, token_scores};
+use crate::{lora_linear, penalised_norm, rms_norm, rope, select_rows, sum_squares, swiglu, token_scores};
 use kfc_graph::Registry;
 
 /// Every operation of this crate, by name.
@@ -32,6 +32,7 @@ pub fn registry() -> Registry {
         &accumulate::ACCUMULATE,
         &accumulate::ACCUMULATE_SQUARE,
         &sum_squares::SUM_SQUARES,
+        &penalised_norm::PENALISED_NORM,
         &adamw::ADAMW,
         &kv_append::KV_APPEND,
         &select_rows::SELECT_ROWS,

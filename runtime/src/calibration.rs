@@ -1,7 +1,7 @@
 //! How fast this machine is: rates for predictions, and measured times of kernels.
 //!
-//! A calibration belongs to a CPU, a number of threads and a version of kfc, and is kept in a file named after the hash of
-//! the three. Times are kept by signature of the work, so that jobs share them. Nothing here ever fails a run: without a
+//! A calibration belongs to a CPU, a level of instructions, a number of threads and a version of kfc, and is kept in a file
+//! named after the hash of the four. Times are kept by signature of the work, so that jobs share them. Nothing here ever fails a run: without a
 //! file, or with a damaged one, predictions are rough.
 
 use crate::Result;
@@ -13,11 +13,14 @@ use kfc_kernels::calibrate::rates;
 use kfc_kernels::cpu::simd;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Seconds that a launch takes without work: a step in a walk over a list.
 const LAUNCH: f64 = 1e-7;
+
+/// Slices of the time that a job is timed for, each of a step at least.
+const SLICES: u32 = 7;
 
 /// Measurements of rates of which the best count.
 const TRIES: usize = 4;
@@ -38,7 +41,7 @@ pub struct Rates {
 pub enum Source {
     /// This work was timed on this machine.
     Calibrated,
-    /// The operation was timed at other shapes; the roofline, times how far it stayed below it there.
+    /// The operation was timed at other shapes; the roofline, times how far it stayed below it at similar amounts of work.
     Scaled,
     /// The roofline alone.
     Roofline,
@@ -64,6 +67,50 @@ struct Timed {
     ratio: f64,
 }
 
+impl Timed {
+    /// Seconds that the roofline allows; 0 if its work is not counted.
+    fn bound(&self) -> f64 {
+        if self.ratio > 0.0 { (self.ns * 1e-9 - LAUNCH) / self.ratio } else { 0.0 }
+    }
+}
+
+/// How far predicted times are from measured ones, relative to the measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Errors {
+    /// Median over the kernels.
+    pub median: f64,
+    /// The same, each kernel weighted by its measured time.
+    pub weighted: f64,
+}
+
+impl Errors {
+    /// Of pairs of a predicted and a measured time; what took no time is left out.
+    pub fn of(pairs: impl Iterator<Item = (f64, f64)>) -> Errors {
+        let measured = pairs.filter(|(_, measured)| *measured > 0.0);
+        let mut errors: Vec<(f64, f64)> = measured.map(|(p, m)| ((p / m - 1.0).abs(), m)).collect();
+        errors.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let half = errors.iter().map(|(_, ms)| ms).sum::<f64>() / 2.0;
+        let mut passed = 0.0;
+        let weighted = errors.iter().find(|(_, ms)| {
+            passed += ms;
+            passed >= half
+        });
+        Errors {
+            weighted: weighted.map_or(0.0, |(error, _)| *error),
+            median: median(&mut errors.iter().map(|(error, _)| *error).collect::<Vec<_>>()).unwrap_or(0.0),
+        }
+    }
+}
+
+/// What a calibration was worth on steps that it was not made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Check {
+    /// Steps taken.
+    pub steps: usize,
+    /// Errors of the kernels' mean times.
+    pub errors: Errors,
+}
+
 /// What is known of a machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
@@ -73,14 +120,17 @@ pub struct Calibration {
 }
 
 /// Guesses for a machine that nobody measured, a thread: from figures of recent server cores.
-fn guess(threads: usize) -> Rates {
-    let (f32, narrow) = match simd::level() {
+fn guess(machine: &Machine) -> Rates {
+    let level = simd::Level::named(&machine.isa).unwrap_or(simd::Level::Portable);
+    let (f32, narrow) = match level {
         simd::Level::Avx512Bf16 => (9e10, 1.7e11),
         simd::Level::Avx512 => (9e10, 9e10),
         simd::Level::Avx2 => (5e10, 5e10),
+        simd::Level::NeonBf16 => (3e10, 8e10),
+        simd::Level::Neon => (3e10, 3e10),
         simd::Level::Portable => (1e10, 1e10),
     };
-    let threads = threads as f64;
+    let threads = machine.threads as f64;
     Rates { flops_f32: f32 * threads, flops_16: narrow * threads, bytes: 1.5e10 * threads.min(8.0) }
 }
 
@@ -148,7 +198,7 @@ impl Calibration {
 
     /// Rates, measured or guessed.
     pub fn rates(&self) -> Rates {
-        self.rates.unwrap_or_else(|| guess(self.machine.threads))
+        self.rates.unwrap_or_else(|| guess(&self.machine))
     }
 
     /// Seconds that a launch is expected to take.
@@ -158,12 +208,21 @@ impl Calibration {
         }
         let rates = self.rates();
         let bound = rates.roofline(kind.cost, kind.is_16_bit());
-        let mut ratios: Vec<f64> =
-            self.kernels.values().filter(|t| t.op == kind.op).map(|t| t.ratio).collect();
-        match median(&mut ratios) {
-            Some(ratio) => (bound * ratio + LAUNCH, Source::Scaled),
+        match scaled(self.kernels.values().filter(|t| t.op == kind.op), bound) {
+            Some(seconds) => (seconds, Source::Scaled),
             None => (bound + LAUNCH, Source::Roofline),
         }
+    }
+
+    /// Median error of [`Source::Scaled`] predictions: of each kernel from the others of its operation. `None` if there are
+    /// no others.
+    pub fn scaled_error(&self) -> Option<f64> {
+        let from_others = |(signature, t): (&String, &Timed)| {
+            let others = self.kernels.iter().filter(|(s, o)| *s != signature && o.op == t.op);
+            let seconds = scaled(others.map(|(_, o)| o), t.bound())?;
+            (t.ns > 0.0).then(|| (seconds * 1e9 / t.ns - 1.0).abs())
+        };
+        median(&mut self.kernels.iter().filter_map(from_others).collect::<Vec<_>>())
     }
 
     /// Measures the rates, each the best of a few tries: other programs only ever slow them. Takes a second or two.
@@ -184,49 +243,105 @@ impl Calibration {
     }
 
     /// Times every kernel of a job where it runs: takes steps (whose results nobody keeps) for about `budget` after two of
-    /// warm-up, at least five, and keeps of each kernel the median over the steps of its mean time in a step. Measures the
-    /// rates before. Returns the number of steps.
+    /// warm-up ([`time_job`]). Measures the rates before. Returns the number of steps.
     ///
     /// # Errors
     /// As [`Trainer::step`].
     pub fn measure_job(&mut self, trainer: &mut Trainer, budget: Duration) -> Result<usize> {
         self.measure_rates()?;
-        for _ in 0..2 {
-            trainer.step()?;
-        }
-        let start = Instant::now();
-        let mut samples: BTreeMap<String, (Kind, Vec<f64>)> = BTreeMap::new();
-        let mut steps = 0;
-        while steps < 5 || (start.elapsed() < budget && steps < 200) {
-            trainer.forget_times();
-            trainer.step()?;
-            for plan in &trainer.profile().plans {
-                add_samples(plan, &mut samples);
-            }
-            steps += 1;
+        let (steps, times) = time_job(trainer, budget)?;
+        let mut sums: BTreeMap<String, (Kind, f64, f64)> = BTreeMap::new();
+        for t in times {
+            let sum = sums.entry(t.kind.signature()).or_insert_with(|| (t.kind, 0.0, 0.0));
+            *sum = (sum.0.clone(), sum.1 + t.ns * t.launches, sum.2 + t.launches);
         }
         let rates = self.rates();
-        for (signature, (kind, mut ns)) in samples {
-            let Some(ns) = median(&mut ns) else { continue };
+        for (signature, (kind, ns, launches)) in sums {
+            let ns = ns / launches.max(1.0);
             let bound = rates.roofline(kind.cost, kind.is_16_bit()) * 1e9;
             let ratio = if bound > 0.0 { (ns - LAUNCH * 1e9).max(0.0) / bound } else { 1.0 };
             self.kernels.insert(signature, Timed { op: kind.op, ns, ratio });
         }
         Ok(steps)
     }
+
+    /// Takes steps as [`Calibration::measure_job`] does, but to compare times with what is predicted. A trainer of its own
+    /// tells what predictions are worth in another run.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn check_job(&self, trainer: &mut Trainer, budget: Duration) -> Result<Check> {
+        let (steps, times) = time_job(trainer, budget)?;
+        let of_step = |t: &JobTime| (self.predict(&t.kind).0 * 1e9 * t.launches, t.ns * t.launches);
+        Ok(Check { steps, errors: Errors::of(times.iter().map(of_step)) })
+    }
 }
 
-/// Mean nanoseconds of a launch of each kind in one step.
-fn add_samples(plan: &PlanProfile, samples: &mut BTreeMap<String, (Kind, Vec<f64>)>) {
-    let mut sums = vec![(0u64, 0u64); plan.kinds.len()];
+/// How long a kernel of a job takes.
+struct JobTime {
+    kind: Kind,
+    /// Launches a step.
+    launches: f64,
+    /// Nanoseconds of a launch.
+    ns: f64,
+}
+
+/// Takes steps for about `budget`, in slices, and finds the time of each kernel: the median over the slices of its mean, so
+/// that it is what runs report on average, less what other programs did meanwhile. Returns the number of steps, too.
+fn time_job(trainer: &mut Trainer, budget: Duration) -> Result<(usize, Vec<JobTime>)> {
+    for _ in 0..2 {
+        trainer.step()?;
+    }
+    let mut steps = 0;
+    let mut means: Vec<(JobTime, Vec<f64>)> = Vec::new();
+    for _ in 0..SLICES {
+        trainer.forget_times();
+        let (start, mut taken) = (Instant::now(), 0);
+        while taken == 0 || start.elapsed() < budget / SLICES {
+            trainer.step()?;
+            taken += 1;
+        }
+        steps += taken;
+        let profile = trainer.profile();
+        // The clock leaves out its own steps of warm-up, in each slice.
+        let covered = profile.measured.as_ref().map_or(0, |m| m.steps).max(1) as f64;
+        let times: Vec<JobTime> = profile.plans.iter().flat_map(|plan| job_times(plan, covered)).collect();
+        for (i, time) in times.into_iter().enumerate() {
+            let ns = time.ns;
+            match means.get_mut(i) {
+                Some((_, all)) => all.push(ns),
+                None => means.push((time, vec![ns])),
+            }
+        }
+    }
+    let middle =
+        |(time, mut all): (JobTime, Vec<f64>)| JobTime { ns: median(&mut all).unwrap_or(0.0), ..time };
+    Ok((steps, means.into_iter().map(middle).collect()))
+}
+
+/// The time at `bound` seconds of the roofline, from times of the same operation: the share of the roofline that they
+/// reach, the more like `bound` theirs is the more it counts. `None` if nothing is known.
+fn scaled<'a>(known: impl Iterator<Item = &'a Timed>, bound: f64) -> Option<f64> {
+    let (mut sum, mut weights) = (0.0, 0.0);
+    for t in known.filter(|t| t.ratio > 0.0) {
+        let distance = if bound > 0.0 { (bound / t.bound()).ln().abs() } else { 0.0 };
+        let weight = 1.0 / (0.1 + distance).powi(2);
+        sum += weight * t.ratio.ln();
+        weights += weight;
+    }
+    (weights > 0.0).then(|| bound * (sum / weights).exp() + LAUNCH)
+}
+
+/// Mean times of a plan's kernels over so many steps.
+fn job_times(plan: &PlanProfile, steps: f64) -> Vec<JobTime> {
+    let mut times: Vec<JobTime> =
+        plan.kinds.iter().map(|kind| JobTime { kind: kind.clone(), launches: 0.0, ns: 0.0 }).collect();
     for l in &plan.launches {
-        sums[l.kind].0 += l.ns;
-        sums[l.kind].1 += plan.runs_per_step as u64;
+        times[l.kind].launches += plan.runs_per_step as f64;
+        times[l.kind].ns += l.ns as f64 / steps;
     }
-    for (kind, (ns, launches)) in plan.kinds.iter().zip(sums) {
-        let entry = samples.entry(kind.signature()).or_insert_with(|| (kind.clone(), Vec::new()));
-        entry.1.push(ns as f64 / launches.max(1) as f64);
-    }
+    times.iter_mut().for_each(|t| t.ns /= t.launches.max(1.0));
+    times
 }
 
 /// The middle value; the mean of the two middle ones of an even number.
@@ -245,9 +360,12 @@ pub(crate) fn cache_folder() -> Option<PathBuf> {
 }
 
 fn file(machine: &Machine) -> Option<PathBuf> {
-    let key = format!("{}\n{}\n{}", machine.cpu, machine.threads, machine.version);
-    let name = format!("calibration-{:016x}.json", xxh64(key.as_bytes()));
-    cache_folder().map(|folder| folder.join(Path::new(&name)))
+    cache_folder().map(|folder| folder.join(file_name(machine)))
+}
+
+fn file_name(Machine { cpu, isa, threads, version }: &Machine) -> String {
+    let key = format!("{cpu}\n{isa}\n{threads}\n{version}");
+    format!("calibration-{:016x}.json", xxh64(key.as_bytes()))
 }
 
 fn to_json(c: &Calibration) -> Value {
@@ -258,12 +376,15 @@ fn to_json(c: &Calibration) -> Value {
         .collect();
     let rates = c.rates.map(|r| json!({"flops_f32": r.flops_f32, "flops_16": r.flops_16, "bytes": r.bytes}));
     let m = &c.machine;
-    json!({"cpu": m.cpu, "threads": m.threads, "version": m.version, "rates": rates, "kernels": kernels})
+    json!({
+        "cpu": m.cpu, "isa": m.isa, "threads": m.threads, "version": m.version, "rates": rates, "kernels": kernels,
+    })
 }
 
 /// `None` if it is not of this machine (hashes may collide) or damaged.
 fn from_json(v: &Value, machine: &Machine) -> Option<Calibration> {
     let same = v["cpu"] == machine.cpu.as_str()
+        && v["isa"] == machine.isa.as_str()
         && v["threads"] == machine.threads
         && v["version"] == machine.version.as_str();
     if !same {
@@ -305,21 +426,41 @@ mod tests {
     }
 
     #[test]
+    fn errors_are_of_the_middle_kernel_and_of_the_middle_millisecond() {
+        let pairs = [(1.1, 1.0), (1.0, 1.0), (150.0, 100.0), (3.0, 0.0)];
+        let errors = Errors::of(pairs.into_iter());
+        assert!((errors.median - 0.1).abs() < 1e-9 && (errors.weighted - 0.5).abs() < 1e-9, "{errors:?}");
+        assert_eq!(Errors::of([].into_iter()), Errors::default());
+    }
+
+    #[test]
     fn what_was_timed_is_predicted_as_timed_and_scales() {
         let mut c = Calibration::empty(Machine::this());
         let rates = Rates { flops_f32: 1e9, flops_16: 1e9, bytes: 1e9 };
         assert_eq!(c.predict(&kind("a", 1_000)).1, Source::Roofline);
         c.rates = Some(rates);
-        c.kernels.insert(kind("a", 1_000).signature(), Timed { op: "a".into(), ns: 4_000.0, ratio: 4.0 });
+        c.kernels.insert(kind("a", 1_000).signature(), Timed { op: "a".into(), ns: 4_100.0, ratio: 4.0 });
         let (seconds, source) = c.predict(&kind("a", 1_000));
-        assert!((seconds - 4e-6).abs() < 1e-12 && source == Source::Calibrated);
+        assert!((seconds - 4.1e-6).abs() < 1e-12 && source == Source::Calibrated);
         let (seconds, source) = c.predict(&kind("a", 2_000));
         assert!((seconds - 8e-6 - LAUNCH).abs() < 1e-12 && source == Source::Scaled);
+        // Of two shapes the nearer one counts more.
+        c.kernels.insert("big".into(), Timed { op: "a".into(), ns: 1_000_100.0, ratio: 1.0 });
+        assert!(c.predict(&kind("a", 1_500)).0 > 1.5e-6 * 3.5);
+        assert!(c.predict(&kind("a", 900_000)).0 < 9e-4 * 1.1);
+        assert!(c.scaled_error().unwrap() > 0.5);
         let (seconds, source) = c.predict(&kind("b", 2_000));
         assert!((seconds - 2e-6 - LAUNCH).abs() < 1e-12 && source == Source::Roofline);
         assert_eq!(from_json(&to_json(&c), &c.machine).unwrap(), c);
-        let other = Machine { threads: 99, ..c.machine.clone() };
-        assert!(from_json(&to_json(&c), &other).is_none());
+        let other = |change: fn(&mut Machine)| {
+            let mut machine = c.machine.clone();
+            change(&mut machine);
+            machine
+        };
+        for other in [other(|m| m.threads = 99), other(|m| m.isa = "none".into())] {
+            assert!(from_json(&to_json(&c), &other).is_none());
+            assert_ne!(file_name(&other), file_name(&c.machine));
+        }
         assert!(from_json(&json!({"cpu": 1}), &c.machine).is_none());
     }
 }

@@ -25,7 +25,8 @@ pub fn features() -> Vec<(&'static str, bool)> {
     }
     #[cfg(target_arch = "aarch64")]
     {
-        vec![("neon", std::arch::is_aarch64_feature_detected!("neon"))]
+        use std::arch::is_aarch64_feature_detected as has;
+        vec![("neon", has!("neon")), ("bf16", has!("bf16"))]
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     {

@@ -1,9 +1,11 @@
 //! `kfc bench`
 
 use super::{Device, parse};
+use crate::bench::generate::Lengths;
 use crate::bench::workloads::{ALL, SMALL, Workload};
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use kfc_graph::DType;
+use std::path::PathBuf;
 
 /// Arguments of `kfc bench`.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +18,10 @@ pub struct BenchArgs {
     pub dtype: DType,
     /// Memory that it may take.
     pub mem_budget: Option<u64>,
+    /// Folder in which everything that it runs on stays.
+    pub keep: Option<PathBuf>,
+    /// Generate with the student instead of training.
+    pub generate: Option<Lengths>,
 }
 
 const EXAMPLES: &str = "\
@@ -23,6 +29,8 @@ Examples:
   kfc bench                         the workload `small` in bf16
   kfc bench tiny --dtype f32 --json
   kfc bench small --mem-budget 1GiB
+  kfc bench small --generate --prompt 512 --new 128
+  kfc bench small --keep work       keeps models, rows, adapter and job; then: kfc train work/job.toml
 
 Two steps of warm-up, then the median of five: LoRA, distillation and EWC on random weights and tokens
 (llama1b and llama8b have no teacher, and write a model of that size to the temporary folder).";
@@ -55,6 +63,32 @@ pub(super) fn command() -> Command {
                 .help("Element type of weights and activations: bf16 or f32"),
         )
         .arg(super::mem_budget().help("Memory that the run may take, as in 8GiB"))
+        .arg(
+            Arg::new("keep")
+                .long("keep")
+                .value_name("DIR")
+                .value_parser(value_parser!(PathBuf))
+                .help("Keep models, rows, the initial adapter and job.toml in this folder"),
+        )
+        .arg(
+            Arg::new("generate")
+                .long("generate")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("mem-budget")
+                .help("Time the student's greedy generation instead: reading a prompt, making tokens"),
+        )
+        .arg(length("prompt", "512", "Tokens of the prompt"))
+        .arg(length("new", "128", "Tokens that are made"))
+}
+
+fn length(name: &'static str, default: &'static str, help: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .value_name("N")
+        .value_parser(parse::count)
+        .default_value(default)
+        .requires("generate")
+        .help(help)
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<BenchArgs, clap::Error> {
@@ -63,5 +97,13 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<BenchArgs, clap::Erro
         device: super::required(matches, "device")?,
         dtype: super::required(matches, "dtype")?,
         mem_budget: matches.get_one("mem-budget").copied(),
+        keep: matches.get_one("keep").cloned(),
+        generate: match matches.get_flag("generate") {
+            true => Some(Lengths {
+                prompt: super::required(matches, "prompt")?,
+                new: super::required(matches, "new")?,
+            }),
+            false => None,
+        },
     })
 }

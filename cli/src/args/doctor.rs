@@ -15,7 +15,10 @@ pub struct DoctorArgs {
 const EXAMPLES: &str = "\
 Examples:
   kfc doctor             what this machine has
-  kfc doctor job.toml    and whether the job fits, what limits it, what to change";
+  kfc doctor job.toml    and whether the job fits, what limits it, what to change
+
+With KFC_ISA=LEVEL in the environment, every command keeps to that level of instructions; `kfc doctor` lists those of
+this CPU. Last bits of results differ from level to level.";
 
 pub(super) fn command() -> Command {
     Command::new("doctor")

@@ -19,8 +19,9 @@ Examples:
   kfc tune --calibrate             how fast this machine multiplies and streams
   kfc tune job.toml --calibrate    and how long each kernel of the job takes in its place
 
-What is measured is kept in $XDG_CACHE_HOME/kfc (or ~/.cache/kfc), for this CPU and number of threads, and makes the
-predictions of `kfc explain` exact. The job is run for some steps; nothing of it is kept.";
+What is measured is kept in $XDG_CACHE_HOME/kfc (or ~/.cache/kfc), for this CPU, level of instructions and number of
+threads, and makes the predictions of `kfc explain` exact; budgets are planned with it, too. The job is run for some
+steps, and then for half as many to tell how far off predictions are; nothing of them is kept.";
 
 fn seconds(text: &str) -> Result<u64, String> {
     match text.parse::<u64>() {

@@ -1,7 +1,8 @@
 //! Training steps of known shape: LoRA, distillation and EWC on random models and random tokens.
 //!
 //! `tiny` and `small` have the shapes, the optimiser and the loss of the step that users of transformers and peft would
-//! otherwise run, so that the two can be timed side by side.
+//! otherwise run, so that the two can be timed side by side (`benches/peers`). What they run on is written to a folder as
+//! for any job: the other side reads the same models, rows and Fisher diagonals.
 
 use super::temp::TempFolder;
 use kfc_graph::DType;
@@ -13,14 +14,23 @@ use kfc_runtime::config::{
 };
 use kfc_runtime::hf::{TensorOut, file_dtype, write_model, write_safetensors};
 use kfc_runtime::models::write_f32;
-use kfc_runtime::random::{normal_tensor, uniform_tensor};
+use kfc_runtime::random::{normal_tensor, stream_of, uniform_tensor};
 use kfc_runtime::train::{Trainer, data};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// Names of the files.
+const STUDENT: &str = "student";
+const TEACHER: &str = "teacher";
+const FISHER: &str = "fisher.safetensors";
+const ROWS: &str = "rows.safetensors";
+
 /// Rank of every adapter here.
 const RANK: usize = 16;
+
+/// Values that random weights are made of, over and over.
+const BLOCK: usize = 65_521;
 
 /// Shape of a llama model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -127,26 +137,39 @@ impl Workload {
     /// # Errors
     /// If files cannot be written or memory runs out.
     pub fn trainer(&self, folder: &TempFolder, dtype: DType, budget: Option<u64>) -> anyhow::Result<Trainer> {
-        let mut job = self.job(folder.path(), dtype)?;
+        self.write(folder.path(), dtype)?;
+        let mut job = self.job(folder.path(), dtype);
         job.train.mem_budget = budget;
-        let model = ModelConfig::from_json(&self.student.config(self.vocab))?;
-        let rows = data::load(&job, &model)?;
-        Ok(Trainer::new(&job, data::loader(&job, rows)?)?)
+        self.trainer_of(&job)
     }
 
-    /// Writes models, Fisher diagonals and rows into `dir` and says how to train on them.
-    fn job(&self, dir: &Path, dtype: DType) -> anyhow::Result<JobConfig> {
-        let (student, teacher) = (dir.join("student"), dir.join("teacher"));
-        write_random_model(&student, &self.student.config(self.vocab), dtype)?;
+    /// A trainer of [`Workload::job`] or a variant of it.
+    ///
+    /// # Errors
+    /// If files are missing or memory runs out.
+    pub fn trainer_of(&self, job: &JobConfig) -> anyhow::Result<Trainer> {
+        let model = ModelConfig::from_json(&self.student.config(self.vocab))?;
+        let rows = data::load(job, &model)?;
+        Ok(Trainer::new(job, data::loader(job, rows)?)?)
+    }
+
+    /// Writes models, Fisher diagonals and rows into `dir`.
+    ///
+    /// # Errors
+    /// If files cannot be written.
+    pub fn write(&self, dir: &Path, dtype: DType) -> anyhow::Result<()> {
+        write_random_model(&dir.join(STUDENT), &self.student.config(self.vocab), dtype)?;
         if let Some(shape) = &self.teacher {
-            write_random_model(&teacher, &shape.config(self.vocab), dtype)?;
+            write_random_model(&dir.join(TEACHER), &shape.config(self.vocab), dtype)?;
         }
-        let fisher = dir.join("fisher.safetensors");
-        self.write_fisher(&fisher)?;
-        let rows = dir.join("rows.safetensors");
-        self.write_rows(&rows)?;
-        Ok(JobConfig {
-            model: ModelSection { path: student, init: ModelInit::Pretrained, dtype: Some(dtype) },
+        self.write_fisher(&dir.join(FISHER))?;
+        self.write_rows(&dir.join(ROWS))
+    }
+
+    /// How to train on what [`Workload::write`] wrote into `dir`.
+    pub fn job(&self, dir: &Path, dtype: DType) -> JobConfig {
+        JobConfig {
+            model: ModelSection { path: dir.join(STUDENT), init: ModelInit::Pretrained, dtype: Some(dtype) },
             lora: Some(LoraSection {
                 r: RANK,
                 alpha: 32.0,
@@ -156,7 +179,7 @@ impl Workload {
                 init: LoraInit::Default,
             }),
             distill: self.teacher.map(|_| DistillSection {
-                teacher,
+                teacher: dir.join(TEACHER),
                 alpha: 0.7,
                 temperature: 2.0,
                 divergence: Divergence::ForwardKl,
@@ -168,14 +191,14 @@ impl Workload {
             ewc: Some(EwcSection {
                 lambda: 0.1,
                 mode: EwcMode::Adapter,
-                fisher,
+                fisher: dir.join(FISHER),
                 anchor: None,
                 important: Important::Keep,
                 quantile: 0.99,
                 slow_factor: 0.1,
             }),
             data: DataSection {
-                train: vec![rows],
+                train: vec![dir.join(ROWS)],
                 format: None,
                 seq_len: None,
                 packing: false,
@@ -185,7 +208,7 @@ impl Workload {
                 long_rows: LongRows::Error,
             },
             train: TrainSection {
-                length: Length::Steps(usize::MAX >> 16),
+                length: Length::Steps(super::steps()),
                 batch: self.batch,
                 accumulation: 1,
                 lr: 1e-4,
@@ -202,7 +225,7 @@ impl Workload {
                 mem_budget: None,
                 recompute: RecomputePolicy::Auto,
             },
-        })
+        }
     }
 
     /// Fisher diagonals of the adapters, uniform in (0, 1).
@@ -234,24 +257,33 @@ impl Workload {
     }
 }
 
-/// Writes a model folder whose weights are normal with deviation 0.02, as transformers initialises them.
+/// Writes a model folder whose weights are normal with deviation 0.02, and ones in norms, as transformers initialises them.
 fn write_random_model(dir: &Path, config: &Value, dtype: DType) -> anyhow::Result<()> {
-    // Values repeat after a while: drawing hundreds of millions would take longer than the benchmark.
-    let block = normal_tensor(3, "weights", 1 << 16, 0.02);
-    let mut encoded = vec![0u8; block.len() * dtype.size()];
-    write_f32(&block, dtype, &mut encoded);
+    // Values repeat after a while: drawing hundreds of millions would take longer than the benchmark. A prime length makes
+    // all rows of a weight different.
+    let block = normal_tensor(3, "weights", BLOCK, 0.02);
+    let [random, ones] = [block, vec![1.0; BLOCK]].map(|values| {
+        let mut encoded = vec![0u8; values.len() * dtype.size()];
+        write_f32(&values, dtype, &mut encoded);
+        encoded
+    });
     let tensors = ModelConfig::from_json(config)?
         .parameters()
         .into_iter()
         .map(|p| {
             let mut left = p.elements() * dtype.size();
             let spec = kfc_runtime::hf::TensorSpec::new(p.name.as_str(), file_dtype(dtype), p.dims.clone());
-            let encoded = &encoded;
+            let (values, start) = match p.dims.len() {
+                1 => (&ones, 0),
+                _ => (&random, stream_of(&p.name) as usize % BLOCK * dtype.size()),
+            };
             TensorOut::new(spec, move |w| {
+                let mut from = start;
                 while left > 0 {
-                    let n = left.min(encoded.len());
-                    w.write_all(&encoded[..n])?;
+                    let n = left.min(values.len() - from);
+                    w.write_all(&values[from..from + n])?;
                     left -= n;
+                    from = 0;
                 }
                 Ok(())
             })

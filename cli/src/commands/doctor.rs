@@ -7,6 +7,7 @@ use crate::doctor::fit::{self, Fit};
 use crate::doctor::gpu::{self, Gpu};
 use crate::error::Outcome;
 use crate::output;
+use kfc_kernels::cpu::simd;
 use kfc_runtime::calibration::Calibration;
 use kfc_runtime::machine::{self, Memory};
 use kfc_runtime::profile::Machine;
@@ -45,6 +46,14 @@ fn text(memory: Memory, disks: &[std::io::Result<Speed>], gpu: &Gpu, fit: Option
     let mut rows = vec![
         ("cpu", machine::cpu_model()),
         ("features", format!("{}; missing: {}", words(true), words(false))),
+        (
+            "kernels",
+            format!(
+                "{} instructions; this CPU has {}",
+                simd::level().name(),
+                simd::names(&simd::available())
+            ),
+        ),
         ("cores", format!("{} usable, {threads} threads for kernels", machine::cores())),
         ("memory", format!("{} of {} free", format_bytes(memory.available), format_bytes(memory.total))),
     ];
@@ -106,6 +115,8 @@ fn object(memory: Memory, disks: &[std::io::Result<Speed>], gpu: &Gpu, fit: Opti
     json!({
         "cpu": machine::cpu_model(),
         "features": features,
+        "isa": simd::level().name(),
+        "isas": simd::available().iter().map(|l| l.name()).collect::<Vec<_>>(),
         "cores": machine::cores(),
         "threads": rayon::current_num_threads(),
         "memory": {

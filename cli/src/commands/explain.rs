@@ -62,7 +62,10 @@ pub(crate) fn predict(job: &JobConfig) -> anyhow::Result<Profile> {
 }
 
 /// Tokens of a row of the job's data, and what is resident with the rows in memory.
-pub(crate) fn rows(job: &JobConfig) -> anyhow::Result<(usize, u64)> {
+///
+/// # Errors
+/// If the model or the rows cannot be read.
+pub fn rows(job: &JobConfig) -> anyhow::Result<(usize, u64)> {
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let rows = data::load(job, &model.config)?;
     memory::release_unused();

@@ -78,6 +78,7 @@ pub fn train_job(
         peak_bytes: done.peak_bytes,
         predicted_peak_bytes: predicted,
         seconds: done.seconds,
+        cold_start: done.cold_start,
         skipped: done.skipped as usize,
         result: done.result.unwrap_or_else(|| run_dir.path().join(format!("checkpoint-{}", done.steps))),
         report: run_dir.report(),

@@ -4,12 +4,16 @@ use crate::args::{Global, TuneArgs};
 use crate::config;
 use crate::error::Outcome;
 use crate::output;
-use kfc_runtime::calibration::Calibration;
+use kfc_runtime::calibration::{Calibration, Check};
+use kfc_runtime::config::JobConfig;
 use kfc_runtime::models::Model;
 use kfc_runtime::profile::Machine;
 use kfc_runtime::train::{Trainer, data};
 use serde_json::json;
 use std::time::Duration;
+
+/// Median error from which times are not worth much.
+const QUIET: f64 = 0.1;
 
 /// Runs `kfc tune`.
 ///
@@ -17,17 +21,17 @@ use std::time::Duration;
 /// If the job is wrong or fails. That the times cannot be kept is told, and no error.
 pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
     let mut calibration = Calibration::empty(Machine::this());
-    let steps = match &args.config {
+    let (steps, check) = match &args.config {
         None => {
             calibration.measure_rates()?;
-            0
+            (0, None)
         }
         Some(path) => {
             let job = config::load(path, &args.set)?;
-            let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
-            let rows = data::load(&job, &model.config)?;
-            let mut trainer = Trainer::new(&job, data::loader(&job, rows)?)?;
-            calibration.measure_job(&mut trainer, Duration::from_secs(args.seconds))?
+            let budget = Duration::from_secs(args.seconds);
+            let steps = calibration.measure_job(&mut trainer(&job)?, budget)?;
+            // The steps of another trainer were not used: what they show holds for runs.
+            (steps, Some(calibration.check_job(&mut trainer(&job)?, budget / 2)?))
         }
     };
     let saved = calibration.save();
@@ -40,6 +44,10 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
         output::json_line(&json!({
             "flops_f32": rates.flops_f32, "flops_16": rates.flops_16, "bytes_per_s": rates.bytes,
             "kernels": calibration.kernels(), "steps": steps, "file": file,
+            "check": check.map(|c| json!({
+                "steps": c.steps, "median_error": c.errors.median, "weighted_median_error": c.errors.weighted,
+                "scaled_median_error": calibration.scaled_error(),
+            })),
         }))?;
         return Ok(Outcome::Done);
     }
@@ -54,8 +62,40 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
         rows.push(vec!["kernels timed".into(), format!("{} over {steps} steps", calibration.kernels())]);
     }
     output::write_stdout(&output::table(&rows))?;
+    if let Some(c) = check {
+        output::write_stdout(&checked(&calibration, c))?;
+    }
+    if check.is_some_and(|c| c.errors.median > QUIET) {
+        output::stderr_line(
+            "note      times changed while they were taken; run this again when the machine is idle",
+        );
+    }
     if let Some(file) = file {
         output::stdout_line(&format!("kept in {}", file.display()))?;
     }
     Ok(Outcome::Done)
+}
+
+/// What predictions are worth: where a kernel was timed, and where others of its operation were.
+fn checked(calibration: &Calibration, check: Check) -> String {
+    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+    let mut text = format!(
+        "predicted times against {} other steps: median error {} ({} weighted by time)\n",
+        check.steps,
+        percent(check.errors.median),
+        percent(check.errors.weighted)
+    );
+    if let Some(error) = calibration.scaled_error() {
+        text.push_str(&format!(
+            "each kernel from others of its operation: median error {}\n",
+            percent(error)
+        ));
+    }
+    text
+}
+
+fn trainer(job: &JobConfig) -> anyhow::Result<Trainer> {
+    let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
+    let rows = data::load(job, &model.config)?;
+    Ok(Trainer::new(job, data::loader(job, rows)?)?)
 }

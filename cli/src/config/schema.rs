@@ -393,7 +393,7 @@ pub(super) fn train() -> Section<TrainSection> {
         key!(
             S,
             recompute,
-            "What is computed again in the backward pass instead of being kept: what the budget asks for, nothing, \
+            "What is computed again in the backward pass instead of being kept: what costs next to nothing and what the budget asks for, nothing, \
              everything inside each layer (or each group of so many), or inside attention."
         ),
     ]);

@@ -104,8 +104,15 @@ fn advice(job: &JobConfig, seq: usize, before: u64, fit: &Fit) -> Vec<String> {
         advice.push("model.dtype = \"bf16\": halves weights and activations".into());
     }
     if fit.limited_by == "train.mem_budget" {
-        let mib = fit.profile.predicted_peak().div_ceil(1 << 20);
-        advice.push(format!("train.mem_budget = \"{mib}MiB\" or more"));
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let all = mib(fit.profile.predicted_peak());
+        let smallest = setup::budgets(&recomputing, seq, before).ok().and_then(|b| b.smallest()).map(mib);
+        match smallest.filter(|s| *s < all) {
+            Some(s) => advice.push(format!(
+                "train.mem_budget = \"{s}MiB\" or more with train.recompute = \"auto\"; from {all} MiB on, as it is"
+            )),
+            None => advice.push(format!("train.mem_budget = \"{all}MiB\" or more")),
+        }
     }
     advice
 }

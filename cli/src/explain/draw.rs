@@ -3,7 +3,9 @@
 
 use super::{Explanation, Part, Place, PlanMemory};
 use crate::config::format_bytes;
+use crate::report::axes::Frame;
 use crate::report::escape;
+use crate::report::roofline::{Dot, Roofline};
 use crate::report::scale::{Scale, number};
 use kfc_runtime::profile::PlanProfile;
 use std::fmt::Write;
@@ -40,38 +42,13 @@ impl Figure {
         self.height - BOTTOM
     }
 
+    fn frame(&self) -> Frame {
+        Frame { width: WIDTH, height: self.height, left: LEFT, right: RIGHT, top: TOP, bottom: BOTTOM }
+    }
+
     fn axes(&mut self, x: &Scale, y: &Scale, x_label: &str) {
-        let (right, bottom) = (WIDTH - RIGHT, self.bottom());
-        for tick in &y.ticks {
-            let at = y.at(*tick);
-            let _ = writeln!(
-                self.html,
-                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-                LEFT - 8.0,
-                at + 4.0,
-                y.label(*tick)
-            );
-        }
-        for tick in &x.ticks {
-            let at = x.at(*tick);
-            let _ = writeln!(
-                self.html,
-                "<line class=\"axis\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{bottom}\" y2=\"{}\"/>\
-                 <text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-                bottom + 4.0,
-                bottom + 18.0,
-                x.label(*tick)
-            );
-        }
-        let _ = writeln!(
-            self.html,
-            "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{bottom}\" y2=\"{bottom}\"/>\
-             <text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-            (LEFT + right) / 2.0,
-            self.height - 5.0,
-            escape(x_label)
-        );
+        let axes = self.frame().axes(x, y, x_label);
+        self.html.push_str(&axes);
     }
 
     /// A rectangle with a title; thin ones stay visible.
@@ -84,14 +61,6 @@ impl Figure {
             from.0,
             from.1.min(to.1),
             escape(title)
-        );
-    }
-
-    fn text(&mut self, x: f64, y: f64, anchor: &str, text: &str) {
-        let _ = writeln!(
-            self.html,
-            "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{}</text>",
-            escape(text)
         );
     }
 
@@ -205,74 +174,40 @@ pub(super) fn arena(e: &Explanation<'_>, plan: &PlanProfile) -> String {
     f.end()
 }
 
+/// Operations of a launch from which a kernel is in the roofline: scalars would stretch it over many empty decades.
+const ROOFLINE_FROM: u64 = 1024;
+
 /// Kernels under the roofline: FLOP a byte against GFLOP/s.
 pub(super) fn roofline(e: &Explanation<'_>) -> Option<String> {
-    let points: Vec<_> =
-        e.kernels.iter().filter(|k| k.flops > 0.0 && k.bytes > 0.0 && k.ms() > 0.0).collect();
     let rates = e.calibration.rates();
-    let top = rates.flops_f32.max(rates.flops_16) * 1e-9;
-    let intensity = |k: &super::Kernel<'_>| k.flops / k.bytes;
-    let low = points.iter().map(|k| intensity(k)).fold(f64::INFINITY, f64::min);
-    let high = points.iter().map(|k| intensity(k)).fold(0.0, f64::max);
-    if points.is_empty() {
-        return None;
-    }
-    let ridge = top / (rates.bytes * 1e-9);
-    let slowest = points.iter().map(|k| k.gflops()).fold(top, f64::min);
-    let fastest = points.iter().map(|k| k.gflops()).fold(top * 1.2, f64::max);
-    let places = points.iter().flat_map(|k| k.places.iter().copied());
+    let dots = e.kernels.iter().filter(|k| k.kind.cost.flops >= ROOFLINE_FROM).filter_map(|k| {
+        let place = k.places.first()?;
+        Some(Dot {
+            label: k.label(),
+            colour: place.part.colour(),
+            pale: place.teacher,
+            flops: k.flops,
+            bytes: k.bytes,
+            seconds: k.ms() * 1e-3,
+            whole: e.step_ms() * 1e-3,
+        })
+    });
+    let drawing = Roofline {
+        roofs: vec![("f32".into(), rates.flops_f32), ("bf16".into(), rates.flops_16)],
+        bytes_per_s: rates.bytes,
+        dots: dots.collect(),
+    };
     let note = format!(
-        "{} time of each kernel against its arithmetic intensity; the area of a circle is its share of the step. The lines \
-         are what this machine can do{}: above them, operands come from caches.",
+        "{} speed of each kernel against its arithmetic intensity; the area of a circle is its share of the step. Work of fewer \
+         than {} operations is left out. The lines are what this machine can do{}: above them, operands come from \
+         caches.",
         if e.measured.is_some() { "Measured" } else { "Predicted" },
+        ROOFLINE_FROM,
         if e.calibration.is_measured() { "" } else { " (guessed)" }
     );
+    let places = e.kernels.iter().flat_map(|k| k.places.iter().copied());
     let mut f = Figure::new("Roofline", &note, &legend(places), 380.0);
-    let x = Scale::logarithmic(low, high.max(ridge * 2.0), LEFT, WIDTH - RIGHT);
-    let y = Scale::logarithmic(slowest.max(1e-4), fastest, f.bottom(), TOP);
-    f.axes(&x, &y, "FLOP a byte");
-    f.text(LEFT + 6.0, TOP + 10.0, "start", "GFLOP/s");
-    let (from, to) = (x.low(), x.high());
-    let roof = |i: f64, limit: f64| (i * rates.bytes * 1e-9).min(limit);
-    for (limit, name) in [(rates.flops_f32 * 1e-9, "f32"), (rates.flops_16 * 1e-9, "bf16")] {
-        let corner = limit / (rates.bytes * 1e-9);
-        let line: Vec<String> = [from, corner.clamp(from, to), to]
-            .into_iter()
-            .map(|i| format!("{:.1},{:.1}", x.at(i), y.at(roof(i, limit))))
-            .collect();
-        let _ = writeln!(f.html, "<polyline class=\"roof\" points=\"{}\"/>", line.join(" "));
-        // The label of the lower line stands below it, so that they do not meet.
-        let lower = (name == "bf16") == (rates.flops_16 <= rates.flops_f32);
-        let label = format!("{name} {limit:.0} GFLOP/s");
-        f.text(
-            x.at(corner.clamp(from, to)) + 6.0,
-            y.at(limit) + if lower { 16.0 } else { -6.0 },
-            "start",
-            &label,
-        );
-    }
-    let step = e.step_ms().max(1e-12);
-    for k in points.iter() {
-        let Some(place) = k.places.first() else { continue };
-        let r = (2.5f64).max(34.0 * (k.ms() / step).sqrt());
-        let class = if place.teacher { "dot teacher" } else { "dot" };
-        let title = format!(
-            "{}\n{} ms a step ({:.1} %), {} GFLOP/s, {:.1} % of the roofline",
-            k.label(),
-            number(k.ms()),
-            k.ms() / step * 100.0,
-            number(k.gflops()),
-            k.roofline() * 100.0
-        );
-        let _ = writeln!(
-            f.html,
-            "<circle class=\"{class}\" style=\"fill:var(--c{0});stroke:var(--c{0})\" cx=\"{1:.1}\" cy=\"{2:.1}\" r=\"{r:.1}\">\
-             <title>{3}</title></circle>",
-            place.part.colour(),
-            x.at(intensity(k)),
-            y.at(k.gflops()),
-            escape(&title)
-        );
-    }
+    let drawn = drawing.draw(&f.frame())?;
+    f.html.push_str(&drawn);
     Some(f.end())
 }

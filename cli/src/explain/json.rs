@@ -12,16 +12,21 @@ pub(crate) fn object(e: &Explanation<'_>) -> Value {
     let measured = e.measured.as_ref().zip(p.measured.as_ref()).map(|(m, covered)| {
         let host: serde_json::Map<String, Value> =
             m.host.iter().map(|(what, ms)| (what.clone(), json!(ms))).collect();
+        let startup: serde_json::Map<String, Value> =
+            covered.startup.iter().map(|(what, ns)| (what.clone(), json!(*ns as f64 * 1e-6))).collect();
         json!({
             "steps": covered.steps, "warmup_steps": covered.warmup, "step_ms": m.step_ms, "kernel_ms": m.kernel_ms,
             "host_ms": host, "attributed": m.attributed, "median_error": m.median_error,
             "weighted_median_error": m.weighted_error, "peak_bytes": covered.peak_bytes,
+            "startup_ms": startup,
         })
     });
     json!({
         "model": p.model,
         "batch": p.shape[0], "seq_len": p.shape[1], "accumulation": p.shape[2],
-        "machine": {"cpu": p.machine.cpu, "threads": p.machine.threads, "version": p.machine.version},
+        "machine": {
+            "cpu": p.machine.cpu, "isa": p.machine.isa, "threads": p.machine.threads, "version": p.machine.version,
+        },
         "limits": {
             "flops_f32": r.flops_f32, "flops_16": r.flops_16, "bytes_per_s": r.bytes,
             "measured": e.calibration.is_measured(),

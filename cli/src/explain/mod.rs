@@ -12,10 +12,10 @@ pub(crate) mod text;
 mod why;
 
 pub(crate) use memory::PlanMemory;
-pub(crate) use places::{Part, Place};
+pub use places::{Part, Place};
 
 use kfc_graph::Phase;
-use kfc_runtime::calibration::{Calibration, Source, median};
+use kfc_runtime::calibration::{Calibration, Errors, Source};
 use kfc_runtime::profile::{Kind, PlanProfile, Profile};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -297,25 +297,14 @@ fn measured(profile: &Profile, kernels: &[Kernel<'_>]) -> Option<MeasuredStep> {
     let host: Vec<(String, f64)> = m.host.iter().map(|(what, ns)| (what.clone(), per_step(*ns))).collect();
     let step_ms = per_step(m.wall_ns);
     let explained = kernel_ms + host.iter().map(|(_, ms)| ms).sum::<f64>();
-    let mut errors: Vec<(f64, f64)> = kernels
-        .iter()
-        .filter_map(|k| {
-            k.measured_ms.filter(|ms| *ms > 0.0).map(|ms| ((k.predicted_ms / ms - 1.0).abs(), ms))
-        })
-        .collect();
-    errors.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let half = errors.iter().map(|(_, ms)| ms).sum::<f64>() / 2.0;
-    let mut passed = 0.0;
-    let weighted = errors.iter().find(|(_, ms)| {
-        passed += ms;
-        passed >= half
-    });
+    let pairs = kernels.iter().filter_map(|k| k.measured_ms.map(|ms| (k.predicted_ms, ms)));
+    let errors = Errors::of(pairs);
     Some(MeasuredStep {
         step_ms,
         kernel_ms,
         host,
         attributed: if step_ms > 0.0 { explained / step_ms } else { 0.0 },
-        weighted_error: weighted.map_or(0.0, |(error, _)| *error),
-        median_error: median(&mut errors.iter().map(|(error, _)| *error).collect::<Vec<_>>()).unwrap_or(0.0),
+        median_error: errors.median,
+        weighted_error: errors.weighted,
     })
 }

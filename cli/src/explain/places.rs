@@ -4,28 +4,39 @@ use kfc_graph::Phase;
 
 /// A part of the step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Part {
+pub enum Part {
+    /// Attention with its projections.
     Attention,
+    /// The feed-forward block.
     Mlp,
+    /// The output layer and its losses.
     Head,
+    /// The embedding.
     Embedding,
+    /// The norm before the head.
     Norm,
+    /// What stands between: losses, features.
     Losses,
+    /// Gradient accumulation.
     Gradients,
+    /// The penalty against forgetting.
     Ewc,
+    /// The optimiser.
     Optimiser,
 }
 
 /// A part of the student or the teacher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
-    pub(crate) part: Part,
-    pub(crate) teacher: bool,
+pub struct Place {
+    /// The part.
+    pub part: Part,
+    /// The teacher's, not the student's.
+    pub teacher: bool,
 }
 
 impl Place {
     /// Where a launch of `op` in `scope` belongs.
-    pub(crate) fn of(op: &str, scope: &str, phase: Phase) -> Place {
+    pub fn of(op: &str, scope: &str, phase: Phase) -> Place {
         let place = |part| Place { part, teacher: scope.starts_with("teacher.") };
         let ends = |name: &str| scope == name || scope.ends_with(&format!(".{name}"));
         place(if op.starts_with("ewc") || ends("ewc") {
@@ -50,7 +61,7 @@ impl Place {
     }
 
     /// Name in tables.
-    pub(crate) fn name(self) -> String {
+    pub fn name(self) -> String {
         let part = self.part.name();
         if self.teacher { format!("teacher {part}") } else { part.to_string() }
     }
@@ -58,7 +69,7 @@ impl Place {
 
 impl Part {
     /// Every part, in the order of the step.
-    pub(crate) const ALL: [Part; 9] = [
+    pub const ALL: [Part; 9] = [
         Part::Attention,
         Part::Mlp,
         Part::Head,
@@ -71,7 +82,7 @@ impl Part {
     ];
 
     /// Name in tables and legends.
-    pub(crate) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Part::Attention => "attention",
             Part::Mlp => "mlp",
@@ -86,13 +97,13 @@ impl Part {
     }
 
     /// Number of its colour in the style sheet.
-    pub(crate) const fn colour(self) -> usize {
+    pub const fn colour(self) -> usize {
         match self {
             Part::Attention => 0,
             Part::Mlp => 1,
             Part::Head => 2,
             Part::Embedding => 5,
-            Part::Norm => 5,
+            Part::Norm => 8,
             Part::Losses => 3,
             Part::Gradients => 6,
             Part::Ewc => 4,

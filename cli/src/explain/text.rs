@@ -4,6 +4,7 @@ use super::{Explanation, Total};
 use crate::config::format_bytes;
 use crate::output::table;
 use kfc_graph::budget::Decision;
+use kfc_runtime::profile::Profile;
 use std::fmt::Write;
 
 /// Kernels listed by default.
@@ -137,10 +138,10 @@ pub(crate) fn summary(e: &Explanation<'_>) -> Vec<(String, String)> {
         _ => format!("{} ms of kernels a step predicted", ms(e.predicted_ms)),
     };
     let r = e.calibration.rates();
-    let rows = [
+    let mut rows = vec![
         ("model", p.model.clone()),
         ("rows", format!("{batch} × {seq} tokens a micro-batch, {micro} a step")),
-        ("machine", format!("{}, {} threads", p.machine.cpu, p.machine.threads)),
+        ("machine", format!("{}, {}, {} threads", p.machine.cpu, p.machine.isa, p.machine.threads)),
         (
             "limits",
             format!(
@@ -152,11 +153,25 @@ pub(crate) fn summary(e: &Explanation<'_>) -> Vec<(String, String)> {
             ),
         ),
         ("time", time),
+        ("start", start(p)),
         ("memory", memory),
         ("arena", arenas.join(", ")),
         ("note", e.note()),
     ];
-    rows.map(|(name, value)| (name.to_string(), value)).to_vec()
+    rows.retain(|(_, value)| !value.is_empty());
+    rows.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+}
+
+/// What passed until the first step was done; nothing if that was not measured.
+fn start(p: &Profile) -> String {
+    let stages = p.measured.as_ref().map_or(&[][..], |m| &m.startup);
+    let sum: u64 = stages.iter().map(|(_, ns)| ns).sum();
+    let parts: Vec<String> =
+        stages.iter().map(|(name, ns)| format!("{name} {} ms", ms(*ns as f64 * 1e-6))).collect();
+    if sum == 0 {
+        return String::new();
+    }
+    format!("first step done {} ms after the job was opened: {}", ms(sum as f64 * 1e-6), parts.join(", "))
 }
 
 /// The figures that a reader looks for first, short.

@@ -29,8 +29,11 @@ pub(crate) fn fused(kind: &Kind) -> &'static str {
         "ewc_penalty" | "ewc_penalty_bwd" => "penalty and gradient in one read of θ, θ* and F",
         "ewc_delta" | "ewc_delta_bwd" => "the merged change s·B·A is made tile by tile and never stored",
         "accumulate" | "accumulate_square" => "added where the accumulator lies",
-        "sum_squares" => "one ordered pass",
-        "adamw" => "moments, decay and step in one read and write of each",
+        "sum_squares" => "one ordered pass over all gradients",
+        "penalised_norm" => {
+            "penalty and gradient norm in one read of g, θ, θ* and F; no sum of gradients is stored"
+        }
+        "adamw" => "penalty, moments, decay and step of all parameters in one read and write of each",
         "embedding" => "copies the rows that are asked for",
         _ => "one kernel for the whole composite",
     }

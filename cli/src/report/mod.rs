@@ -3,8 +3,10 @@
 //! The page asks for nothing from anywhere: styles are inline, charts are SVG drawn by `svg`, and there is no script.
 //! Everything that comes from outside (titles, names, configurations) is escaped.
 
+pub mod axes;
 mod metrics;
-pub(crate) mod scale;
+pub mod roofline;
+pub mod scale;
 mod svg;
 
 pub use metrics::{comparison_charts, read_metrics, run_charts};

@@ -1,21 +1,21 @@
 //! From values to pixels: ranges, round tick values, and how numbers are written.
 
 /// A map from values to `[start, end]` pixels.
-pub(crate) struct Scale {
+pub struct Scale {
     low: f64,
     high: f64,
     log: bool,
     start: f64,
     end: f64,
     /// Values of the ticks, ascending, all inside the range.
-    pub(crate) ticks: Vec<f64>,
+    pub ticks: Vec<f64>,
     /// Distance of two ticks; what decides how many digits they need.
     step: f64,
 }
 
 impl Scale {
     /// A linear scale over `low..=high`, widened to round values if `round`, with about `count` ticks.
-    pub(crate) fn linear(low: f64, high: f64, count: usize, round: bool, start: f64, end: f64) -> Scale {
+    pub fn linear(low: f64, high: f64, count: usize, round: bool, start: f64, end: f64) -> Scale {
         let (low, high) = spread(low, high);
         let step = nice_step((high - low) / count.max(1) as f64);
         let (low, high) = match round {
@@ -29,7 +29,7 @@ impl Scale {
     }
 
     /// A logarithmic scale; `low` and `high` must be positive.
-    pub(crate) fn logarithmic(low: f64, high: f64, start: f64, end: f64) -> Scale {
+    pub fn logarithmic(low: f64, high: f64, start: f64, end: f64) -> Scale {
         let (first, last) =
             (low.log10().floor() as i32, (high.log10().ceil() as i32).max(low.log10().floor() as i32 + 1));
         let stride = ((last - first) / 6 + 1) as usize;
@@ -38,17 +38,17 @@ impl Scale {
     }
 
     /// The smallest value.
-    pub(crate) fn low(&self) -> f64 {
+    pub fn low(&self) -> f64 {
         self.low
     }
 
     /// The largest value.
-    pub(crate) fn high(&self) -> f64 {
+    pub fn high(&self) -> f64 {
         self.high
     }
 
     /// The pixel of `value`.
-    pub(crate) fn at(&self, value: f64) -> f64 {
+    pub fn at(&self, value: f64) -> f64 {
         let share = if self.log {
             (value.max(self.low) / self.low).log10() / (self.high / self.low).log10()
         } else {
@@ -58,7 +58,7 @@ impl Scale {
     }
 
     /// How the tick `value` is written.
-    pub(crate) fn label(&self, value: f64) -> String {
+    pub fn label(&self, value: f64) -> String {
         if self.log { number(value) } else { tick_label(value, self.step) }
     }
 }
@@ -105,7 +105,7 @@ fn decimals(step: f64) -> usize {
 }
 
 /// A single value with four significant digits.
-pub(crate) fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     let size = value.abs();
     if value == 0.0 {
         return "0".into();

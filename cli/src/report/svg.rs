@@ -1,5 +1,6 @@
 //! One chart as an HTML figure with an inline SVG: grid, axes, curves, and columns that show their values on hover.
 
+use super::axes::Frame;
 use super::scale::{self, Scale};
 use super::{Chart, Unit, escape};
 use std::fmt::Write;
@@ -11,6 +12,8 @@ const LEFT: f64 = 56.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 40.0;
+const FRAME: Frame =
+    Frame { width: WIDTH, height: HEIGHT, left: LEFT, right: RIGHT, top: TOP, bottom: BOTTOM };
 /// Points that a curve is drawn with at most; more cannot be seen.
 const COLUMNS: usize = 500;
 /// Columns that answer to the pointer.
@@ -42,7 +45,7 @@ pub(super) fn figure(chart: &Chart) -> Option<String> {
     push_caption(&mut html, chart, &curves, unit);
     let label = escape(&chart.title);
     let _ = writeln!(html, "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{label}\">");
-    push_axes(&mut html, &x, &y, &chart.x_label);
+    html.push_str(&FRAME.axes(&x, &y, &chart.x_label));
     for curve in &curves {
         push_curve(&mut html, curve, chart.smooth, curves.len() <= 3, &x, &y);
     }
@@ -111,40 +114,6 @@ fn push_caption(html: &mut String, chart: &Chart, curves: &[Curve], unit: &str) 
 fn value_text(value: f64, unit: &str) -> String {
     let gap = if unit.is_empty() { "" } else { " " };
     format!("{}{gap}{unit}", scale::number(value))
-}
-
-fn push_axes(html: &mut String, x: &Scale, y: &Scale, x_label: &str) {
-    let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
-    for tick in &y.ticks {
-        let at = y.at(*tick);
-        let _ = writeln!(
-            html,
-            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            LEFT - 8.0,
-            at + 4.0,
-            y.label(*tick)
-        );
-    }
-    for tick in &x.ticks {
-        let at = x.at(*tick);
-        let _ = writeln!(
-            html,
-            "<line class=\"axis\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{bottom}\" y2=\"{}\"/>\
-             <text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-            bottom + 4.0,
-            bottom + 18.0,
-            x.label(*tick)
-        );
-    }
-    let _ = writeln!(
-        html,
-        "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{bottom}\" y2=\"{bottom}\"/>\
-         <text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-        (LEFT + right) / 2.0,
-        HEIGHT - 5.0,
-        escape(x_label)
-    );
 }
 
 /// With several curves the points behind the means would hide each other, so only a few show them.

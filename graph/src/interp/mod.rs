@@ -152,6 +152,10 @@ fn eval(
             })?;
             Ok(vec![t])
         }
+        Op::Group(g) => {
+            let wanted: Vec<ValueId> = g.body().outputs().iter().map(|o| o.value).collect();
+            run_at_depth(g.body(), operands, &wanted, depth + 1)
+        }
         Op::Composite(c) => {
             if depth == MAX_DEPTH {
                 return Err(GraphError::Interp(format!("{}: the decomposition does not end", c.def.name())));

@@ -9,6 +9,7 @@ pub mod cse;
 pub mod dce;
 pub mod decompose;
 pub mod fuse_head;
+pub mod fuse_pointwise;
 pub mod recompute;
 mod rewriter;
 
@@ -47,5 +48,6 @@ pub fn optimise(
     let g = step("05-decompose", decompose::run(&g, claims))?;
     let g = step("06-canonicalise", canonicalise::run(&g))?;
     let g = step("07-cse", Ok(cse::run(&g)))?;
-    step("08-dce", Ok(dce::run(&g)))
+    let g = step("08-dce", Ok(dce::run(&g)))?;
+    step("09-fuse-pointwise", fuse_pointwise::run(&g))
 }

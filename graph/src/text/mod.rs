@@ -16,6 +16,17 @@
 //! result type already says (shapes, element types) are not repeated. The phase `@forward` and the empty scope are
 //! always written, so one graph has one text, and `print(parse(print(g))) == print(g)`.
 //!
+//! A fused group has its body in braces behind its scope, with values of its own; phases and scopes are not repeated there:
+//!
+//! ```text
+//!   %9: f32[4,8] = group(%5, %7) @forward "layers.0" {
+//!     %0: f32[4,8], %1: f32[1,8] = operands
+//!     %2: f32[4,8] = broadcast(%1)
+//!     %3: f32[4,8] = mul(%0, %2)
+//!     results %3
+//!   }
+//! ```
+//!
 //! A text that parses is not yet a valid graph: [`crate::verify::verify`] says that.
 
 mod lexer;
@@ -29,11 +40,13 @@ pub use printer::print;
 use crate::attrs::Attrs;
 use crate::op::Op;
 
-/// The attributes of an operation as the text form writes them; what the result type says is not among them.
+/// The attributes of an operation as the text form writes them; what the result type says is not among them. A group's
+/// body is one, on one line.
 pub fn attrs(op: &Op) -> Attrs {
     match op {
         Op::Prim(p) => prim::prim_attrs(p),
         Op::Composite(c) => c.attrs.clone(),
+        Op::Group(g) => Attrs::new().with("body", printer::body_line(g).as_str()),
     }
 }
 

@@ -5,6 +5,7 @@ use super::prim::{prim_from, unknown_attr};
 use crate::attrs::{AttrValue, Attrs};
 use crate::error::{GraphError, Result};
 use crate::graph::{Graph, InputKind, Phase, ValueId};
+use crate::group::{self, Group};
 use crate::op::{Composite, Op, Registry};
 use crate::prim::Prim;
 use crate::types::{DType, TensorType};
@@ -88,8 +89,14 @@ impl Parser<'_> {
                 let [only] = &declared[..] else { return place.error("an input is one value") };
                 vec![self.graph.add_input(input, kind, only.ty.clone())]
             }
+            None if name == group::NAME => self.group(&declared)?,
             None => self.node(&name, place, &declared)?,
         };
+        self.define(&declared, values)
+    }
+
+    /// From here on the text means these values by what was declared.
+    fn define(&mut self, declared: &[Declared], values: Vec<ValueId>) -> Result<()> {
         for (d, v) in declared.iter().zip(values) {
             if self.values.insert(d.number, v).is_some() {
                 return d.place.error(format!("%{} is defined twice", d.number));
@@ -123,15 +130,7 @@ impl Parser<'_> {
     }
 
     fn node(&mut self, name: &str, place: Place, declared: &[Declared]) -> Result<Vec<ValueId>> {
-        self.symbol('(')?;
-        let mut operands = vec![];
-        while self.token != Token::Symbol(')') {
-            operands.push(self.value()?);
-            if self.token != Token::Symbol(')') {
-                self.symbol(',')?;
-            }
-        }
-        self.take()?;
+        let operands = self.operands()?;
         let attrs_place = self.place;
         let attrs = if self.token == Token::Symbol('{') { self.attrs()? } else { Attrs::new() };
         let op = match prim_from(name, &attrs, &declared[0].ty) {
@@ -141,6 +140,26 @@ impl Parser<'_> {
                 None => return place.error(format!("there is no operation `{}`", shorten(name))),
             },
         };
+        let (phase, scope) = self.phase_and_scope()?;
+        Ok(self.graph.add_node(op, operands, types(declared), phase, scope))
+    }
+
+    /// `(%1, %2)`
+    fn operands(&mut self) -> Result<Vec<ValueId>> {
+        self.symbol('(')?;
+        let mut operands = vec![];
+        while self.token != Token::Symbol(')') {
+            operands.push(self.value()?);
+            if self.token != Token::Symbol(')') {
+                self.symbol(',')?;
+            }
+        }
+        self.take()?;
+        Ok(operands)
+    }
+
+    /// `@forward "scope"`
+    fn phase_and_scope(&mut self) -> Result<(Phase, u32)> {
         self.symbol('@')?;
         let (phase_name, place) = self.word("a phase")?;
         let Some(phase) = Phase::ALL.into_iter().find(|p| p.name() == phase_name) else {
@@ -148,8 +167,61 @@ impl Parser<'_> {
             return place.error(m);
         };
         let scope = self.quoted("a scope")?;
-        let scope = self.scope(scope);
-        Ok(self.graph.add_node(op, operands, declared.iter().map(|d| d.ty.clone()).collect(), phase, scope))
+        Ok((phase, self.scope(scope)))
+    }
+
+    /// The operands, place and body of a group.
+    fn group(&mut self, declared: &[Declared]) -> Result<Vec<ValueId>> {
+        let operands = self.operands()?;
+        let (phase, scope) = self.phase_and_scope()?;
+        let place = self.place;
+        self.symbol('{')?;
+        let outer = std::mem::replace(&mut self.graph, Graph::new(group::NAME));
+        let names = std::mem::take(&mut self.values);
+        self.body()?;
+        let body = std::mem::replace(&mut self.graph, outer);
+        self.values = names;
+        let group = Group::new(body).or_else(|e| place.error(e.to_string()))?;
+        Ok(self.graph.add_node(Op::Group(group), operands, types(declared), phase, scope))
+    }
+
+    /// The statements of a group's body, up to and with its closing brace.
+    fn body(&mut self) -> Result<()> {
+        while self.token != Token::Word("results".into()) {
+            let mut declared = vec![self.declared()?];
+            while self.token == Token::Symbol(',') {
+                self.take()?;
+                declared.push(self.declared()?);
+            }
+            self.symbol('=')?;
+            let (name, place) = self.word("`operands` or a primitive")?;
+            let values = if name == "operands" {
+                let mut input = |d: &Declared| {
+                    let name = self.graph.inputs().len().to_string();
+                    self.graph.add_input(name, InputKind::Data, d.ty.clone())
+                };
+                declared.iter().map(&mut input).collect()
+            } else {
+                let operands = self.operands()?;
+                let attrs_place = self.place;
+                let attrs = if self.token == Token::Symbol('{') { self.attrs()? } else { Attrs::new() };
+                let Some(prim) = prim_from(&name, &attrs, &declared[0].ty) else {
+                    return place.error(format!("there is no primitive `{}`", shorten(&name)));
+                };
+                let prim = checked_prim(prim, &attrs, &declared, attrs_place)?;
+                self.graph.add_node(Op::Prim(prim), operands, types(&declared), Phase::Forward, 0)
+            };
+            self.define(&declared, values)?;
+        }
+        self.take()?;
+        loop {
+            let v = self.value()?;
+            self.graph.add_output(self.graph.outputs().len().to_string(), v, None);
+            if self.token != Token::Symbol(',') {
+                return self.symbol('}');
+            }
+            self.take()?;
+        }
     }
 
     fn scope(&mut self, name: String) -> u32 {
@@ -276,6 +348,10 @@ impl Parser<'_> {
             (other, place) => place.error(format!("expected {what} in quotes, found {other}")),
         }
     }
+}
+
+fn types(declared: &[Declared]) -> Vec<TensorType> {
+    declared.iter().map(|d| d.ty.clone()).collect()
 }
 
 fn int(text: &str, place: Place) -> Result<i64> {

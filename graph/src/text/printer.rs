@@ -3,6 +3,7 @@
 use super::prim::prim_attrs;
 use crate::attrs::Attrs;
 use crate::graph::{Graph, Node, ValueId};
+use crate::group::Group;
 use crate::op::Op;
 use std::fmt::Write;
 
@@ -43,19 +44,62 @@ fn write_input(out: &mut String, graph: &Graph, input: &crate::graph::Input) -> 
 }
 
 fn write_node(out: &mut String, graph: &Graph, node: &Node) -> std::fmt::Result {
-    for (i, v) in node.outputs.iter().enumerate() {
-        write!(out, "{}%{}: {}", if i == 0 { "  " } else { ", " }, v.0, graph.ty(*v))?;
+    out.push_str("  ");
+    write_application(out, graph, node)?;
+    write!(out, " @{} {}", node.phase.name(), quoted(graph.scope(node)))?;
+    if let Op::Group(g) = &node.op {
+        out.push_str(" {\n");
+        for statement in body_statements(g)? {
+            writeln!(out, "    {statement}")?;
+        }
+        out.push_str("  }");
     }
+    writeln!(out)
+}
+
+/// Results, operation, operands and attributes.
+fn write_application(out: &mut String, graph: &Graph, node: &Node) -> std::fmt::Result {
+    write_typed(out, graph, &node.outputs)?;
     write!(out, " = {}(", node.op.name())?;
     for (i, v) in node.inputs.iter().enumerate() {
         write!(out, "{}%{}", if i == 0 { "" } else { ", " }, v.0)?;
     }
     out.push(')');
     match &node.op {
-        Op::Prim(p) => write_attrs(out, &prim_attrs(p))?,
-        Op::Composite(c) => write_attrs(out, &c.attrs)?,
+        Op::Prim(p) => write_attrs(out, &prim_attrs(p)),
+        Op::Composite(c) => write_attrs(out, &c.attrs),
+        Op::Group(_) => Ok(()),
     }
-    writeln!(out, " @{} {}", node.phase.name(), quoted(graph.scope(node)))
+}
+
+fn write_typed(out: &mut String, graph: &Graph, values: &[ValueId]) -> std::fmt::Result {
+    for (i, v) in values.iter().enumerate() {
+        write!(out, "{}%{}: {}", if i == 0 { "" } else { ", " }, v.0, graph.ty(*v))?;
+    }
+    Ok(())
+}
+
+/// The body of a group, one statement a line.
+fn body_statements(group: &Group) -> Result<Vec<String>, std::fmt::Error> {
+    let body = group.body();
+    let inputs: Vec<ValueId> = body.inputs().iter().map(|i| i.value).collect();
+    let mut operands = String::new();
+    write_typed(&mut operands, body, &inputs)?;
+    let mut statements = vec![operands + " = operands"];
+    for node in body.nodes() {
+        let mut statement = String::new();
+        write_application(&mut statement, body, node)?;
+        statements.push(statement);
+    }
+    let results: Vec<String> = body.outputs().iter().map(|o| format!("%{}", o.value.0)).collect();
+    statements.push(format!("results {}", results.join(", ")));
+    Ok(statements)
+}
+
+/// The body of a group on one line.
+pub(super) fn body_line(group: &Group) -> String {
+    // Writing to a string cannot fail.
+    body_statements(group).unwrap_or_default().join("; ")
 }
 
 fn write_attrs(out: &mut String, attrs: &Attrs) -> std::fmt::Result {

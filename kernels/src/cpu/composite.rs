@@ -2,7 +2,7 @@
 
 use crate::cpu::head::{Head, Mode, TokenScores};
 use crate::cpu::{Kernel, KernelError};
-use crate::cpu::{attention, attention_bwd, ewc, feature, index, lora, matmul, norm, optim, rope, swiglu};
+use crate::cpu::{attention, ewc, feature, index, lora, matmul, norm, optim, rope, sums, swiglu};
 use kfc_graph::{Composite, TensorType};
 
 /// Builds the kernel of a composite; `None` if it has none.
@@ -25,7 +25,7 @@ pub(super) fn build(
         }
         "rope" => boxed(rope::Rope::new(a, i)),
         "attention" => boxed(attention::Attention::new(a, i)),
-        "attention_bwd" => boxed(attention_bwd::AttentionBwd::new(a, i)),
+        "attention_bwd" => boxed(attention::AttentionBwd::new(a, i)),
         "swiglu" => Ok(Box::new(swiglu::Swiglu::new(&i[0]))),
         "swiglu_bwd" => Ok(Box::new(swiglu::SwigluBwd::new(&i[0]))),
         "linear_cross_entropy_kd" => boxed(Head::new(name, Mode::Forward, a, i)),
@@ -33,13 +33,14 @@ pub(super) fn build(
         "linear_cross_entropy_kd_fused" => boxed(Head::new(name, Mode::Fused, a, i)),
         "linear_token_scores" => Ok(Box::new(TokenScores::new(&i[0], &i[1]))),
         "feature_alignment" => Ok(Box::new(feature::FeatureAlignment::new(i))),
-        "ewc_penalty" => Ok(Box::new(optim::EwcPenalty::new(i))),
-        "ewc_penalty_bwd" => Ok(Box::new(optim::EwcPenaltyBwd::new(i))),
+        "ewc_penalty" => Ok(Box::new(sums::EwcPenalty::new(i))),
+        "ewc_penalty_bwd" => Ok(Box::new(sums::EwcPenaltyBwd::new(i))),
         "ewc_delta" => boxed(ewc::EwcDelta::new(a, i)),
         "ewc_delta_bwd" => boxed(ewc::EwcDeltaBwd::new(a, i)),
         "accumulate" => Ok(Box::new(index::Accumulate::new(&i[1], false))),
         "accumulate_square" => Ok(Box::new(index::Accumulate::new(&i[1], true))),
-        "sum_squares" => Ok(Box::new(optim::SumSquares::new(&i[0]))),
+        "sum_squares" => Ok(Box::new(sums::SumSquares::new(i))),
+        "penalised_norm" => Ok(Box::new(sums::PenalisedNorm::new(i))),
         "adamw" => boxed(optim::AdamW::new(a, i)),
         "kv_append" => Ok(Box::new(index::KvAppend::new(&i[0], &i[1]))),
         "select_rows" => Ok(Box::new(index::SelectRows::new(&i[0]))),
@@ -48,7 +49,7 @@ pub(super) fn build(
 }
 
 /// Names that [`build`] knows.
-pub(super) const NAMES: [&str; 26] = [
+pub(super) const NAMES: [&str; 27] = [
     "accumulate",
     "accumulate_square",
     "adamw",
@@ -68,6 +69,7 @@ pub(super) const NAMES: [&str; 26] = [
     "linear_token_scores",
     "lora_linear",
     "lora_linear_bwd",
+    "penalised_norm",
     "rms_norm",
     "rms_norm_bwd",
     "rope",

@@ -105,8 +105,8 @@ impl Kernel for EwcDelta {
     }
 }
 
-/// `ewc_delta_bwd`: one pass over the Fisher information gives both gradients. Groups of rows add to gradients of `A` of
-/// their own, which are then added in order.
+/// `ewc_delta_bwd`: one pass over the Fisher information gives both gradients and the penalty. Groups of rows add to
+/// gradients of `A` and penalties of their own, which are then added in order.
 pub(crate) struct EwcDeltaBwd {
     delta: Delta,
     /// Rows of a group, a multiple of [`ROWS`].
@@ -121,6 +121,11 @@ impl EwcDeltaBwd {
 
     fn groups(&self) -> usize {
         self.delta.outputs.div_ceil(self.group)
+    }
+
+    /// Room for a penalty of each group, in front of the gradients.
+    fn penalty_bytes(&self) -> usize {
+        (self.groups() * size_of::<f64>()).next_multiple_of(64)
     }
 
     /// Adds the rows of one tile to both gradients. The tile holds `d loss / d (B·A)`.
@@ -162,16 +167,19 @@ impl Kernel for EwcDeltaBwd {
         let d = self.delta;
         let part = d.rank * d.inputs;
         // SAFETY: by contract of `run`; the workspace has the size asked for.
-        let (g, a, b, partials) = unsafe {
-            let work = call.work::<f32>(0, self.groups() * part);
-            (call.input::<f32>(0)[0], call.input::<f32>(1), call.input::<f32>(2), work)
+        let (g, a, b, partials, penalties) = unsafe {
+            let partials = call.work::<f32>(self.penalty_bytes(), self.groups() * part);
+            let penalties = call.work::<f64>(0, self.groups());
+            (call.input::<f32>(0)[0], call.input::<f32>(1), call.input::<f32>(2), partials, penalties)
         };
         let (fisher, db) = (call.src(3, d.fisher), call.dst(1, DType::F32));
-        let shared = par::Shared::new(partials);
+        let (partials, penalties) = (par::Shared::new(partials), par::Shared::new(penalties));
         par::ranges(d.outputs, self.group, |rows| {
-            // SAFETY: each partial gradient is written by one task.
-            let da = unsafe { shared.slice(rows.start / self.group * part, part) };
+            let group = rows.start / self.group;
+            // SAFETY: each partial gradient and penalty is written by one task.
+            let (da, penalty) = unsafe { (partials.slice(group * part, part), penalties.slice(group, 1)) };
             da.fill(0.0);
+            penalty[0] = 0.0;
             scratch::with(ROWS * COLUMNS + COLUMNS, |s| {
                 let mut cut = Cut(s);
                 let (tile, f) = (cut.take(ROWS * COLUMNS), cut.take(COLUMNS));
@@ -184,6 +192,7 @@ impl Kernel for EwcDeltaBwd {
                         for (r, row) in tile[..m * n].chunks_exact_mut(n).enumerate() {
                             // SAFETY: in bounds.
                             let f = unsafe { fisher.read((i + r) * d.inputs + j, n, f) };
+                            penalty[0] += weighted_squares(f, row);
                             multiply(g * d.scale, f, row);
                         }
                         self.add((i, m), (j, n), &tile[..m * n], (a, b), da, db);
@@ -192,13 +201,17 @@ impl Kernel for EwcDeltaBwd {
             });
         });
         // SAFETY: by contract of `run`; all tasks are done.
-        let (da, partials) = unsafe { (call.output::<f32>(0), call.work::<f32>(0, self.groups() * part)) };
-        da.fill(0.0);
-        partials.chunks_exact(part).for_each(|p| axpy(1.0, p, da));
+        unsafe {
+            let (da, penalty) = (call.output::<f32>(0), call.output::<f32>(2));
+            da.fill(0.0);
+            let partials = call.work::<f32>(self.penalty_bytes(), self.groups() * part);
+            partials.chunks_exact(part).for_each(|p| axpy(1.0, p, da));
+            penalty[0] = (0.5 * call.work::<f64>(0, self.groups()).iter().sum::<f64>()) as f32;
+        }
     }
 
     fn workspace_bytes(&self) -> usize {
-        self.groups() * self.delta.rank * self.delta.inputs * size_of::<f32>()
+        self.penalty_bytes() + self.groups() * self.delta.rank * self.delta.inputs * size_of::<f32>()
     }
 }
 

@@ -13,13 +13,17 @@ pub(crate) struct Const {
 
 impl Const {
     pub(crate) fn new(ty: &TensorType, value: f64) -> Const {
-        let bits = match ty.dtype {
-            DType::F32 => (value as f32).to_bits(),
-            DType::Bf16 => u32::from(half::bf16::from_f64(value).to_bits()),
-            DType::F16 => u32::from(half::f16::from_f64(value).to_bits()),
-            DType::I32 => value as i32 as u32,
-        };
-        Const { n: ty.elements(), dtype: ty.dtype, bits }
+        Const { n: ty.elements(), dtype: ty.dtype, bits: bits(ty.dtype, value) }
+    }
+}
+
+/// An element of this value, in the low bits.
+pub(crate) fn bits(dtype: DType, value: f64) -> u32 {
+    match dtype {
+        DType::F32 => (value as f32).to_bits(),
+        DType::Bf16 => u32::from(half::bf16::from_f64(value).to_bits()),
+        DType::F16 => u32::from(half::f16::from_f64(value).to_bits()),
+        DType::I32 => value as i32 as u32,
     }
 }
 

@@ -1,12 +1,22 @@
-//! Float operands of any type, read and written as blocks of `f32`.
+//! Float operands of any type.
+//!
+//! Loops over elements are written once, over [`Elem`], and compute in `f32`: an element is converted in a register on
+//! its way. Where a loop wants `f32` in memory, [`Src::read`] converts a block.
 
+use crate::cpu::elem::Elem;
 use crate::cpu::simd::simd;
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use kfc_graph::DType;
+use std::mem::MaybeUninit;
 
 /// Elements of a conversion block of the element-wise loops.
 pub(crate) const BLOCK: usize = 1024;
+
+/// The blocks of a range: first element and length of each.
+pub(crate) fn blocks(range: std::ops::Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+    let end = range.end;
+    range.step_by(BLOCK).map(move |start| (start, BLOCK.min(end - start)))
+}
 
 /// An operand of a float type (or `i32`, converted as a number), dense.
 #[derive(Clone, Copy)]
@@ -61,9 +71,9 @@ impl Src {
         unsafe {
             match self.dtype {
                 DType::F32 => out.copy_from_slice(self.raw(start, n)),
-                DType::Bf16 => bf16_to_f32(self.raw(start, n), out),
-                DType::F16 => self.raw::<f16>(start, n).convert_to_f32_slice(out),
-                DType::I32 => i32_to_f32(self.raw(start, n), out),
+                DType::Bf16 => convert(self.raw::<bf16>(start, n), out),
+                DType::F16 => convert(self.raw::<f16>(start, n), out),
+                DType::I32 => convert(self.raw::<i32>(start, n), out),
             }
         }
     }
@@ -77,28 +87,6 @@ impl Src {
         unsafe {
             if self.dtype == DType::F32 {
                 return self.raw(start, n);
-            }
-            self.load(start, &mut scratch[..n]);
-        }
-        &scratch[..n]
-    }
-
-    /// As [`Src::read`], but always a copy in `scratch` if the operand is the buffer of a result: that is written while the
-    /// copy is in use.
-    ///
-    /// # Safety
-    /// As [`Src::read`]; nothing refers to the elements while they are copied.
-    pub(crate) unsafe fn read_before<'a>(
-        self,
-        results: &[Dst],
-        start: usize,
-        n: usize,
-        scratch: &'a mut [f32],
-    ) -> &'a [f32] {
-        // SAFETY: by contract.
-        unsafe {
-            if results.iter().all(|r| r.ptr.cast_const() != self.ptr) {
-                return self.read(start, n, scratch);
             }
             self.load(start, &mut scratch[..n]);
         }
@@ -175,65 +163,76 @@ impl Dst {
         unsafe {
             match self.dtype {
                 DType::F32 => self.raw(start, n).copy_from_slice(src),
-                DType::Bf16 => f32_to_bf16(src, self.raw(start, n)),
-                DType::F16 => self.raw::<f16>(start, n).convert_from_f32_slice(src),
-                DType::I32 => f32_to_i32(src, self.raw(start, n)),
+                DType::Bf16 => convert(src, self.raw::<bf16>(start, n)),
+                DType::F16 => convert(src, self.raw::<f16>(start, n)),
+                DType::I32 => convert(src, self.raw::<i32>(start, n)),
             }
         }
     }
+}
 
-    /// Where to compute elements `start..start + n`: in place if they are `f32`, else `scratch`; hand the same slice to
-    /// [`Dst::finish`].
-    ///
-    /// # Safety
-    /// As [`Dst::store`]; `scratch` holds at least `n`.
-    pub(crate) unsafe fn begin(self, start: usize, n: usize, scratch: &mut [f32]) -> &mut [f32] {
-        // SAFETY: by contract.
-        if self.dtype == DType::F32 { unsafe { self.raw(start, n) } } else { &mut scratch[..n] }
-    }
+/// Room for a copy of `N` elements.
+pub(crate) struct Copied<T, const N: usize = BLOCK>([MaybeUninit<T>; N]);
 
-    /// Ends what [`Dst::begin`] began.
-    ///
-    /// # Safety
-    /// As [`Dst::store`].
-    pub(crate) unsafe fn finish(self, start: usize, computed: &[f32]) {
-        if self.dtype != DType::F32 {
-            // SAFETY: by contract.
-            unsafe { self.store(start, computed) }
-        }
+impl<T: Elem, const N: usize> Copied<T, N> {
+    pub(crate) fn new() -> Self {
+        Copied([const { MaybeUninit::uninit() }; N])
     }
 }
 
-#[inline(always)]
-fn round_bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-    let quiet_nan = (bits | 0x0040_0000) >> 16;
-    (if x.is_nan() { quiet_nan } else { rounded >> 16 }) as u16
+impl Src {
+    /// Elements `start..start + n` (at most `N`) as they lie in memory; a copy of them if the operand is the buffer of a
+    /// result, which may be written meanwhile.
+    ///
+    /// # Safety
+    /// In bounds, of type `T`; nothing refers to the elements mutably while they are copied.
+    pub(crate) unsafe fn before<'a, T: Elem, const N: usize>(
+        self,
+        results: &[Dst],
+        start: usize,
+        n: usize,
+        room: &'a mut Copied<T, N>,
+    ) -> &'a [T] {
+        // SAFETY: by contract; what is copied is read as copied.
+        unsafe {
+            if results.iter().all(|r| r.ptr.cast_const() != self.ptr) {
+                return self.raw(start, n);
+            }
+            let room = &mut room.0[..n];
+            std::ptr::copy_nonoverlapping(self.ptr.cast::<T>().add(start), room.as_mut_ptr().cast(), n);
+            std::slice::from_raw_parts(room.as_ptr().cast(), n)
+        }
+    }
+
+    /// As [`Src::before`], for any number of elements that `room` holds.
+    ///
+    /// # Safety
+    /// As there.
+    pub(crate) unsafe fn row_before<'a, T: Elem>(
+        self,
+        results: &[Dst],
+        start: usize,
+        n: usize,
+        room: &'a mut [f32],
+    ) -> &'a [T] {
+        debug_assert!(room.len() >= n && size_of::<T>() <= size_of::<f32>());
+        // SAFETY: by contract; no element is larger than an `f32` or aligned more.
+        unsafe {
+            if results.iter().all(|r| r.ptr.cast_const() != self.ptr) {
+                return self.raw(start, n);
+            }
+            let room: *mut T = room.as_mut_ptr().cast();
+            std::ptr::copy_nonoverlapping(self.ptr.cast::<T>().add(start), room, n);
+            std::slice::from_raw_parts(room, n)
+        }
+    }
 }
 
 simd! {
-    fn bf16_to_f32(src: &[bf16], out: &mut [f32]) {
+    /// Converts elements.
+    pub(crate) fn convert<A: Elem, B: Elem>(src: &[A], out: &mut [B]) {
         for (o, s) in out.iter_mut().zip(src) {
-            *o = f32::from_bits(u32::from(s.to_bits()) << 16);
-        }
-    }
-
-    fn f32_to_bf16(src: &[f32], out: &mut [bf16]) {
-        for (o, s) in out.iter_mut().zip(src) {
-            *o = bf16::from_bits(round_bf16(*s));
-        }
-    }
-
-    fn i32_to_f32(src: &[i32], out: &mut [f32]) {
-        for (o, s) in out.iter_mut().zip(src) {
-            *o = *s as f32;
-        }
-    }
-
-    fn f32_to_i32(src: &[f32], out: &mut [i32]) {
-        for (o, s) in out.iter_mut().zip(src) {
-            *o = *s as i32;
+            *o = B::put(s.get());
         }
     }
 }

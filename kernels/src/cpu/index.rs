@@ -1,7 +1,8 @@
 //! Rows by index: gather (and embedding), ordered scatter-add, selected rows, appending to a cache.
 
-use crate::cpu::float::BLOCK;
+use crate::cpu::elem::{Elem, of_type};
 use crate::cpu::reduce::axpy;
+use crate::cpu::simd::simd;
 use crate::cpu::{Call, Kernel, par};
 use kfc_graph::{DType, TensorType};
 
@@ -64,13 +65,13 @@ impl Kernel for ScatterAdd {
             let out = par::Shared::new(out);
             par::ranges(n, 4 * par::GRAIN, |r| out.slice(r.start, r.len()).fill(0.0));
             par::ranges(self.width, COLUMNS, |columns| {
-                let mut x = [0.0; COLUMNS];
                 for (i, id) in ids[..self.ids].iter().enumerate() {
                     if let Ok(id) = usize::try_from(*id)
                         && id < self.rows
                     {
-                        let row = src.read(i * self.width + columns.start, columns.len(), &mut x);
-                        axpy(1.0, row, out.slice(id * self.width + columns.start, columns.len()));
+                        let (from, n) = (i * self.width + columns.start, columns.len());
+                        let to = out.slice(id * self.width + columns.start, n);
+                        of_type!(self.dtype, T => axpy(1.0, src.raw::<T>(from, n), to));
                     }
                 }
             });
@@ -160,29 +161,43 @@ impl Accumulate {
     }
 }
 
-impl Kernel for Accumulate {
-    unsafe fn run(&self, call: &Call<'_>) {
+impl Accumulate {
+    /// # Safety
+    /// As [`Kernel::run`], with a gradient of type `T`.
+    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>) {
         let (g, out) = (call.src(1, self.dtype), call.dst(0, DType::F32));
-        // SAFETY: by contract of `run`; blocks are disjoint and in bounds.
+        // SAFETY: by contract of `run`; ranges are disjoint and in bounds.
         unsafe {
             let weight = if self.squares { call.input::<f32>(2)[0] } else { 1.0 };
             par::ranges(self.n, par::GRAIN, |r| {
-                let mut x = [0.0; BLOCK];
-                let end = r.end;
-                for start in r.step_by(BLOCK) {
-                    let n = BLOCK.min(end - start);
-                    let (g, acc) = (g.read(start, n, &mut x), out.raw::<f32>(start, n));
-                    if self.squares {
-                        acc.iter_mut().zip(g).for_each(|(a, g)| *a += weight * (g * g));
-                    } else {
-                        axpy(1.0, g, acc);
-                    }
+                let (g, acc) = (g.raw::<T>(r.start, r.len()), out.raw::<f32>(r.start, r.len()));
+                if self.squares {
+                    add_squares(weight, g, acc);
+                } else {
+                    axpy(1.0, g, acc);
                 }
             });
         }
     }
+}
+
+impl Kernel for Accumulate {
+    unsafe fn run(&self, call: &Call<'_>) {
+        // SAFETY: by contract.
+        of_type!(self.dtype, T => unsafe { self.run_as::<T>(call) });
+    }
 
     fn inplace(&self) -> &'static [(usize, usize)] {
         &[(0, 0)]
+    }
+}
+
+simd! {
+    /// `acc += weight · g²`
+    fn add_squares<T: Elem>(weight: f32, g: &[T], acc: &mut [f32]) {
+        for (acc, g) in acc.iter_mut().zip(g) {
+            let g = g.get();
+            *acc += weight * (g * g);
+        }
     }
 }

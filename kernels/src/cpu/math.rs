@@ -2,19 +2,17 @@
 //!
 //! They use multiplications and additions without fusing, so that results do not depend on the instruction set. Errors
 //! against the exact value over the normal range: [`exp`] and [`log`] ≤ 2 ulp, [`sigmoid`] ≤ 4 ulp. `exp` flushes to 0
-//! below -103.97 and is infinite above 88.72; `log(0)` is -inf, `log` of a negative number is NaN; NaN in, NaN out.
+//! below -103.97 and is infinite above 88.72; `sigmoid` flushes to 0 below -88.37; `log(0)` is -inf, `log` of a negative number is NaN; NaN in, NaN out.
 
-/// `e^x`. Range reduction by Cody and Waite, degree-6 polynomial.
+/// `e^x` as a number near 1 and a power of two, for x within ±104. Range reduction by Cody and Waite, degree-6 polynomial.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+fn exp_parts(x: f32) -> (f32, i32) {
     const LOG2E: f32 = std::f32::consts::LOG2_E;
     // ln 2 in two parts: the product of the first with an integer below 2^9 is exact.
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;
     // Adding 1.5·2^23 rounds to an integer and leaves it in the low bits.
     const MAGIC: f32 = 12_582_912.0;
-    let x = if x < -104.0 { -104.0 } else { x };
-    let x = if x > 89.0 { 89.0 } else { x };
     let t = x * LOG2E + MAGIC;
     let n = t - MAGIC;
     let k = t.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
@@ -25,7 +23,20 @@ pub fn exp(x: f32) -> f32 {
     let p = p * r + 4.166_579_6e-2;
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 0.5;
-    let p = p * (r * r) + r + 1.0;
+    (p * (r * r) + r + 1.0, k)
+}
+
+/// `x` within bounds; NaN stays.
+#[inline(always)]
+fn clamp(x: f32, lo: f32, hi: f32) -> f32 {
+    let x = if x < lo { lo } else { x };
+    if x > hi { hi } else { x }
+}
+
+/// `e^x`.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    let (p, k) = exp_parts(clamp(x, -104.0, 89.0));
     // 2^k in two factors, so that neither leaves the range of normal numbers.
     // (Wrapping, so that no overflow check keeps debug builds from vectorising.)
     let half = k >> 1;
@@ -66,7 +77,9 @@ pub fn log(x: f32) -> f32 {
 /// `1 / (1 + e^-x)`.
 #[inline(always)]
 pub fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+    // Below the lower bound the power is lost beside 1; from 2^128 on it is infinite. Between them one factor will do.
+    let (p, k) = exp_parts(clamp(-x, -87.0, 89.0));
+    1.0 / (1.0 + p * f32::from_bits((k.wrapping_add(127) as u32) << 23))
 }
 
 #[cfg(test)]

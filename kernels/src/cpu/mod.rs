@@ -1,4 +1,4 @@
-//! CPU kernels: one for every primitive and for the composites that [`claims`] names.
+//! CPU kernels: one for every primitive, for the composites that [`claims`] names, and for fused groups.
 //!
 //! Invariants:
 //! - a kernel's result is the same, bit for bit, for any number of threads: work is cut into tiles that depend on shapes
@@ -13,21 +13,25 @@ use kfc_graph::{Composite, DType, GraphError, Op, Prim, TensorType};
 use thiserror::Error;
 
 mod attention;
-mod attention_bwd;
 mod composite;
+mod elem;
 mod ewc;
 mod feature;
 mod fill;
 mod float;
 pub mod gemm;
+mod group;
 mod head;
 mod index;
+pub mod limits;
+mod list;
 mod lora;
 pub mod math;
 mod matmul;
 mod movement;
 mod norm;
 mod optim;
+pub mod pages;
 mod par;
 mod philox;
 mod pointwise;
@@ -35,6 +39,8 @@ mod reduce;
 mod rope;
 pub mod scratch;
 pub mod simd;
+mod strided;
+mod sums;
 mod swiglu;
 
 use float::{Dst, Src};
@@ -165,6 +171,9 @@ pub enum KernelError {
     /// An operation has no tile programs.
     #[error(transparent)]
     Tile(#[from] crate::tile::programs::EmitError),
+    /// The environment asks for instructions that the CPU lacks.
+    #[error(transparent)]
+    Level(#[from] simd::LevelError),
 }
 
 /// Whether the CPU has a kernel of its own for this composite (else it is decomposed into primitives).
@@ -178,10 +187,13 @@ pub fn claims(c: &Composite, _inputs: &[TensorType]) -> bool {
 /// Builds the kernel of one node. All attributes are read and all decisions about shapes made here.
 ///
 /// # Errors
-/// [`KernelError`] if the operation is not claimed or an operand has a type that it cannot have.
+/// [`KernelError`] if the operation is not claimed, an operand has a type that it cannot have, or the environment asks for
+/// an instruction set that the CPU lacks.
 pub fn build(op: &Op, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Box<dyn Kernel>, KernelError> {
+    simd::requested()?;
     match op {
         Op::Prim(p) => prim(p, inputs, outputs),
+        Op::Group(g) => Ok(Box::new(group::GroupKernel::new(g)?)),
         Op::Composite(c) => composite::build(c, inputs, outputs)
             .unwrap_or_else(|| Err(KernelError::Unclaimed(c.def.name().to_string()))),
     }
@@ -202,9 +214,9 @@ fn prim(p: &Prim, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Box<d
         | Prim::Mul
         | Prim::Div
         | Prim::Max
-        | Prim::Compare(_) => pointwise::build(p, inputs)?,
-        Prim::Cast(to) => Box::new(pointwise::Cast::new(&inputs[0], *to)),
-        Prim::Select => Box::new(pointwise::Select::new(&inputs[1])),
+        | Prim::Compare(_)
+        | Prim::Cast(_)
+        | Prim::Select => Box::new(pointwise::Pointwise::new(p, inputs, &outputs[0])?),
         Prim::Reshape { .. } => Box::new(movement::StridedCopy::reshape(&inputs[0])),
         Prim::Transpose { perm } => Box::new(movement::StridedCopy::transpose(&inputs[0], perm)),
         Prim::Broadcast { dims } => Box::new(movement::StridedCopy::broadcast(&inputs[0], dims)),

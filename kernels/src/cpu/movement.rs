@@ -1,22 +1,12 @@
 //! Primitives that move elements: reshape, transpose, broadcast, slice, pad, concat.
 
+use crate::cpu::strided::{Axis, Strided, strides};
 use crate::cpu::{Call, Kernel, par};
-use kfc_graph::TensorType;
-
-/// An axis of the result: its extent and the distance of neighbours in the operand, in elements.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Axis {
-    len: usize,
-    stride: usize,
-}
+use kfc_graph::{DType, TensorType};
 
 /// Copies a strided view of the operand into a dense result.
 pub(crate) struct StridedCopy {
-    /// All axes but the innermost, outermost first, merged where possible.
-    outer: Vec<Axis>,
-    inner: Axis,
-    /// First element of the view.
-    start: usize,
+    view: Strided,
     /// Bytes of an element.
     size: usize,
 }
@@ -33,12 +23,7 @@ impl StridedCopy {
     }
 
     pub(crate) fn broadcast(a: &TensorType, dims: &[usize]) -> StridedCopy {
-        let axes: Vec<Axis> = strides(&a.dims)
-            .into_iter()
-            .zip(dims.iter().zip(&a.dims))
-            .map(|(s, (&to, &from))| Axis { len: to, stride: if from == to { s } else { 0 } })
-            .collect();
-        StridedCopy::new(a, &axes, 0)
+        StridedCopy { view: Strided::broadcast(a, dims), size: a.dtype.size() }
     }
 
     pub(crate) fn slice(a: &TensorType, axis: usize, start: usize, end: usize) -> StridedCopy {
@@ -50,58 +35,21 @@ impl StridedCopy {
     }
 
     fn new(a: &TensorType, axes: &[Axis], start: usize) -> StridedCopy {
-        let mut merged: Vec<Axis> = Vec::new();
-        for &axis in axes.iter().filter(|a| a.len != 1) {
-            match merged.last_mut() {
-                Some(last) if last.stride == axis.len * axis.stride => {
-                    *last = Axis { len: last.len * axis.len, stride: axis.stride };
-                }
-                _ => merged.push(axis),
-            }
-        }
-        let inner = merged.pop().unwrap_or(Axis { len: 1, stride: 1 });
-        StridedCopy { outer: merged, inner, start, size: a.dtype.size() }
-    }
-
-    /// First element in the operand of run `index`.
-    fn source(&self, mut index: usize) -> usize {
-        let mut at = self.start;
-        for axis in self.outer.iter().rev() {
-            at += index % axis.len * axis.stride;
-            index /= axis.len;
-        }
-        at
+        StridedCopy { view: Strided::new(axes, start), size: a.dtype.size() }
     }
 
     /// # Safety
     /// Buffers of elements of `T` of the sizes that it was built for.
     unsafe fn copy<T: Copy + Send + Sync>(&self, call: &Call<'_>) {
-        // SAFETY: by contract.
-        let (a, out) = unsafe {
-            let (a, out) = (call.inputs[0], call.outputs[0]);
-            let a = std::slice::from_raw_parts(a.ptr.cast::<T>(), a.bytes / size_of::<T>());
-            (a, std::slice::from_raw_parts_mut(out.ptr.cast::<T>(), out.bytes / size_of::<T>()))
-        };
-        let Axis { len, stride } = self.inner;
-        let runs: usize = self.outer.iter().map(|a| a.len).product();
-        let out = par::Shared::new(out);
-        // One task takes several short runs or a part of a long one.
-        let parts = len.div_ceil(4 * par::GRAIN).max(1);
-        let part = len.div_ceil(parts).max(1);
-        par::ranges(runs * parts, par::rows_grain(part), |r| {
-            for task in r {
-                let (run, from) = (task / parts, (task % parts * part).min(len));
-                let n = part.min(len - from);
-                // SAFETY: parts of runs are disjoint and in bounds.
-                let to = unsafe { out.slice(run * len + from, n) };
-                let at = self.source(run) + from * stride;
-                match stride {
-                    1 => to.copy_from_slice(&a[at..at + n]),
-                    0 if n > 0 => to.fill(a[at]),
-                    _ => to.iter_mut().enumerate().for_each(|(i, t)| *t = a[at + i * stride]),
-                }
-            }
-        });
+        let n = self.view.runs() * self.view.inner.len;
+        // SAFETY: by contract; ranges are disjoint and in bounds.
+        unsafe {
+            let out = par::Shared::new(std::slice::from_raw_parts_mut(call.outputs[0].ptr.cast::<T>(), n));
+            let from = call.src(0, DType::F32);
+            par::ranges(n, par::GRAIN, |r| {
+                self.view.copy(from.ptr().cast::<T>(), r.start, out.slice(r.start, r.len()));
+            });
+        }
     }
 }
 
@@ -183,10 +131,6 @@ impl Kernel for Segments {
             }
         });
     }
-}
-
-fn strides(dims: &[usize]) -> Vec<usize> {
-    (0..dims.len()).map(|i| dims[i + 1..].iter().product()).collect()
 }
 
 fn inner_bytes(a: &TensorType, axis: usize) -> usize {

@@ -1,135 +1,29 @@
-//! The optimiser and sums over whole tensors: `adamw`, `sum_squares`, `ewc_penalty` and its gradient.
+//! The optimiser: `adamw`, in place, a list of parameters in one pass.
 
-use crate::cpu::float::{BLOCK, Src};
-use crate::cpu::reduce::{sum, sum_squares};
+use crate::cpu::elem::{Elem, of_type};
+use crate::cpu::float::blocks;
+use crate::cpu::list::List;
 use crate::cpu::simd::simd;
+use crate::cpu::sums::pull;
 use crate::cpu::{Call, Kernel, KernelError, par};
 use kfc_graph::{Attrs, DType, TensorType};
+use kfc_ops::adamw::MOST;
 
-/// Elements of one partial sum.
-const PARTIAL: usize = 64 * 1024;
-
-/// Sums `f(start, len)` over blocks of `0..n`: blocks in order within a partial sum, partial sums in order.
-fn ordered_sum(n: usize, partials: &mut [f64], f: impl Fn(usize, usize) -> f64 + Sync + Send) -> f64 {
-    let shared = par::Shared::new(partials);
-    par::ranges(n, PARTIAL, |r| {
-        let (task, end) = (r.start / PARTIAL, r.end);
-        // SAFETY: each partial sum is written by one task.
-        let total = unsafe { shared.slice(task, 1) };
-        total[0] = r.step_by(BLOCK).map(|start| f(start, BLOCK.min(end - start))).sum();
-    });
-    partials.iter().sum()
-}
-
-/// `sum_squares`.
-pub(crate) struct SumSquares {
-    n: usize,
-    x: DType,
-}
-
-impl SumSquares {
-    pub(crate) fn new(x: &TensorType) -> SumSquares {
-        SumSquares { n: x.elements(), x: x.dtype }
-    }
-}
-
-impl Kernel for SumSquares {
-    unsafe fn run(&self, call: &Call<'_>) {
-        let x = call.src(0, self.x);
-        // SAFETY: by contract of `run`; the workspace has the size asked for; blocks are in bounds.
-        unsafe {
-            let total = ordered_sum(self.n, call.work(0, self.n.div_ceil(PARTIAL)), |start, n| {
-                sum_squares(x.read(start, n, &mut [0.0; BLOCK]))
-            });
-            call.output::<f32>(0)[0] = total as f32;
-        }
-    }
-
-    fn workspace_bytes(&self) -> usize {
-        self.n.div_ceil(PARTIAL) * size_of::<f64>()
-    }
-}
-
-/// `ewc_penalty`: `½ Σ F (θ − θ*)²`.
-pub(crate) struct EwcPenalty {
-    n: usize,
-    fisher: DType,
-}
-
-impl EwcPenalty {
-    pub(crate) fn new(inputs: &[TensorType]) -> EwcPenalty {
-        EwcPenalty { n: inputs[0].elements(), fisher: inputs[1].dtype }
-    }
-}
-
-impl Kernel for EwcPenalty {
-    unsafe fn run(&self, call: &Call<'_>) {
-        let (theta, fisher, anchor) =
-            (call.src(0, DType::F32), call.src(1, self.fisher), call.src(2, DType::F32));
-        // SAFETY: by contract of `run`; the workspace has the size asked for; blocks are in bounds.
-        unsafe {
-            let total = ordered_sum(self.n, call.work(0, self.n.div_ceil(PARTIAL)), |start, n| {
-                let (mut f, mut d) = ([0.0; BLOCK], [0.0; BLOCK]);
-                weighted_square(
-                    theta.raw(start, n),
-                    fisher.read(start, n, &mut f),
-                    anchor.raw(start, n),
-                    &mut d[..n],
-                );
-                sum(&d[..n])
-            });
-            call.output::<f32>(0)[0] = (0.5 * total) as f32;
-        }
-    }
-
-    fn workspace_bytes(&self) -> usize {
-        self.n.div_ceil(PARTIAL) * size_of::<f64>()
-    }
-}
-
-/// `ewc_penalty_bwd`: `g F (θ − θ*)`.
-pub(crate) struct EwcPenaltyBwd {
-    n: usize,
-    fisher: DType,
-}
-
-impl EwcPenaltyBwd {
-    pub(crate) fn new(inputs: &[TensorType]) -> EwcPenaltyBwd {
-        EwcPenaltyBwd { n: inputs[1].elements(), fisher: inputs[2].dtype }
-    }
-}
-
-impl Kernel for EwcPenaltyBwd {
-    unsafe fn run(&self, call: &Call<'_>) {
-        let (theta, fisher, anchor) =
-            (call.src(1, DType::F32), call.src(2, self.fisher), call.src(3, DType::F32));
-        let out = call.dst(0, DType::F32);
-        // SAFETY: by contract of `run`.
-        let g = unsafe { call.input::<f32>(0)[0] };
-        par::ranges(self.n, par::GRAIN, |r| {
-            let mut f = [0.0; BLOCK];
-            let end = r.end;
-            for start in r.step_by(BLOCK) {
-                let n = BLOCK.min(end - start);
-                // SAFETY: blocks are disjoint and in bounds.
-                unsafe {
-                    let f = fisher.read(start, n, &mut f);
-                    weighted_difference(g, theta.raw(start, n), f, anchor.raw(start, n), out.raw(start, n));
-                }
-            }
-        });
-    }
-}
-
-/// `adamw`, in place.
+/// `adamw`. Operands and results are those of [`kfc_ops::adamw::AdamWDef`].
 pub(crate) struct AdamW {
-    n: usize,
+    list: List,
     step: Step,
+    /// Results of a parameter: three, or four with a cast copy.
+    states: usize,
+    /// Operands of a parameter that are only read.
+    others: usize,
     lr_scale: bool,
     cast: Option<DType>,
+    /// Element type of each parameter's Fisher diagonal, if there is a penalty.
+    fishers: Vec<DType>,
 }
 
-/// Hyperparameters of a step.
+/// What all elements of a step share.
 #[derive(Clone, Copy)]
 struct Step {
     beta1: f32,
@@ -140,8 +34,10 @@ struct Step {
     lr: f32,
     /// Factor of the gradient.
     coef: f32,
-    /// Bias corrections.
-    bc: [f32; 2],
+    /// Weight of the penalty.
+    penalty: f32,
+    /// Inverse of the first moment's correction, and of the root of the second one's.
+    inverse: [f32; 2],
 }
 
 impl AdamW {
@@ -158,42 +54,62 @@ impl AdamW {
             weight_decay: attrs.f64("weight_decay")? as f32,
             lr: 0.0,
             coef: 1.0,
-            bc: [1.0; 2],
+            penalty: 0.0,
+            inverse: [1.0; 2],
         };
-        Ok(AdamW { n: inputs[0].elements(), step, lr_scale: attrs.bool("lr_scale")?, cast })
+        let (lr_scale, ewc) = (attrs.bool("lr_scale")?, attrs.bool("ewc")?);
+        let states = if cast.is_some() { 4 } else { 3 };
+        let others = 1 + usize::from(lr_scale) + if ewc { 2 } else { 0 };
+        let n = attrs.usize("params")?.min(MOST);
+        let lengths = inputs.chunks(states).take(n).map(|p| p[0].elements()).collect();
+        let fisher = |p: &[TensorType]| p[others - 2].dtype;
+        let read = inputs[n * states..].chunks(others).take(if ewc { n } else { 0 });
+        let (list, fishers) = (List::new(lengths, par::GRAIN), read.map(fisher).collect());
+        Ok(AdamW { list, step, states, others, lr_scale, cast, fishers })
+    }
+
+    fn params(&self) -> usize {
+        self.list.len()
     }
 }
 
 impl Kernel for AdamW {
     unsafe fn run(&self, call: &Call<'_>) {
-        // SAFETY: by contract of `run`: results hold their operands.
+        let reads = self.params() * self.states;
+        let shared = reads + self.params() * self.others;
+        // SAFETY: by contract of `run`: results hold their operands; tasks have elements of their own.
         unsafe {
-            if call.input::<i32>(7)[0] == 0 {
+            if call.input::<i32>(shared + 3)[0] == 0 {
                 return;
             }
-            let bc = call.input::<f32>(6);
+            let bc = call.input::<f32>(shared + 2);
             let step = Step {
-                lr: call.input::<f32>(4)[0],
-                coef: call.input::<f32>(5)[0],
-                bc: [bc[0], bc[1]],
+                lr: call.input::<f32>(shared)[0],
+                coef: call.input::<f32>(shared + 1)[0],
+                penalty: if self.fishers.is_empty() { 0.0 } else { call.input::<f32>(shared + 4)[0] },
+                inverse: [1.0 / bc[0], 1.0 / bc[1].sqrt()],
                 ..self.step
             };
-            let f = |j| call.dst(j, DType::F32);
-            let (p, m, v, g) = (f(0), f(1), f(2), call.src(3, DType::F32));
-            let lr_scale: Option<Src> = self.lr_scale.then(|| call.src(8, DType::F32));
-            let copy = self.cast.map(|t| call.dst(3, t));
-            par::ranges(self.n, par::GRAIN, |r| {
-                let end = r.end;
-                for start in r.step_by(BLOCK) {
-                    let n = BLOCK.min(end - start);
-                    let p = p.raw::<f32>(start, n);
-                    let (m, v, g) = (m.raw(start, n), v.raw(start, n), g.raw(start, n));
-                    match lr_scale {
-                        Some(s) => adamw_scaled(step, p, m, v, g, s.raw(start, n)),
-                        None => adamw(step, p, m, v, g),
+            self.list.each(|_, i, range| {
+                let state = |k: usize| call.dst(i * self.states + k, DType::F32);
+                let read = |k: usize| call.src(reads + i * self.others + k, DType::F32);
+                for (start, n) in blocks(range) {
+                    let (p, m, v) = (state(0).raw(start, n), state(1).raw(start, n), state(2).raw(start, n));
+                    let g = read(0).raw(start, n);
+                    let scale: &[f32] = if self.lr_scale { read(1).raw(start, n) } else { &[] };
+                    match self.fishers.get(i) {
+                        None => plain(step, p, m, v, g, scale),
+                        Some(&dtype) => {
+                            let at = reads + i * self.others + self.others - 2;
+                            let (fisher, anchor) = (call.src(at, dtype), call.src(at + 1, DType::F32));
+                            let anchor = anchor.raw(start, n);
+                            of_type!(dtype, F => {
+                                penalised(step, p, m, v, g, scale, fisher.raw::<F>(start, n), anchor);
+                            });
+                        }
                     }
-                    if let Some(copy) = copy {
-                        copy.store(start, p);
+                    if let Some(dtype) = self.cast {
+                        call.dst(i * self.states + 3, dtype).store(start, p);
                     }
                 }
             });
@@ -201,13 +117,20 @@ impl Kernel for AdamW {
     }
 
     fn inplace(&self) -> &'static [(usize, usize)] {
-        match (self.cast.is_some(), self.lr_scale) {
-            (false, _) => &[(0, 0), (1, 1), (2, 2)],
-            (true, false) => &[(0, 0), (1, 1), (2, 2), (8, 3)],
-            (true, true) => &[(0, 0), (1, 1), (2, 2), (9, 3)],
-        }
+        &LEADING[..self.params() * self.states]
     }
 }
+
+/// Results stand in the order of the operands that they replace.
+static LEADING: [(usize, usize); 4 * MOST] = {
+    let mut pairs = [(0, 0); 4 * MOST];
+    let mut i = 0;
+    while i < pairs.len() {
+        pairs[i] = (i, i);
+        i += 1;
+    }
+    pairs
+};
 
 /// One element's update, as `torch.optim.AdamW`.
 #[inline(always)]
@@ -215,41 +138,51 @@ fn update(s: Step, lr: f32, p: &mut f32, m: &mut f32, v: &mut f32, g: f32) {
     let g = g * s.coef;
     *m = s.beta1 * *m + (1.0 - s.beta1) * g;
     *v = s.beta2 * *v + (1.0 - s.beta2) * (g * g);
-    let denominator = v.sqrt() / s.bc[1].sqrt() + s.eps;
-    *p = *p * (1.0 - lr * s.weight_decay) - lr / s.bc[0] * (*m / denominator);
+    let denominator = v.sqrt() * s.inverse[1] + s.eps;
+    *p = *p * (1.0 - lr * s.weight_decay) - lr * s.inverse[0] * (*m / denominator);
 }
 
 simd! {
-    fn adamw(s: Step, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
+    /// Without a penalty; a factor of the learning rate an element, or none.
+    fn plain(s: Step, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], lr_scale: &[f32]) {
         let n = p.len();
         let (m, v, g) = (&mut m[..n], &mut v[..n], &g[..n]);
-        for i in 0..n {
-            update(s, s.lr, &mut p[i], &mut m[i], &mut v[i], g[i]);
+        if lr_scale.is_empty() {
+            for i in 0..n {
+                update(s, s.lr, &mut p[i], &mut m[i], &mut v[i], g[i]);
+            }
+        } else {
+            let lr_scale = &lr_scale[..n];
+            for i in 0..n {
+                update(s, s.lr * lr_scale[i], &mut p[i], &mut m[i], &mut v[i], g[i]);
+            }
         }
     }
 
-    fn adamw_scaled(s: Step, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], lr_scale: &[f32]) {
+    /// With the gradient of the penalty.
+    fn penalised<F: Elem>(
+        s: Step,
+        p: &mut [f32],
+        m: &mut [f32],
+        v: &mut [f32],
+        g: &[f32],
+        lr_scale: &[f32],
+        fisher: &[F],
+        anchor: &[f32],
+    ) {
         let n = p.len();
-        let (m, v, g, lr_scale) = (&mut m[..n], &mut v[..n], &g[..n], &lr_scale[..n]);
-        for i in 0..n {
-            update(s, s.lr * lr_scale[i], &mut p[i], &mut m[i], &mut v[i], g[i]);
-        }
-    }
-
-    fn weighted_square(theta: &[f32], fisher: &[f32], anchor: &[f32], out: &mut [f32]) {
-        let n = out.len();
-        let (theta, fisher, anchor) = (&theta[..n], &fisher[..n], &anchor[..n]);
-        for i in 0..n {
-            let d = theta[i] - anchor[i];
-            out[i] = fisher[i] * (d * d);
-        }
-    }
-
-    fn weighted_difference(g: f32, theta: &[f32], fisher: &[f32], anchor: &[f32], out: &mut [f32]) {
-        let n = out.len();
-        let (theta, fisher, anchor) = (&theta[..n], &fisher[..n], &anchor[..n]);
-        for i in 0..n {
-            out[i] = g * fisher[i] * (theta[i] - anchor[i]);
+        let (m, v, g, fisher, anchor) = (&mut m[..n], &mut v[..n], &g[..n], &fisher[..n], &anchor[..n]);
+        if lr_scale.is_empty() {
+            for i in 0..n {
+                let g = g[i] + pull(s.penalty, p[i], fisher[i].get(), anchor[i]);
+                update(s, s.lr, &mut p[i], &mut m[i], &mut v[i], g);
+            }
+        } else {
+            let lr_scale = &lr_scale[..n];
+            for i in 0..n {
+                let g = g[i] + pull(s.penalty, p[i], fisher[i].get(), anchor[i]);
+                update(s, s.lr * lr_scale[i], &mut p[i], &mut m[i], &mut v[i], g);
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Elements of one task of an element-wise loop: large enough to hide the cost of a task, small enough for L2.
 pub(crate) const GRAIN: usize = 16 * 1024;
@@ -24,6 +25,110 @@ pub(crate) fn ranges(n: usize, grain: usize, f: impl Fn(Range<usize>) + Sync + S
 /// Rows of a task when a row takes `work` element operations.
 pub(crate) fn rows_grain(work: usize) -> usize {
     (GRAIN / work.max(1)).max(1)
+}
+
+/// Work in steps, each of tasks that prepare buffers and tasks that use them.
+pub(crate) trait Pipeline: Sync {
+    /// How many steps there are.
+    fn steps(&self) -> usize;
+
+    /// How many tasks of either kind a step has.
+    fn counts(&self, step: usize) -> [usize; 2];
+
+    /// Prepares a part of a step's buffers. Runs after all uses of the step before the last, so that two sets of buffers
+    /// do for all steps.
+    fn prepare(&self, step: usize, task: usize);
+
+    /// Uses a step's buffers. Runs after the step's preparation and after all uses of the step before.
+    fn work(&self, step: usize, task: usize);
+
+    /// Runs a task of either kind.
+    fn run(&self, step: usize, kind: usize, task: usize) {
+        if kind == 0 { self.prepare(step, task) } else { self.work(step, task) }
+    }
+}
+
+/// Runs all steps on the calling thread.
+pub(crate) fn run_alone(p: &impl Pipeline) {
+    for step in 0..p.steps() {
+        for (kind, count) in p.counts(step).into_iter().enumerate() {
+            (0..count).for_each(|task| p.run(step, kind, task));
+        }
+    }
+}
+
+/// Runs all steps in parallel. Threads meet once, at the end: in between they take tasks in order and wait only for what a
+/// task needs. Tasks must not start parallel work themselves: they could be handed a task that waits for them.
+pub(crate) fn run_steps(p: &impl Pipeline) {
+    let most = (0..p.steps()).map(|s| p.counts(s).iter().sum()).max().unwrap_or(0);
+    let threads = rayon::current_num_threads().min(most);
+    if threads <= 1 {
+        return run_alone(p);
+    }
+    let progress = Progress::default();
+    tasks(threads, |_| progress.take_part(p));
+}
+
+/// How far the threads of [`run_steps`] are.
+#[derive(Default)]
+struct Progress {
+    /// Tasks taken.
+    taken: AtomicUsize,
+    /// Tasks done by kind, in steps of even and odd number.
+    done: [[AtomicUsize; 2]; 2],
+}
+
+impl Progress {
+    /// Takes tasks until there are none left.
+    fn take_part(&self, p: &impl Pipeline) {
+        let steps = p.steps();
+        // The tasks of one kind in one step, the number of the first of them, and `done` as it will be after them.
+        let (mut step, mut kind, mut start) = (0, 0, 0);
+        let mut will_be = [[0; 2]; 2];
+        loop {
+            let taken = self.taken.fetch_add(1, Ordering::Relaxed);
+            loop {
+                if step == steps {
+                    return;
+                }
+                let count = p.counts(step)[kind];
+                if taken < start + count {
+                    break;
+                }
+                start += count;
+                will_be[kind][step % 2] += count;
+                (step, kind) = (step + kind, 1 - kind);
+            }
+            let own = step % 2;
+            if kind == 0 {
+                self.wait(1, own, will_be[1][own]);
+            } else {
+                self.wait(0, own, will_be[0][own]);
+                self.wait(1, 1 - own, will_be[1][1 - own]);
+            }
+            // Counted on unwinding too: the others shall end, so that the panic can go on.
+            let _done = Done(&self.done[kind][own]);
+            p.run(step, kind, taken - start);
+        }
+    }
+
+    /// Waits until so many tasks are done. All of them are taken, by threads that do not wait for this one.
+    fn wait(&self, kind: usize, parity: usize, count: usize) {
+        let mut spins = 0u32;
+        while self.done[kind][parity].load(Ordering::Acquire) < count {
+            spins += 1;
+            if spins < 4096 { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+    }
+}
+
+/// Counts a task as done when it goes.
+struct Done<'a>(&'a AtomicUsize);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
 }
 
 /// A pointer that tasks share. Each task must stay within its own part.
@@ -63,5 +168,67 @@ impl<T> Shared<T> {
     pub(crate) unsafe fn slice<'a>(self, start: usize, n: usize) -> &'a mut [T] {
         // SAFETY: by contract.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), n) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Steps of a few tasks of either kind, some of none; tasks record in what order they began and ended.
+    struct Recorded(Mutex<Vec<(usize, usize, usize, bool)>>);
+
+    impl Recorded {
+        fn record(&self, step: usize, kind: usize, task: usize) {
+            self.0.lock().unwrap().push((step, kind, task, false));
+            (0..(step * 7 + task * 13) % 5).for_each(|_| std::thread::yield_now());
+            self.0.lock().unwrap().push((step, kind, task, true));
+        }
+    }
+
+    impl Pipeline for Recorded {
+        fn steps(&self) -> usize {
+            40
+        }
+
+        fn counts(&self, step: usize) -> [usize; 2] {
+            [step % 4, 1 + step % 3]
+        }
+
+        fn prepare(&self, step: usize, task: usize) {
+            self.record(step, 0, task);
+        }
+
+        fn work(&self, step: usize, task: usize) {
+            self.record(step, 1, task);
+        }
+    }
+
+    #[test]
+    fn tasks_of_a_pipeline_wait_for_what_they_need() {
+        for threads in [1, 2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let steps = Recorded(Mutex::default());
+            pool.install(|| run_steps(&steps));
+            let events = steps.0.into_inner().unwrap();
+            let all: usize = (0..40).map(|s| s % 4 + 1 + s % 3).sum();
+            assert_eq!(events.len(), 2 * all, "each task once");
+            for (i, &(step, kind, _, is_end)) in events.iter().enumerate() {
+                let ends_later = |s: usize, k: usize| {
+                    events[i..].iter().any(|&(es, ek, _, end)| (es, ek, end) == (s, k, true))
+                };
+                if is_end {
+                    continue;
+                }
+                if kind == 1 {
+                    assert!(!ends_later(step, 0), "step {step} is prepared");
+                    assert!(step == 0 || !ends_later(step - 1, 1), "the work before step {step} is done");
+                } else if step >= 2 {
+                    assert!(!ends_later(step - 2, 1), "the buffers of step {step} are free");
+                }
+            }
+        }
     }
 }

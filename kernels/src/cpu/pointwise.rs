@@ -1,210 +1,221 @@
-//! Pointwise primitives: one loop an operation over blocks of `f32`, or over `i32` as it is.
+//! Pointwise primitives: one loop an operation, element type by element type. Floats compute in `f32` and round once.
+//!
+//! A kernel of one primitive and a fused group run the same loops, so that fusing changes no bit.
 
-use crate::cpu::float::{BLOCK, Dst, Src};
+use crate::cpu::elem::{Elem, of_type};
+use crate::cpu::float::{BLOCK, convert};
 use crate::cpu::simd::simd;
 use crate::cpu::{Call, Kernel, KernelError, math, par};
 use kfc_graph::{CmpOp, DType, Prim, TensorType};
+use std::mem::MaybeUninit;
 
-type Unary = fn(&[f32], &mut [f32]);
-type Binary = fn(&[f32], &[f32], &mut [f32]);
-type BinaryInt = fn(&[i32], &[i32], &mut [i32]);
-type CompareFloat = fn(&[f32], &[f32], &mut [i32]);
+/// Applies a primitive to `n` elements of each operand.
+///
+/// # Safety
+/// Operands and the result are aligned, of the types that [`apply`] was asked for, and at least `n` elements long; the
+/// result overlaps no operand.
+pub(crate) type Apply = unsafe fn(x: &[*const u8], out: *mut u8, n: usize);
 
-/// The kernel of a pointwise primitive other than `Cast` and `Select`.
-pub(crate) fn build(p: &Prim, inputs: &[TensorType]) -> Result<Box<dyn Kernel>, KernelError> {
-    let n = inputs[0].elements();
-    let dtype = inputs[0].dtype;
-    let is_int = dtype == DType::I32;
-    let unary = |f: Unary| -> Box<dyn Kernel> { Box::new(UnaryKernel { n, dtype, f }) };
-    let binary = |f: Binary, g: BinaryInt| -> Box<dyn Kernel> {
-        if is_int { Box::new(IntKernel { n, f: g }) } else { Box::new(BinaryKernel { n, dtype, f }) }
+/// Most operands of a pointwise primitive.
+pub(crate) const MOST_OPERANDS: usize = 3;
+
+/// A loop over slices as [`Apply`], by its number of operands.
+macro_rules! erased {
+    ($f:expr, 1) => {
+        |x, out, n| {
+            // SAFETY: by contract of `Apply`.
+            unsafe { $f(of(x, 0, n), to(out, n)) }
+        }
     };
-    let compare = |f: CompareFloat, g: BinaryInt| -> Box<dyn Kernel> {
-        if is_int { Box::new(IntKernel { n, f: g }) } else { Box::new(CompareKernel { n, dtype, f }) }
+    ($f:expr, 2) => {
+        |x, out, n| {
+            // SAFETY: by contract of `Apply`.
+            unsafe { $f(of(x, 0, n), of(x, 1, n), to(out, n)) }
+        }
     };
-    Ok(match p {
-        Prim::Neg => unary(neg),
-        Prim::Exp => unary(exp),
-        Prim::Log => unary(log),
-        Prim::Sqrt => unary(sqrt),
-        Prim::Sigmoid => unary(sigmoid),
-        Prim::Add => binary(add, add_int),
-        Prim::Sub => binary(sub, sub_int),
-        Prim::Mul => binary(mul, mul_int),
-        Prim::Div => binary(div, div_int),
-        Prim::Max => binary(max, max_int),
-        Prim::Compare(CmpOp::Eq) => compare(eq, eq_int),
-        Prim::Compare(CmpOp::Lt) => compare(lt, lt_int),
-        Prim::Compare(CmpOp::Le) => compare(le, le_int),
-        other => return Err(KernelError::Unclaimed(other.name().to_string())),
+    ($f:expr, 3) => {
+        |x, out, n| {
+            // SAFETY: by contract of `Apply`.
+            unsafe { $f(of(x, 0, n), of(x, 1, n), of(x, 2, n), to(out, n)) }
+        }
+    };
+}
+
+/// The loop of a pointwise primitive at these operand types; `None` if it is none.
+pub(crate) fn apply(p: &Prim, types: &[DType]) -> Option<Apply> {
+    const INT: DType = DType::I32;
+    let t = *types.first()?;
+    Some(match (p, t) {
+        (Prim::Add, INT) => erased!(add_int, 2),
+        (Prim::Sub, INT) => erased!(sub_int, 2),
+        (Prim::Mul, INT) => erased!(mul_int, 2),
+        (Prim::Div, INT) => erased!(div_int, 2),
+        (Prim::Max, INT) => erased!(max_int, 2),
+        (Prim::Compare(CmpOp::Eq), INT) => erased!(eq_int, 2),
+        (Prim::Compare(CmpOp::Lt), INT) => erased!(lt_int, 2),
+        (Prim::Compare(CmpOp::Le), INT) => erased!(le_int, 2),
+        (Prim::Neg, t) => of_type!(t, T => erased!(neg::<T>, 1)),
+        (Prim::Exp, t) => of_type!(t, T => erased!(exp::<T>, 1)),
+        (Prim::Log, t) => of_type!(t, T => erased!(log::<T>, 1)),
+        (Prim::Sqrt, t) => of_type!(t, T => erased!(sqrt::<T>, 1)),
+        (Prim::Sigmoid, t) => of_type!(t, T => erased!(sigmoid::<T>, 1)),
+        (Prim::Add, t) => of_type!(t, T => erased!(add::<T>, 2)),
+        (Prim::Sub, t) => of_type!(t, T => erased!(sub::<T>, 2)),
+        (Prim::Mul, t) => of_type!(t, T => erased!(mul::<T>, 2)),
+        (Prim::Div, t) => of_type!(t, T => erased!(div::<T>, 2)),
+        (Prim::Max, t) => of_type!(t, T => erased!(max::<T>, 2)),
+        (Prim::Compare(CmpOp::Eq), t) => of_type!(t, T => erased!(eq::<T>, 2)),
+        (Prim::Compare(CmpOp::Lt), t) => of_type!(t, T => erased!(lt::<T>, 2)),
+        (Prim::Compare(CmpOp::Le), t) => of_type!(t, T => erased!(le::<T>, 2)),
+        // Elements are moved as bits.
+        (Prim::Select, _) if types.get(1)?.size() == 2 => erased!(select16, 3),
+        (Prim::Select, _) => erased!(select32, 3),
+        (Prim::Cast(other), t) if *other == t && t.size() == 2 => erased!(same16, 1),
+        (Prim::Cast(other), t) if *other == t => erased!(same32, 1),
+        (Prim::Cast(other), t) => of_type!(t, A => of_type!(*other, B => erased!(convert::<A, B>, 1))),
+        _ => return None,
     })
 }
 
-/// Calls `f(start, len)` for each block of `0..n`, in parallel over groups of blocks.
-fn blocks(n: usize, f: impl Fn(usize, usize) + Sync + Send) {
-    par::ranges(n, par::GRAIN, |r| {
-        let end = r.end;
-        r.step_by(BLOCK).for_each(|start| f(start, BLOCK.min(end - start)));
-    });
-}
-
-struct UnaryKernel {
-    n: usize,
-    dtype: DType,
-    f: Unary,
-}
-
-impl Kernel for UnaryKernel {
-    unsafe fn run(&self, call: &Call<'_>) {
-        let (a, out) = (call.src(0, self.dtype), call.dst(0, self.dtype));
-        blocks(self.n, |start, n| {
-            let (mut x, mut y) = ([0.0; BLOCK], [0.0; BLOCK]);
-            // SAFETY: blocks are disjoint and in bounds.
-            unsafe {
-                let x = a.read_before(&[out], start, n, &mut x);
-                let y = out.begin(start, n, &mut y);
-                (self.f)(x, y);
-                out.finish(start, y);
-            }
-        });
-    }
-
-    fn may_inplace(&self) -> &'static [(usize, usize)] {
-        &[(0, 0)]
-    }
-}
-
-struct BinaryKernel {
-    n: usize,
-    dtype: DType,
-    f: Binary,
-}
-
-impl Kernel for BinaryKernel {
-    unsafe fn run(&self, call: &Call<'_>) {
-        let (a, b, out) = (call.src(0, self.dtype), call.src(1, self.dtype), call.dst(0, self.dtype));
-        blocks(self.n, |start, n| {
-            let (mut x, mut y, mut z) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
-            // SAFETY: blocks are disjoint and in bounds.
-            unsafe {
-                let x = a.read_before(&[out], start, n, &mut x);
-                let y = b.read_before(&[out], start, n, &mut y);
-                let z = out.begin(start, n, &mut z);
-                (self.f)(x, y, z);
-                out.finish(start, z);
-            }
-        });
-    }
-
-    fn may_inplace(&self) -> &'static [(usize, usize)] {
-        &[(0, 0), (1, 0)]
-    }
-}
-
-struct CompareKernel {
-    n: usize,
-    dtype: DType,
-    f: CompareFloat,
-}
-
-impl Kernel for CompareKernel {
-    unsafe fn run(&self, call: &Call<'_>) {
-        let (a, b, out) = (call.src(0, self.dtype), call.src(1, self.dtype), call.dst(0, DType::I32));
-        blocks(self.n, |start, n| {
-            let (mut x, mut y) = ([0.0; BLOCK], [0.0; BLOCK]);
-            // SAFETY: blocks are disjoint and in bounds.
-            unsafe { (self.f)(a.read(start, n, &mut x), b.read(start, n, &mut y), out.raw(start, n)) }
-        });
-    }
-}
-
-struct IntKernel {
-    n: usize,
-    f: BinaryInt,
-}
-
-impl Kernel for IntKernel {
-    unsafe fn run(&self, call: &Call<'_>) {
-        let (a, b, out) = (call.src(0, DType::I32), call.src(1, DType::I32), call.dst(0, DType::I32));
-        blocks(self.n, |start, n| {
-            // SAFETY: blocks are disjoint and in bounds.
-            unsafe { (self.f)(a.raw(start, n), b.raw(start, n), out.raw(start, n)) }
-        });
-    }
-}
-
-/// `Prim::Cast`.
-pub(crate) struct Cast {
-    n: usize,
-    from: DType,
-    to: DType,
-}
-
-impl Cast {
-    pub(crate) fn new(from: &TensorType, to: DType) -> Cast {
-        Cast { n: from.elements(), from: from.dtype, to }
-    }
-}
-
-impl Kernel for Cast {
-    unsafe fn run(&self, call: &Call<'_>) {
-        let (a, out) = (call.src(0, self.from), call.dst(0, self.to));
-        // SAFETY: blocks are disjoint and in bounds.
-        blocks(self.n, |start, n| unsafe { cast_block(a, out, start, n) });
-    }
-}
-
-/// Converts elements `start..start + n`, at most a block.
+/// Operand `i`.
 ///
 /// # Safety
-/// In bounds of both.
-unsafe fn cast_block(a: Src, out: Dst, start: usize, n: usize) {
-    let mut x = [0.0; BLOCK];
+/// As [`Apply`].
+unsafe fn of<'a, T>(x: &[*const u8], i: usize, n: usize) -> &'a [T] {
     // SAFETY: by contract.
-    unsafe {
-        if a.dtype() == out.dtype() {
-            let size = a.dtype().size();
-            out.offset(start).raw::<u8>(0, n * size).copy_from_slice(a.offset(start).raw(0, n * size));
-        } else {
-            out.store(start, a.read(start, n, &mut x));
+    unsafe { std::slice::from_raw_parts(x[i].cast(), n) }
+}
+
+/// The result.
+///
+/// # Safety
+/// As [`Apply`].
+unsafe fn to<'a, T>(out: *mut u8, n: usize) -> &'a mut [T] {
+    // SAFETY: by contract.
+    unsafe { std::slice::from_raw_parts_mut(out.cast(), n) }
+}
+
+/// The kernel of one pointwise primitive.
+pub(crate) struct Pointwise {
+    n: usize,
+    /// Bytes of an element of each operand.
+    sizes: Vec<usize>,
+    /// Bytes of an element of the result.
+    size: usize,
+    apply: Apply,
+}
+
+impl Pointwise {
+    pub(crate) fn new(
+        p: &Prim,
+        inputs: &[TensorType],
+        output: &TensorType,
+    ) -> Result<Pointwise, KernelError> {
+        let types: Vec<DType> = inputs.iter().map(|t| t.dtype).collect();
+        let apply = apply(p, &types).ok_or_else(|| KernelError::Unclaimed(p.name().to_string()))?;
+        let sizes = types.iter().map(|t| t.size()).collect();
+        Ok(Pointwise { n: output.elements(), sizes, size: output.dtype.size(), apply })
+    }
+
+    /// Elements `start..start + n`.
+    ///
+    /// # Safety
+    /// In bounds of the buffers, and written by this task alone.
+    unsafe fn part(&self, call: &Call<'_>, start: usize, n: usize) {
+        let mut x = [std::ptr::null(); MOST_OPERANDS];
+        // SAFETY: by contract.
+        unsafe {
+            for (x, (buf, size)) in x.iter_mut().zip(call.inputs.iter().zip(&self.sizes)) {
+                *x = buf.ptr.add(start * size).cast_const();
+            }
+            (self.apply)(&x, call.outputs[0].ptr.add(start * self.size), n);
+        }
+    }
+
+    /// As [`Pointwise::part`], at most a block, of which an operand is the result's own buffer: that is copied first.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn part_over_operand(&self, call: &Call<'_>, start: usize, n: usize) {
+        let mut rooms = [[MaybeUninit::<u32>::uninit(); BLOCK]; MOST_OPERANDS];
+        let mut x = [std::ptr::null(); MOST_OPERANDS];
+        // SAFETY: by contract; no element is larger than four bytes.
+        unsafe {
+            let out = call.outputs[0].ptr;
+            for (i, (buf, size)) in call.inputs.iter().zip(&self.sizes).enumerate() {
+                x[i] = buf.ptr.add(start * size).cast_const();
+                if buf.ptr == out {
+                    let room = rooms[i].as_mut_ptr().cast::<u8>();
+                    std::ptr::copy_nonoverlapping(x[i], room, n * size);
+                    x[i] = room.cast_const();
+                }
+            }
+            (self.apply)(&x, out.add(start * self.size), n);
         }
     }
 }
 
-/// `Prim::Select`.
-pub(crate) struct Select {
-    n: usize,
-    size: usize,
-}
-
-impl Select {
-    pub(crate) fn new(ty: &TensorType) -> Select {
-        Select { n: ty.elements(), size: ty.dtype.size() }
-    }
-}
-
-impl Kernel for Select {
+impl Kernel for Pointwise {
     unsafe fn run(&self, call: &Call<'_>) {
-        let dtype = if self.size == 2 { DType::Bf16 } else { DType::F32 };
-        let (c, a, b) = (call.src(0, DType::I32), call.src(1, dtype), call.src(2, dtype));
-        let out = call.dst(0, dtype);
-        blocks(self.n, |start, n| {
-            // SAFETY: blocks are disjoint and in bounds; elements are moved as bits.
+        let over = call.inputs.iter().any(|b| b.ptr == call.outputs[0].ptr);
+        par::ranges(self.n, par::GRAIN, |r| {
+            // SAFETY: ranges are disjoint and in bounds.
             unsafe {
-                match self.size {
-                    2 => select16(c.raw(start, n), a.raw(start, n), b.raw(start, n), out.raw(start, n)),
-                    _ => select32(c.raw(start, n), a.raw(start, n), b.raw(start, n), out.raw(start, n)),
+                if !over {
+                    return self.part(call, r.start, r.len());
                 }
+                let end = r.end;
+                r.step_by(BLOCK)
+                    .for_each(|start| self.part_over_operand(call, start, BLOCK.min(end - start)));
             }
         });
     }
+
+    fn may_inplace(&self) -> &'static [(usize, usize)] {
+        let fits = |i: usize| self.sizes[i] == self.size;
+        match self.sizes.len() {
+            1 if fits(0) => &[(0, 0)],
+            2 if fits(0) => &[(0, 0), (1, 0)],
+            3 if fits(1) => &[(1, 0), (2, 0)],
+            _ => &[],
+        }
+    }
 }
 
-/// Declares loops over slices of one length.
+/// Declares loops over slices of one length, over floats as numbers.
 macro_rules! loops {
-    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $e:expr;)+) => {
+    ($($name:ident($($arg:ident),*) -> $out:ty = $e:expr;)+) => {
         simd! {$(
-            fn $name($($arg: &[$ty],)* out: &mut [$out]) {
+            fn $name<T: Elem>($($arg: &[T],)* out: &mut [$out]) {
+                let n = out.len();
+                $(let $arg = &$arg[..n];)*
+                for i in 0..n {
+                    $(let $arg = $arg[i].get();)*
+                    out[i] = <$out as Elem>::put($e);
+                }
+            }
+        )+}
+    };
+}
+
+loops! {
+    neg(a) -> T = -a;
+    exp(a) -> T = math::exp(a);
+    log(a) -> T = math::log(a);
+    sqrt(a) -> T = a.sqrt();
+    sigmoid(a) -> T = math::sigmoid(a);
+    add(a, b) -> T = a + b;
+    sub(a, b) -> T = a - b;
+    mul(a, b) -> T = a * b;
+    div(a, b) -> T = a / b;
+    max(a, b) -> T = if a > b || a.is_nan() { a } else { b };
+}
+
+/// Declares loops over slices of one length, over elements as they are.
+macro_rules! plain_loops {
+    ($($name:ident $(<$t:ident: $bound:ident>)? ($($arg:ident: $ty:ty),*) -> $out:ty = $e:expr;)+) => {
+        simd! {$(
+            fn $name $(<$t: $bound>)? ($($arg: &[$ty],)* out: &mut [$out]) {
                 let n = out.len();
                 $(let $arg = &$arg[..n];)*
                 for i in 0..n {
@@ -216,20 +227,10 @@ macro_rules! loops {
     };
 }
 
-loops! {
-    neg(a: f32) -> f32 = -a;
-    exp(a: f32) -> f32 = math::exp(a);
-    log(a: f32) -> f32 = math::log(a);
-    sqrt(a: f32) -> f32 = a.sqrt();
-    sigmoid(a: f32) -> f32 = math::sigmoid(a);
-    add(a: f32, b: f32) -> f32 = a + b;
-    sub(a: f32, b: f32) -> f32 = a - b;
-    mul(a: f32, b: f32) -> f32 = a * b;
-    div(a: f32, b: f32) -> f32 = a / b;
-    max(a: f32, b: f32) -> f32 = if a > b || a.is_nan() { a } else { b };
-    eq(a: f32, b: f32) -> i32 = i32::from(a == b);
-    lt(a: f32, b: f32) -> i32 = i32::from(a < b);
-    le(a: f32, b: f32) -> i32 = i32::from(a <= b);
+plain_loops! {
+    eq<T: Elem>(a: T, b: T) -> i32 = i32::from(a.get() == b.get());
+    lt<T: Elem>(a: T, b: T) -> i32 = i32::from(a.get() < b.get());
+    le<T: Elem>(a: T, b: T) -> i32 = i32::from(a.get() <= b.get());
     add_int(a: i32, b: i32) -> i32 = a.wrapping_add(b);
     sub_int(a: i32, b: i32) -> i32 = a.wrapping_sub(b);
     mul_int(a: i32, b: i32) -> i32 = a.wrapping_mul(b);
@@ -239,6 +240,8 @@ loops! {
     eq_int(a: i32, b: i32) -> i32 = i32::from(a == b);
     lt_int(a: i32, b: i32) -> i32 = i32::from(a < b);
     le_int(a: i32, b: i32) -> i32 = i32::from(a <= b);
+    same16(a: u16) -> u16 = a;
+    same32(a: u32) -> u32 = a;
     select16(c: i32, a: u16, b: u16) -> u16 = if c != 0 { a } else { b };
     select32(c: i32, a: u32, b: u32) -> u32 = if c != 0 { a } else { b };
 }

@@ -1,5 +1,6 @@
 //! Sums and maxima over axes. Sums accumulate in `f64`, in an order that depends on shapes only.
 
+use crate::cpu::elem::{Elem, of_type};
 use crate::cpu::float::{BLOCK, Dst, Src};
 use crate::cpu::simd::simd;
 use crate::cpu::{Call, Kernel, par};
@@ -13,23 +14,36 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn identity(self) -> f64 {
+    pub(crate) fn identity(self) -> f64 {
         match self {
             Kind::Sum => 0.0,
             Kind::Max => f64::NEG_INFINITY,
         }
     }
 
-    fn join(self, a: f64, b: f64) -> f64 {
+    pub(crate) fn join(self, a: f64, b: f64) -> f64 {
         match self {
             Kind::Sum => a + b,
             Kind::Max => a.max(b),
         }
     }
+
+    /// Of at most a block of neighbours.
+    pub(crate) fn of_block<T: Elem>(self, x: &[T]) -> f64 {
+        match self {
+            Kind::Sum => sum(x),
+            Kind::Max => f64::from(max(x)),
+        }
+    }
 }
 
 /// Elements of a partial result when few results have many elements each.
-const PARTIAL: usize = 64 * 1024;
+pub(crate) const PARTIAL: usize = 64 * 1024;
+
+/// Partial results of each of `rows` rows of so many elements: more than one only where few rows are long.
+pub(crate) fn partials_of(rows: usize, width: usize) -> usize {
+    if rows < 16 { width.div_ceil(PARTIAL) } else { 1 }
+}
 
 /// Columns that a task reduces side by side when the innermost axis is kept.
 const COLUMNS: usize = 64;
@@ -86,7 +100,7 @@ impl Reduce {
     /// Partial results of each result, if it is worth to cut the runs.
     fn partials(&self) -> usize {
         match self.run {
-            Some(run) if self.reduced.is_empty() && self.kept_count() < 16 => run.div_ceil(PARTIAL),
+            Some(run) if self.reduced.is_empty() => partials_of(self.kept_count(), run),
             _ => 1,
         }
     }
@@ -184,17 +198,10 @@ fn locate(axes: &[Axis], mut index: usize) -> usize {
 /// # Safety
 /// `start..start + n` is in bounds.
 unsafe fn reduce_run(kind: Kind, a: Src, start: usize, n: usize) -> f64 {
-    let mut x = [0.0; BLOCK];
-    (0..n).step_by(BLOCK).fold(kind.identity(), |t, i| {
+    of_type!(a.dtype(), T => {
         // SAFETY: by contract.
-        let x = unsafe { a.read(start + i, BLOCK.min(n - i), &mut x) };
-        kind.join(
-            t,
-            match kind {
-                Kind::Sum => sum(x),
-                Kind::Max => f64::from(max(x)),
-            },
-        )
+        let x = unsafe { a.raw::<T>(start, n) };
+        x.chunks(BLOCK).fold(kind.identity(), |t, x| kind.join(t, kind.of_block(x)))
     })
 }
 
@@ -203,29 +210,29 @@ const LANES: usize = 16;
 
 simd! {
     /// `Σ x`, in 16 interleaved partial sums.
-    pub(crate) fn sum(x: &[f32]) -> f64 {
+    pub(crate) fn sum<T: Elem>(x: &[T]) -> f64 {
         let mut acc = [0.0f64; LANES];
         let parts = x.chunks_exact(LANES);
         let rest = parts.remainder();
         for part in parts {
             for l in 0..LANES {
-                acc[l] += f64::from(part[l]);
+                acc[l] += f64::from(part[l].get());
             }
         }
-        acc.iter().sum::<f64>() + rest.iter().map(|v| f64::from(*v)).sum::<f64>()
+        acc.iter().sum::<f64>() + rest.iter().map(|v| f64::from(v.get())).sum::<f64>()
     }
 
     /// `Σ x²`, in 16 interleaved partial sums.
-    pub(crate) fn sum_squares(x: &[f32]) -> f64 {
+    pub(crate) fn sum_squares<T: Elem>(x: &[T]) -> f64 {
         let mut acc = [0.0f64; LANES];
         let parts = x.chunks_exact(LANES);
         let rest = parts.remainder();
         for part in parts {
             for l in 0..LANES {
-                acc[l] += f64::from(part[l]) * f64::from(part[l]);
+                acc[l] += f64::from(part[l].get()) * f64::from(part[l].get());
             }
         }
-        acc.iter().sum::<f64>() + rest.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>()
+        acc.iter().sum::<f64>() + rest.iter().map(|v| f64::from(v.get()) * f64::from(v.get())).sum::<f64>()
     }
 
     /// `Σ x·y`, in 32 interleaved partial sums.
@@ -243,22 +250,23 @@ simd! {
     }
 
     /// The largest element; -inf if there is none.
-    pub(crate) fn max(x: &[f32]) -> f32 {
+    pub(crate) fn max<T: Elem>(x: &[T]) -> f32 {
         let mut acc = [f32::NEG_INFINITY; LANES];
         let parts = x.chunks_exact(LANES);
         let rest = parts.remainder();
         for part in parts {
             for l in 0..LANES {
-                acc[l] = if part[l] > acc[l] { part[l] } else { acc[l] };
+                let x = part[l].get();
+                acc[l] = if x > acc[l] { x } else { acc[l] };
             }
         }
-        acc.iter().chain(rest).fold(f32::NEG_INFINITY, |m, v| if *v > m { *v } else { m })
+        acc.into_iter().chain(rest.iter().map(|v| v.get())).fold(f32::NEG_INFINITY, |m, v| if v > m { v } else { m })
     }
 
     /// `y += alpha · x`.
-    pub(crate) fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
+    pub(crate) fn axpy<T: Elem>(alpha: f32, x: &[T], y: &mut [f32]) {
         for (y, x) in y.iter_mut().zip(x) {
-            *y += alpha * *x;
+            *y += alpha * x.get();
         }
     }
 }

@@ -1,7 +1,8 @@
 //! `rope`: rotary position embedding on half-split pairs `(i, i + D/2)` of each head. The inverse rotation is its
 //! gradient.
 
-use crate::cpu::scratch::{self, Cut};
+use crate::cpu::elem::{Elem, of_type};
+use crate::cpu::scratch;
 use crate::cpu::simd::simd;
 use crate::cpu::{Call, Kernel, KernelError, par};
 use kfc_graph::{Attrs, DType, TensorType};
@@ -33,29 +34,34 @@ impl Rope {
     }
 }
 
-impl Kernel for Rope {
-    unsafe fn run(&self, call: &Call<'_>) {
+impl Rope {
+    /// # Safety
+    /// As [`Kernel::run`], with x of type `T`.
+    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>) {
         let (width, half) = (self.width, self.head_dim / 2);
         let (x, y) = (call.src(0, self.x), call.dst(0, self.x));
         // SAFETY: by contract of `run`.
         let (cos, sin, pos) = unsafe { (call.input::<f32>(1), call.input::<f32>(2), call.input::<i32>(3)) };
         let sign = if self.inverse { -1.0 } else { 1.0 };
-        par::ranges(self.rows, par::rows_grain(2 * width), |rows| {
-            scratch::with(2 * width, |s| {
-                let mut cut = Cut(s);
-                let (sx, sy) = (cut.take(width), cut.take(width));
+        par::ranges(self.rows, par::rows_grain(width), |rows| {
+            scratch::with(width, |room| {
                 for r in rows {
                     let p = (pos[r].max(0) as usize).min(self.positions - 1) * half;
                     // SAFETY: rows are in bounds and written by one task each.
                     unsafe {
-                        let x = x.read_before(&[y], r * width, width, sx);
-                        let out = y.begin(r * width, width, sy);
-                        rotate(sign, &cos[p..p + half], &sin[p..p + half], x, out);
-                        y.finish(r * width, out);
+                        let x = x.row_before::<T>(&[y], r * width, width, room);
+                        rotate(sign, &cos[p..p + half], &sin[p..p + half], x, y.raw::<T>(r * width, width));
                     }
                 }
             });
         });
+    }
+}
+
+impl Kernel for Rope {
+    unsafe fn run(&self, call: &Call<'_>) {
+        // SAFETY: by contract.
+        of_type!(self.x, T => unsafe { self.run_as::<T>(call) });
     }
 
     fn may_inplace(&self) -> &'static [(usize, usize)] {
@@ -64,15 +70,15 @@ impl Kernel for Rope {
 }
 
 simd! {
-    fn rotate(sign: f32, cos: &[f32], sin: &[f32], x: &[f32], y: &mut [f32]) {
+    fn rotate<T: Elem>(sign: f32, cos: &[f32], sin: &[f32], x: &[T], y: &mut [T]) {
         let half = cos.len();
         let sin = &sin[..half];
         for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
             let ((x1, x2), (y1, y2)) = (x.split_at(half), y.split_at_mut(half));
             for i in 0..half {
-                let s = sign * sin[i];
-                y1[i] = x1[i] * cos[i] - x2[i] * s;
-                y2[i] = x2[i] * cos[i] + x1[i] * s;
+                let (a, b, c, s) = (x1[i].get(), x2[i].get(), cos[i], sign * sin[i]);
+                y1[i] = T::put(a * c - b * s);
+                y2[i] = T::put(b * c + a * s);
             }
         }
     }

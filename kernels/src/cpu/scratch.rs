@@ -4,6 +4,7 @@
 //! size (at most [`crate::cpu::gemm::SCRATCH_BYTES`] for a matrix product, and rows of a tensor), never for anything that
 //! grows with the number of tokens.
 
+use crate::cpu::pages;
 use std::cell::RefCell;
 
 thread_local! {
@@ -17,6 +18,8 @@ pub(crate) fn with<R>(n: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     if buffer.len() < n {
         buffer.clear();
         buffer.reserve_exact(n);
+        // SAFETY: the buffer has room for `n` floats.
+        unsafe { pages::prefer_large(buffer.as_mut_ptr().cast(), n * size_of::<f32>()) };
         buffer.resize(n, 0.0);
     }
     let result = f(&mut buffer[..n]);

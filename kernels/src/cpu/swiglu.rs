@@ -1,6 +1,7 @@
 //! `swiglu` and its gradient.
 
-use crate::cpu::float::BLOCK;
+use crate::cpu::elem::{Elem, of_type};
+use crate::cpu::float::{BLOCK, Copied, blocks};
 use crate::cpu::simd::simd;
 use crate::cpu::{Call, Kernel, math, par};
 use kfc_graph::{DType, TensorType};
@@ -17,24 +18,29 @@ impl Swiglu {
     }
 }
 
-impl Kernel for Swiglu {
-    unsafe fn run(&self, call: &Call<'_>) {
+impl Swiglu {
+    /// # Safety
+    /// As [`Kernel::run`], of type `T`.
+    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>) {
         let (gate, up, y) = (call.src(0, self.x), call.src(1, self.x), call.dst(0, self.x));
         par::ranges(self.n, par::GRAIN, |r| {
-            let (mut sg, mut su, mut sy) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
-            let end = r.end;
-            for start in r.step_by(BLOCK) {
-                let n = BLOCK.min(end - start);
+            let (mut room_gate, mut room_up) = (Copied::new(), Copied::new());
+            for (start, n) in blocks(r) {
                 // SAFETY: blocks are disjoint and in bounds.
                 unsafe {
-                    let gate = gate.read_before(&[y], start, n, &mut sg);
-                    let up = up.read_before(&[y], start, n, &mut su);
-                    let out = y.begin(start, n, &mut sy);
-                    forward(gate, up, out);
-                    y.finish(start, out);
+                    let gate = gate.before::<T, BLOCK>(&[y], start, n, &mut room_gate);
+                    let up = up.before::<T, BLOCK>(&[y], start, n, &mut room_up);
+                    forward(gate, up, y.raw::<T>(start, n));
                 }
             }
         });
+    }
+}
+
+impl Kernel for Swiglu {
+    unsafe fn run(&self, call: &Call<'_>) {
+        // SAFETY: by contract.
+        of_type!(self.x, T => unsafe { self.run_as::<T>(call) });
     }
 
     fn may_inplace(&self) -> &'static [(usize, usize)] {
@@ -54,29 +60,32 @@ impl SwigluBwd {
     }
 }
 
-impl Kernel for SwigluBwd {
-    unsafe fn run(&self, call: &Call<'_>) {
+impl SwigluBwd {
+    /// # Safety
+    /// As [`Kernel::run`], of type `T`.
+    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>) {
         let (dy, gate, up) = (call.src(0, self.x), call.src(1, self.x), call.src(2, self.x));
         let (dgate, dup) = (call.dst(0, self.x), call.dst(1, self.x));
         par::ranges(self.n, par::GRAIN, |r| {
-            let (mut sd, mut sg, mut su) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
-            let (mut s1, mut s2) = ([0.0; BLOCK], [0.0; BLOCK]);
-            let end = r.end;
-            for start in r.step_by(BLOCK) {
-                let n = BLOCK.min(end - start);
+            let (mut room_dy, mut room_gate, mut room_up) = (Copied::new(), Copied::new(), Copied::new());
+            for (start, n) in blocks(r) {
                 // SAFETY: blocks are disjoint and in bounds.
                 unsafe {
                     let results = [dgate, dup];
-                    let dy = dy.read_before(&results, start, n, &mut sd);
-                    let gate = gate.read_before(&results, start, n, &mut sg);
-                    let up = up.read_before(&results, start, n, &mut su);
-                    let (dg, du) = (dgate.begin(start, n, &mut s1), dup.begin(start, n, &mut s2));
-                    backward(dy, gate, up, dg, du);
-                    dgate.finish(start, dg);
-                    dup.finish(start, du);
+                    let dy = dy.before::<T, BLOCK>(&results, start, n, &mut room_dy);
+                    let gate = gate.before::<T, BLOCK>(&results, start, n, &mut room_gate);
+                    let up = up.before::<T, BLOCK>(&results, start, n, &mut room_up);
+                    backward(dy, gate, up, dgate.raw::<T>(start, n), dup.raw::<T>(start, n));
                 }
             }
         });
+    }
+}
+
+impl Kernel for SwigluBwd {
+    unsafe fn run(&self, call: &Call<'_>) {
+        // SAFETY: by contract.
+        of_type!(self.x, T => unsafe { self.run_as::<T>(call) });
     }
 
     /// The gradients of gate and up over these, or over dy.
@@ -86,20 +95,21 @@ impl Kernel for SwigluBwd {
 }
 
 simd! {
-    fn forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    fn forward<T: Elem>(gate: &[T], up: &[T], y: &mut [T]) {
         for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
-            *y = *g * math::sigmoid(*g) * *u;
+            let g = g.get();
+            *y = T::put(g * math::sigmoid(g) * u.get());
         }
     }
 
-    fn backward(dy: &[f32], gate: &[f32], up: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+    fn backward<T: Elem>(dy: &[T], gate: &[T], up: &[T], dgate: &mut [T], dup: &mut [T]) {
         let n = dy.len();
         let (gate, up, dgate, dup) = (&gate[..n], &up[..n], &mut dgate[..n], &mut dup[..n]);
         for i in 0..n {
-            let (d, g) = (dy[i], gate[i]);
+            let (d, g) = (dy[i].get(), gate[i].get());
             let s = math::sigmoid(g);
-            dgate[i] = d * up[i] * s * (1.0 + g * (1.0 - s));
-            dup[i] = d * g * s;
+            dgate[i] = T::put(d * up[i].get() * s * (1.0 + g * (1.0 - s)));
+            dup[i] = T::put(d * g * s);
         }
     }
 }

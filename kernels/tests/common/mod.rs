@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod exec;
+pub mod levels;
 pub mod llama;
 
 use half::{bf16, f16};
@@ -10,6 +11,8 @@ use kfc_graph::interp::{self, Tensor};
 use kfc_graph::{Builder, DType, Graph, InputKind, Op, Sample, SampleInput, TensorType};
 use kfc_kernels::cpu::{self, Buf, Call};
 use kfc_ops::samples;
+use std::alloc::Layout;
+use std::ptr::NonNull;
 
 /// Encodes elements in their type.
 pub fn encode(ty: &TensorType, data: &[f64]) -> Vec<u8> {
@@ -36,28 +39,40 @@ pub fn decode(ty: &TensorType, bytes: &[u8]) -> Vec<f64> {
         .collect()
 }
 
-/// Bytes with a 64-byte aligned start.
+/// Bytes with a 64-byte aligned start and nothing after them, so that an address sanitizer sees who goes too far.
 pub struct Aligned {
-    words: Vec<[u64; 8]>,
+    start: NonNull<u8>,
     bytes: usize,
 }
 
 impl Aligned {
     pub fn new(bytes: usize, fill: u8) -> Aligned {
-        // One word more, so that an empty buffer still has an address of its own; `[u64; 8]` need not be 64-byte aligned.
-        Aligned { words: vec![[u64::from_ne_bytes([fill; 8]); 8]; bytes.div_ceil(64) + 2], bytes }
+        // SAFETY: the layout is not empty.
+        let start = NonNull::new(unsafe { std::alloc::alloc(Aligned::layout(bytes)) }).unwrap();
+        // SAFETY: that many bytes were allocated.
+        unsafe { start.write_bytes(fill, bytes) };
+        Aligned { start, bytes }
+    }
+
+    /// An empty buffer still has an address of its own.
+    fn layout(bytes: usize) -> Layout {
+        Layout::from_size_align(bytes.max(1), 64).unwrap()
     }
 
     pub fn buf(&mut self) -> Buf {
-        let ptr = self.words.as_mut_ptr().cast::<u8>();
-        // SAFETY: less than one word further, and there are two to spare.
-        Buf { ptr: unsafe { ptr.add(ptr.align_offset(64)) }, bytes: self.bytes }
+        Buf { ptr: self.start.as_ptr(), bytes: self.bytes }
     }
 
     pub fn slice(&mut self) -> &mut [u8] {
-        let b = self.buf();
-        // SAFETY: within the words.
-        unsafe { std::slice::from_raw_parts_mut(b.ptr, b.bytes) }
+        // SAFETY: all bytes were written.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for Aligned {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `new` with this layout.
+        unsafe { std::alloc::dealloc(self.start.as_ptr(), Aligned::layout(self.bytes)) };
     }
 }
 

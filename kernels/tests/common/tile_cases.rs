@@ -61,8 +61,13 @@ pub(crate) fn large() -> Vec<Case> {
         cases.extend(head(DType::Bf16, "topk", divergence));
     }
     let f = |dims: &[usize]| t(DType::F32, dims);
-    let big = [f(&[40_001])];
-    cases.push(case("big-sum".into(), composite("sum_squares", &Attrs::new()), &big, unit(&big, 1)));
+    let big = [f(&[40_001]), f(&[3]), t(DType::F16, &[17_000])];
+    let attrs = Attrs::new().with("tensors", 3usize);
+    cases.push(case("big-sum".into(), composite("sum_squares", &attrs), &big, unit(&big, 1)));
+    let param = |n: usize| vec![f(&[n]), f(&[n]), t(DType::F32, &[n]), f(&[n])];
+    let types = [vec![f(&[1])], param(40_001), param(17_000)].concat();
+    cases.push(case("big-norm".into(), composite("penalised_norm", &Attrs::new()), &types, unit(&types, 9)));
+    cases.extend(groups());
     let attrs = Attrs::new().with("scale", 0.5);
     for (o, i) in [(1100, 40), (40, 1100)] {
         let types = [f(&[1]), f(&[8, i]), f(&[o, 8]), t(DType::Bf16, &[o, i])];
@@ -90,6 +95,63 @@ pub(crate) fn large() -> Vec<Case> {
     let sizes = Sizes { logits: 16 * 2100 };
     cases.push(Case { sizes, ..case("scores".into(), op, &types, unit(&types, 5)) });
     cases
+}
+
+/// Fused groups: elements with broadcasts and truths, rows with reductions, rows in several tiles, 16-bit values.
+fn groups() -> Vec<Case> {
+    let bodies = [
+        (
+            "%0: f32[3,4,500], %1: f32[3,1,500], %2: i32[3,4,500], %3: f32[1,1,1]",
+            "    %4: f32[3,4,500] = broadcast(%1)\n    %5: f32[3,4,500] = mul(%0, %4)\n    \
+             %6: f32[3,4,500] = broadcast(%3)\n    %7: i32[3,4,500] = lt(%5, %6)\n    \
+             %8: i32[3,4,500] = const() {value=3.0}\n    %9: i32[3,4,500] = lt(%2, %8)\n    \
+             %10: i32[3,4,500] = mul(%7, %9)\n    %11: f32[3,4,500] = sigmoid(%5)\n    \
+             %12: f32[3,4,500] = select(%10, %11, %0)\n",
+            "f32[3,4,500]",
+            "%12",
+        ),
+        (
+            "%0: f32[5,1500], %1: f32[1,1500]",
+            "    %2: f32[5,1500] = broadcast(%1)\n    %3: f32[5,1500] = mul(%0, %2)\n    \
+             %4: f32[5,1500] = exp(%3)\n    %5: f32[5,1] = reduce_sum(%4) {axes=[1]}\n    \
+             %6: f32[5,1] = reduce_max(%3) {axes=[1]}\n",
+            "f32[5,1500], f32[5,1], f32[5,1]",
+            "%4, %5, %6",
+        ),
+        (
+            "%0: bf16[7,300], %1: bf16[7,1], %2: f32[7,300]",
+            "    %3: bf16[7,300] = broadcast(%1)\n    %4: bf16[7,300] = add(%0, %3)\n    \
+             %5: f32[7,300] = cast(%4)\n    %6: f32[7,300] = mul(%5, %2)\n    \
+             %7: bf16[7,300] = cast(%6)\n    %8: bf16[7,1] = reduce_max(%7) {axes=[1]}\n",
+            "bf16[7,300], bf16[7,1]",
+            "%7, %8",
+        ),
+    ];
+    bodies
+        .into_iter()
+        .enumerate()
+        .map(|(i, (operands, body, types, results))| group(i, operands, body, types, results))
+        .collect()
+}
+
+/// A group from the text of its operands, nodes, result types and results.
+fn group(number: usize, operands: &str, body: &str, types: &str, results: &str) -> Case {
+    let list: Vec<&str> = operands.split(", %").map(|o| o.trim_start_matches('%')).collect();
+    let inputs: String =
+        list.iter().map(|o| format!("  %{o} = data \"{}\"\n", o.split(':').next().unwrap())).collect();
+    let names: Vec<String> = (0..list.len()).map(|i| format!("%{i}")).collect();
+    let made: Vec<String> =
+        types.split(", ").enumerate().map(|(j, t)| format!("%{}: {t}", list.len() + j)).collect();
+    let text = format!(
+        "graph g {{\n{inputs}  {} = group({}) @forward \"s\" {{\n    {operands} = operands\n{body}    results \
+         {results}\n  }}\n  output \"y\" = %{}\n}}\n",
+        made.join(", "),
+        names.join(", "),
+        list.len(),
+    );
+    let graph = kfc_graph::text::parse(&text, &kfc_ops::registry()).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let types: Vec<TensorType> = graph.inputs().iter().map(|i| graph.ty(i.value).clone()).collect();
+    case(format!("group-{number}"), graph.nodes()[0].op.clone(), &types, unit(&types, 10))
 }
 
 /// More tokens than one program adds up for a gradient.

@@ -52,6 +52,7 @@ pub(crate) const REFERENCES: &[Reference] = &[
     zero("accumulate", state::accumulate),
     zero("accumulate_square", state::accumulate_square),
     zero("sum_squares", state::sum_squares),
+    zero("penalised_norm", state::penalised_norm),
     zero("adamw", state::adamw),
     zero("kv_append", state::kv_append),
     zero("select_rows", state::select_rows),

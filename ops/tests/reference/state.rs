@@ -35,7 +35,7 @@ pub(super) fn ewc_delta_bwd(attrs: &Attrs, t: &[Tensor]) -> Vec<Tensor> {
     let slope = |o: usize, i: usize| scale * fisher.data[o * inner + i] * delta(attrs, a, b, o, i);
     let da = matrix_of(rank, inner, |r, i| (0..out).map(|o| slope(o, i) * b.data[o * rank + r]).sum());
     let db = matrix_of(out, rank, |o, r| (0..inner).map(|i| slope(o, i) * a.data[r * inner + i]).sum());
-    vec![da, db]
+    vec![da, db, ewc_delta(attrs, &t[1..]).remove(0)]
 }
 
 pub(super) fn accumulate(_: &Attrs, x: &[Tensor]) -> Vec<Tensor> {
@@ -47,34 +47,50 @@ pub(super) fn accumulate_square(_: &Attrs, x: &[Tensor]) -> Vec<Tensor> {
 }
 
 pub(super) fn sum_squares(_: &Attrs, x: &[Tensor]) -> Vec<Tensor> {
-    vec![Tensor::scalar(x[0].data.iter().map(|v| v * v).sum())]
+    vec![Tensor::scalar(x.iter().flat_map(|t| &t.data).map(|v| v * v).sum())]
+}
+
+pub(super) fn penalised_norm(_: &Attrs, x: &[Tensor]) -> Vec<Tensor> {
+    let (mut norm, mut penalty) = (0.0, 0.0);
+    for p in x[1..].chunks(4) {
+        for i in 0..p[0].data.len() {
+            let (fisher, drift) = (p[2].data[i], p[1].data[i] - p[3].data[i]);
+            norm += (p[0].data[i] + x[0].data[0] * fisher * drift).powi(2);
+            penalty += fisher * drift.powi(2) / 2.0;
+        }
+    }
+    vec![Tensor::scalar(norm), Tensor::scalar(penalty)]
 }
 
 /// torch.optim.AdamW, one element at a time.
 pub(super) fn adamw(attrs: &Attrs, t: &[Tensor]) -> Vec<Tensor> {
-    let attr = |name| attrs.f64(name).unwrap();
-    let mut next = t[8..].iter();
-    let lr_scale = if attrs.bool("lr_scale").unwrap() { next.next() } else { None };
-    let copy = next.next();
-    let mut results = vec![t[0].clone(), t[1].clone(), t[2].clone()];
-    results.extend(copy.cloned());
-    if t[7].data[0] == 0.0 {
+    let (attr, flag) = (|name| attrs.f64(name).unwrap(), |name| attrs.bool(name).unwrap());
+    let n = attrs.usize("params").unwrap();
+    let states = if attrs.str("cast").unwrap() == "none" { 3 } else { 4 };
+    let others = 1 + usize::from(flag("lr_scale")) + 2 * usize::from(flag("ewc"));
+    let shared = &t[n * (states + others)..];
+    let mut results = t[..n * states].to_vec();
+    if shared[3].data[0] == 0.0 {
         return results;
     }
-    for i in 0..t[0].data.len() {
-        let lr = t[4].data[0] * lr_scale.map_or(1.0, |s| s.data[i]);
-        let g = t[3].data[i] * t[5].data[0];
-        let mut p = t[0].data[i];
-        p -= lr * attr("weight_decay") * p;
-        let m = t[1].data[i] + (1.0 - attr("beta1")) * (g - t[1].data[i]);
-        let v = attr("beta2") * t[2].data[i] + (1.0 - attr("beta2")) * g * g;
-        let m_hat = m / t[6].data[0];
-        p -= lr * m_hat / ((v / t[6].data[1]).sqrt() + attr("eps"));
-        results[0].data[i] = p;
-        results[1].data[i] = m;
-        results[2].data[i] = v;
-        if copy.is_some() {
-            results[3].data[i] = p;
+    for (new, others) in results.chunks_mut(states).zip(t[n * states..].chunks(others)) {
+        for i in 0..new[0].data.len() {
+            let (mut p, m, v) = (new[0].data[i], new[1].data[i], new[2].data[i]);
+            let mut rest = others[1..].iter();
+            let lr = shared[0].data[0] * if flag("lr_scale") { rest.next().unwrap().data[i] } else { 1.0 };
+            let mut g = others[0].data[i];
+            if flag("ewc") {
+                let (fisher, anchor) = (rest.next().unwrap(), rest.next().unwrap());
+                g += shared[4].data[0] * fisher.data[i] * (p - anchor.data[i]);
+            }
+            g *= shared[1].data[0];
+            p -= lr * attr("weight_decay") * p;
+            let m = m + (1.0 - attr("beta1")) * (g - m);
+            let v = attr("beta2") * v + (1.0 - attr("beta2")) * g * g;
+            p -= lr * (m / shared[2].data[0]) / ((v / shared[2].data[1]).sqrt() + attr("eps"));
+            for (state, value) in new.iter_mut().zip([p, m, v, p]) {
+                state.data[i] = value;
+            }
         }
     }
     results

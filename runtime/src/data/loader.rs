@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -108,6 +109,7 @@ pub struct Loader {
     plan: Arc<Plan>,
     cursor: Cursor,
     ahead: Option<Ahead>,
+    reading: Duration,
 }
 
 impl Loader {
@@ -115,7 +117,17 @@ impl Loader {
     pub fn new(main: RowSet, general: Option<RowSet>, config: LoaderConfig) -> Result<Loader> {
         let plan = Arc::new(Plan::new(main, general, config)?);
         let cursor = Cursor { epoch: 0, step_in_epoch: 0, stream: plan.stream };
-        Ok(Loader { plan, cursor, ahead: None })
+        Ok(Loader { plan, cursor, ahead: None, reading: Duration::ZERO })
+    }
+
+    /// The same, saying that reading its rows took so long.
+    pub fn after(self, reading: Duration) -> Loader {
+        Loader { reading, ..self }
+    }
+
+    /// How long reading the rows took, as far as that was said.
+    pub fn reading(&self) -> Duration {
+        self.reading
     }
 
     /// The next step.

@@ -2,6 +2,8 @@
 
 use bytemuck::Pod;
 use kfc_kernels::cpu::Buf;
+use memmap2::MmapMut;
+use rayon::prelude::*;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
@@ -9,6 +11,10 @@ use std::ptr::NonNull;
 const ALIGN: usize = 64;
 /// Smallest page there is on the supported systems.
 const PAGE: usize = 4096;
+/// Size from which a buffer has pages of its own, zero as they come: aligned memory of the heap is zeroed by one thread.
+const OWN_PAGES: usize = 2 << 20;
+/// Bytes that one task brings into memory.
+const TOUCHED: usize = 2 << 20;
 
 /// An owned block of memory that kernels write through raw pointers.
 ///
@@ -17,7 +23,14 @@ const PAGE: usize = 4096;
 pub struct HostBuffer {
     ptr: NonNull<u8>,
     bytes: usize,
-    layout: Option<Layout>,
+    owner: Owner,
+}
+
+/// Where a block comes from.
+enum Owner {
+    Nobody,
+    Heap(Layout),
+    Pages { _map: MmapMut },
 }
 
 // SAFETY: the block is owned and has no thread affinity.
@@ -26,26 +39,39 @@ unsafe impl Send for HostBuffer {}
 unsafe impl Sync for HostBuffer {}
 
 impl HostBuffer {
-    /// `bytes` of zeroed memory; `None` when the system has not that much.
+    /// `bytes` of zeroed memory, resident; `None` when the system has not that much.
     pub fn zeroed(bytes: usize) -> Option<HostBuffer> {
-        if bytes == 0 {
-            return Some(HostBuffer { ptr: NonNull::<u64>::dangling().cast(), bytes: 0, layout: None });
-        }
+        let mut buffer = match bytes {
+            0 => HostBuffer { ptr: NonNull::<u64>::dangling().cast(), bytes: 0, owner: Owner::Nobody },
+            _ if bytes < OWN_PAGES => HostBuffer::heap(bytes)?,
+            _ => HostBuffer::pages(bytes)?,
+        };
+        buffer.touch();
+        Some(buffer)
+    }
+
+    fn heap(bytes: usize) -> Option<HostBuffer> {
         let layout = Layout::from_size_align(bytes.checked_next_multiple_of(ALIGN)?, ALIGN).ok()?;
         // SAFETY: the layout has a non-zero size.
         let ptr = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        let mut buffer = HostBuffer { ptr, bytes, layout: Some(layout) };
-        buffer.touch();
-        Some(buffer)
+        Some(HostBuffer { ptr, bytes, owner: Owner::Heap(layout) })
+    }
+
+    fn pages(bytes: usize) -> Option<HostBuffer> {
+        let mut map = MmapMut::map_anon(bytes).ok()?;
+        let ptr = NonNull::new(map.as_mut_ptr())?;
+        Some(HostBuffer { ptr, bytes, owner: Owner::Pages { _map: map } })
     }
 
     /// Writes to every page, so that the memory is resident from the start and not at some later step: what a run takes is
     /// what was allocated.
     fn touch(&mut self) {
-        for offset in (0..self.bytes).step_by(PAGE) {
-            // SAFETY: inside the block; volatile, or the compiler would drop a write of what is there already.
-            unsafe { self.ptr.as_ptr().add(offset).write_volatile(0) }
-        }
+        self.bytes_mut().par_chunks_mut(TOUCHED).for_each(|chunk| {
+            for byte in chunk.iter_mut().step_by(PAGE) {
+                // SAFETY: a valid place; volatile, or the compiler would drop a write of what is there already.
+                unsafe { std::ptr::from_mut(byte).write_volatile(0) }
+            }
+        });
     }
 
     /// Size in bytes.
@@ -88,9 +114,35 @@ impl HostBuffer {
 
 impl Drop for HostBuffer {
     fn drop(&mut self) {
-        if let Some(layout) = self.layout {
-            // SAFETY: allocated in `zeroed` with this layout.
+        if let Owner::Heap(layout) = self.owner {
+            // SAFETY: allocated in `heap` with this layout.
             unsafe { dealloc(self.ptr.as_ptr(), layout) }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn memory_of_every_size_is_zero_aligned_and_writable() {
+        for bytes in [0, 1, 4095, OWN_PAGES - 1, OWN_PAGES, 3 * TOUCHED + 7] {
+            let mut buffer = HostBuffer::zeroed(bytes).unwrap();
+            assert_eq!((buffer.len(), buffer.bytes().len()), (bytes, bytes));
+            assert!(buffer.bytes().iter().all(|b| *b == 0));
+            if bytes > 0 {
+                assert_eq!(buffer.buf().ptr as usize % ALIGN, 0, "{bytes}");
+            }
+            buffer.bytes_mut().fill(7);
+            assert!(buffer.bytes().iter().all(|b| *b == 7));
+        }
+    }
+
+    #[test]
+    fn more_than_there_is_is_refused() {
+        assert!(HostBuffer::zeroed(usize::MAX - 4096).is_none());
+        assert!(HostBuffer::zeroed(1 << 60).is_none());
     }
 }

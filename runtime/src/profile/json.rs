@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// Changes when older readers would misread the file.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// Items that a list may have.
 const MOST: usize = 1 << 18;
@@ -23,12 +23,15 @@ impl Profile {
             "format": FORMAT,
             "model": self.model,
             "shape": self.shape,
-            "machine": {"cpu": self.machine.cpu, "threads": self.machine.threads, "version": self.machine.version},
+            "machine": {
+                "cpu": self.machine.cpu, "isa": self.machine.isa, "threads": self.machine.threads,
+                "version": self.machine.version,
+            },
             "plans": self.plans.iter().map(plan_json).collect::<Vec<_>>(),
             "account": pairs(&self.account),
             "measured": self.measured.as_ref().map(|m| json!({
                 "steps": m.steps, "warmup": m.warmup, "wall_ns": m.wall_ns, "host": pairs(&m.host),
-                "peak_bytes": m.peak_bytes,
+                "peak_bytes": m.peak_bytes, "startup": pairs(&m.startup),
             })),
         })
     }
@@ -84,6 +87,7 @@ fn profile(v: &Value) -> Option<Profile> {
         shape: [size(shape.first()?)?, size(shape.get(1)?)?, size(shape.get(2)?)?],
         machine: Machine {
             cpu: text(machine, "cpu")?,
+            isa: text(machine, "isa")?,
             threads: size(machine.get("threads")?)?,
             version: text(machine, "version")?,
         },
@@ -101,6 +105,7 @@ fn measured(m: &Map<String, Value>) -> Option<Measured> {
         wall_ns: number("wall_ns")?,
         host: pairs(array(m, "host")?)?,
         peak_bytes: number("peak_bytes")?,
+        startup: m.get("startup").map_or(Some(Vec::new()), |_| pairs(array(m, "startup")?))?,
     })
 }
 
@@ -232,6 +237,7 @@ mod tests {
                 wall_ns: 10,
                 host: vec![("waiting for data".into(), 3)],
                 peak_bytes: 1 << 20,
+                startup: vec![("reading data".into(), 5), ("first step".into(), 4)],
             }),
         }
     }
@@ -252,9 +258,13 @@ mod tests {
         other.plans[0].launches[0].kind = 1;
         let mut newer = sample().to_json();
         newer["format"] = json!(99);
-        for value in
-            [other.to_json(), newer, json!({"format": 1}), json!([]), json!({"format": 1, "shape": []})]
-        {
+        for value in [
+            other.to_json(),
+            newer,
+            json!({"format": FORMAT}),
+            json!([]),
+            json!({"format": FORMAT, "shape": []}),
+        ] {
             crate::files::write_json(&path, &value).unwrap();
             assert!(Profile::read(&path).is_err(), "{value}");
         }

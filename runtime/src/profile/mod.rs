@@ -6,13 +6,16 @@
 
 mod clock;
 mod json;
+mod startup;
 
 pub(crate) use clock::{Clock, Part};
+pub(crate) use startup::{Stage, Startup};
 
 use crate::accounting::Account;
 use crate::exec::BoundPlan;
 use kfc_graph::budget::Decision;
 use kfc_graph::{Cost, Op, Phase, TensorType};
+use kfc_kernels::cpu::simd;
 use kfc_kernels::plan::{Place, Plan, Step};
 use kfc_kernels::timeline::{self, Block};
 use std::collections::BTreeMap;
@@ -42,6 +45,8 @@ pub struct Profile {
 pub struct Machine {
     /// The CPU's name.
     pub cpu: String,
+    /// The level of instructions that kernels use ([`simd::Level::name`]).
+    pub isa: String,
     /// Threads of kernels.
     pub threads: usize,
     /// Version of kfc.
@@ -53,6 +58,7 @@ impl Machine {
     pub fn this() -> Machine {
         Machine {
             cpu: crate::machine::cpu_model(),
+            isa: simd::level().name().into(),
             threads: rayon::current_num_threads(),
             version: env!("CARGO_PKG_VERSION").into(),
         }
@@ -72,6 +78,8 @@ pub struct Measured {
     pub host: Vec<(String, u64)>,
     /// Highest resident memory of the process.
     pub peak_bytes: u64,
+    /// From opening the job to the end of its first step: what, and nanoseconds. Empty in profiles of older runs.
+    pub startup: Vec<(String, u64)>,
 }
 
 /// One plan of the step.
@@ -113,6 +121,21 @@ pub struct Kind {
 }
 
 impl Kind {
+    /// The work of an operation on operands and results of these types.
+    pub fn of(op: &Op, inputs: &[TensorType], outputs: &[TensorType]) -> Kind {
+        let types = |types: &[TensorType]| types.iter().map(ToString::to_string).collect();
+        let attrs = kfc_graph::text::attrs(op);
+        let shown = attrs.iter().filter(|(name, _)| !NO_WORK.contains(name)).map(|(n, v)| format!("{n}={v}"));
+        Kind {
+            op: op.name().to_string(),
+            prim: matches!(op, Op::Prim(_)),
+            attrs: shown.collect::<Vec<_>>().join(", "),
+            inputs: types(inputs),
+            outputs: types(outputs),
+            cost: op.cost(inputs, outputs),
+        }
+    }
+
     /// What identifies the work: the key of a calibration.
     pub fn signature(&self) -> String {
         format!(
@@ -172,7 +195,7 @@ impl PlanProfile {
         let (mut kinds, mut known) = (Vec::new(), BTreeMap::new());
         let mut launches = Vec::with_capacity(plan.steps.len());
         for step in &plan.steps {
-            let kind = kind_of(step);
+            let kind = Kind::of(&step.op, &step.input_types, &step.output_types);
             let next = kinds.len();
             let index = *known.entry(kind.signature()).or_insert(next);
             if index == next {
@@ -211,20 +234,6 @@ impl PlanProfile {
 
 /// Attributes that change results, not work.
 const NO_WORK: [&str; 1] = ["stream"];
-
-fn kind_of(step: &Step) -> Kind {
-    let types = |types: &[TensorType]| types.iter().map(ToString::to_string).collect();
-    let attrs = kfc_graph::text::attrs(&step.op);
-    let shown = attrs.iter().filter(|(name, _)| !NO_WORK.contains(name)).map(|(n, v)| format!("{n}={v}"));
-    Kind {
-        op: step.op.name().to_string(),
-        prim: matches!(step.op, Op::Prim(_)),
-        attrs: shown.collect::<Vec<_>>().join(", "),
-        inputs: types(&step.input_types),
-        outputs: types(&step.output_types),
-        cost: step.op.cost(&step.input_types, &step.output_types),
-    }
-}
 
 fn inplace_bytes(step: &Step) -> usize {
     let shared = |p: &&Place| matches!(p, Place::Arena { .. }) && step.inputs.contains(p);

@@ -5,6 +5,7 @@ use crate::data::{self, DataConfig, DataReport, Format, Loader, LoaderConfig, Ro
 use crate::error::{Result, RunError};
 use kfc_ops::model::ModelConfig;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Row length where neither the job nor a token file says one.
 const DEFAULT_SEQ_LEN: usize = 1024;
@@ -19,6 +20,8 @@ pub struct JobData {
     pub report: DataReport,
     /// What was read as general text.
     pub general_report: Option<DataReport>,
+    /// How long that took.
+    pub took: Duration,
 }
 
 /// Reads and tokenises everything that a job trains on.
@@ -26,11 +29,12 @@ pub struct JobData {
 /// # Errors
 /// If files are missing, lines are bad, or nothing is left to train on.
 pub fn load(job: &JobConfig, model: &ModelConfig) -> Result<JobData> {
+    let started = Instant::now();
     let tokenizer = tokenizer_path(job).map(|p| Tokenizer::load(&p)).transpose()?;
     let (rows, report) = read(job, model, &job.data.train, job.data.seq_len, tokenizer.as_ref())?;
     let general_paths = job.distill.as_ref().map_or(&[][..], |d| &d.general);
     if general_paths.is_empty() {
-        return Ok(JobData { rows, general: None, report, general_report: None });
+        return Ok(JobData { rows, general: None, report, general_report: None, took: started.elapsed() });
     }
     let (general, general_report) =
         read(job, model, general_paths, Some(rows.seq_len()), tokenizer.as_ref())?;
@@ -41,7 +45,8 @@ pub fn load(job: &JobConfig, model: &ModelConfig) -> Result<JobData> {
             rows.seq_len()
         )));
     }
-    Ok(JobData { rows, general: Some(general), report, general_report: Some(general_report) })
+    let general_report = Some(general_report);
+    Ok(JobData { rows, general: Some(general), report, general_report, took: started.elapsed() })
 }
 
 /// The loader over a job's rows.
@@ -56,7 +61,7 @@ pub fn loader(job: &JobConfig, data: JobData) -> Result<Loader> {
         seed: job.train.seed,
         general_fraction: job.distill.as_ref().map_or(0.0, |d| d.general_fraction),
     };
-    Ok(Loader::new(data.rows, data.general, config)?)
+    Ok(Loader::new(data.rows, data.general, config)?.after(data.took))
 }
 
 /// Where the job's tokenizer is, if there is one.

@@ -24,7 +24,7 @@ use crate::data::{Loader, MicroBatch, StepBatch};
 use crate::error::{Result, RunError};
 use crate::exec::{BoundPlan, Slot, Store};
 use crate::memory;
-use crate::profile::{Clock, Machine, Measured, Part, PlanProfile, Profile};
+use crate::profile::{Clock, Machine, Measured, Part, PlanProfile, Profile, Stage, Startup};
 use kfc_ops::step::TrainedParam;
 use open::{Student, Teacher};
 use scale::LossScaler;
@@ -51,6 +51,7 @@ pub struct Trainer {
     account: Account,
     described: [PlanProfile; 2],
     clock: Clock,
+    startup: Startup,
     /// Steps taken, skipped ones included.
     step: usize,
     /// Updates made: AdamW's t.
@@ -216,6 +217,7 @@ impl Trainer {
             wall_ns: self.clock.wall_ns(),
             host: self.clock.host(kernels),
             peak_bytes: memory::peak_resident(),
+            startup: self.startup.stages(),
         };
         let t = &self.job.train;
         Profile {
@@ -226,6 +228,13 @@ impl Trainer {
             account: self.account.items.iter().map(|i| (i.what.to_string(), i.bytes)).collect(),
             measured: (self.clock.steps > 0).then_some(measured),
         }
+    }
+
+    /// Seconds from opening the job to the end of its first step; none before that.
+    pub fn cold_start(&self) -> Option<f64> {
+        let stages = self.startup.stages();
+        let ns: u64 = stages.iter().map(|(_, ns)| ns).sum();
+        (!stages.is_empty()).then_some(ns as f64 * 1e-9)
     }
 
     /// Starts a new measurement: [`Trainer::profile`] covers the steps after this.
@@ -246,6 +255,7 @@ impl Trainer {
     /// If a weight is NaN or infinite, or the gradient has not been finite for many steps.
     pub fn step(&mut self) -> Result<StepMetrics> {
         let start = Instant::now();
+        self.startup.lap(Stage::Folder);
         if self.clock.begin() {
             self.micro.reset_times();
             self.update.reset_times();
@@ -284,6 +294,7 @@ impl Trainer {
         let metrics = self.metrics(&batch, &terms, lr, scale, finite, start);
         self.clock.lap(Part::Read);
         self.clock.steps += 1;
+        self.startup.lap(Stage::FirstStep);
         Ok(metrics)
     }
 

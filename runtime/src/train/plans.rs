@@ -6,10 +6,11 @@ use crate::accounting::Account;
 use crate::calibration::Calibration;
 use crate::config::{JobConfig, RecomputePolicy};
 use crate::error::{Result, RunError};
-use crate::profile::Machine;
-use kfc_graph::cost::Rates;
+use crate::profile::{Kind, Machine};
+use kfc_graph::budget::{Choice, Frontier};
+use kfc_graph::cost::SecondsOf;
 use kfc_graph::passes::recompute::Policy;
-use kfc_graph::{DType, Graph};
+use kfc_graph::{DType, Graph, Op, TensorType};
 use kfc_kernels::KernelError;
 use kfc_kernels::compile::{Backend, CompileOptions, Recompute, compile_with, frontier};
 use kfc_kernels::plan::Plan;
@@ -57,8 +58,6 @@ pub struct StepGraphs {
     pub train: TrainGraph,
     /// Penalties, clipping and AdamW.
     pub update: Graph,
-    /// Element type of the student.
-    pub dtype: DType,
 }
 
 /// Sees graphs while they are compiled: name of the graph, name of the pass, the graph after it.
@@ -81,15 +80,16 @@ pub(super) fn compile_graphs(
     observer: &mut PassObserver<'_>,
 ) -> Result<CompiledJob> {
     let recompute = match (job.train.recompute, job.train.mem_budget) {
-        (RecomputePolicy::Auto, Some(budget)) => {
-            Recompute::WithinBudget(budget.saturating_sub(held.total()) as usize)
-        }
-        (RecomputePolicy::Auto | RecomputePolicy::Off, _) => Recompute::Off,
+        (RecomputePolicy::Auto, budget) => Recompute::WithinBudget(
+            budget.map_or(usize::MAX, |budget| budget.saturating_sub(held.total()) as usize),
+        ),
+        (RecomputePolicy::Off, _) => Recompute::Off,
         (RecomputePolicy::EveryLayer, _) => Recompute::Named(Policy::EveryLayer),
         (RecomputePolicy::EveryK(k), _) => Recompute::Named(Policy::EveryK(k)),
         (RecomputePolicy::Attention, _) => Recompute::Named(Policy::AttentionOnly),
     };
-    let options = CompileOptions { backend, recompute, rates: rates(graphs.dtype) };
+    let seconds = seconds_of(Calibration::load(&Machine::this()));
+    let options = CompileOptions { backend, recompute, seconds: &seconds };
     let plain = CompileOptions { backend, ..CompileOptions::default() };
     observer("train", "00-built", &graphs.train.graph);
     observer("update", "00-built", &graphs.update);
@@ -109,23 +109,51 @@ pub(super) fn compile_graphs(
     if job.train.mem_budget.is_some_and(|budget| account.total() > budget) {
         let smallest = match job.train.recompute {
             RecomputePolicy::Auto => arena,
-            _ => smallest_arena(&graphs.train.graph, &options.rates)?.max(update.arena_bytes),
+            _ => smallest_arena(&graphs.train.graph, options.seconds)?.max(update.arena_bytes),
         };
         return Err(too_small(job, held, smallest));
     }
     Ok(CompiledJob { plans: [train, update], account })
 }
 
-/// How fast this machine is, as far as `kfc tune --calibrate` has measured it: what recomputation is weighed with. Other
-/// rates choose other values to recompute, never other results.
-fn rates(dtype: DType) -> Rates {
-    let rates = Calibration::load(&Machine::this()).rates();
-    let flops = if dtype == DType::F32 { rates.flops_f32 } else { rates.flops_16 };
-    Rates { flops_per_s: flops, bytes_per_s: rates.bytes }
+/// How long an operation takes here, as far as `kfc tune --calibrate` has measured it: what recomputation is weighed with.
+/// Other times choose other values to recompute, never other results.
+fn seconds_of(calibration: Calibration) -> impl Fn(&Op, &[TensorType], &[TensorType]) -> f64 + Sync {
+    move |op, inputs, outputs| calibration.predict(&Kind::of(op, inputs, outputs)).0
 }
 
-fn smallest_arena(graph: &Graph, rates: &Rates) -> Result<usize> {
-    let frontier = frontier(graph, rates)?;
+/// Every choice between memory and time that a job has.
+#[derive(Clone, Debug)]
+pub struct Budgets {
+    /// What the run holds beside activations, bytes.
+    pub held: u64,
+    /// The arena of the update, bytes: the arena is never smaller.
+    pub least: usize,
+    /// The choices.
+    pub frontier: Frontier,
+}
+
+impl Budgets {
+    /// The smallest budget that the job runs in, bytes.
+    pub fn smallest(&self) -> Option<u64> {
+        self.frontier.choices.iter().map(|c| self.peak(c)).min()
+    }
+
+    /// Predicted peak of a choice, bytes: the smallest budget that allows it.
+    pub fn peak(&self, choice: &Choice) -> u64 {
+        self.held + choice.arena_bytes.max(self.least) as u64
+    }
+}
+
+/// The choices of a job whose graphs are these; `held` as in [`compile_graphs`].
+pub(super) fn budgets(graphs: &StepGraphs, held: &Account) -> Result<Budgets> {
+    let update = compile_with(&graphs.update, &CompileOptions::default(), &mut |_, _| ())?.plan;
+    let frontier = frontier(&graphs.train.graph, &seconds_of(Calibration::load(&Machine::this())))?;
+    Ok(Budgets { held: held.total(), least: update.arena_bytes, frontier })
+}
+
+fn smallest_arena(graph: &Graph, seconds: &SecondsOf<'_>) -> Result<usize> {
+    let frontier = frontier(graph, seconds)?;
     Ok(frontier.choices.iter().map(|c| c.arena_bytes).min().unwrap_or(0))
 }
 
@@ -170,7 +198,7 @@ pub(super) fn step_graphs(
         lr_scaled: penalty.map_or(&none, |p| &p.lr_scaled),
         cast: master_copies(spec),
     })?;
-    Ok(StepGraphs { train, update, dtype: spec.dtype })
+    Ok(StepGraphs { train, update })
 }
 
 /// The 16-bit type that trained weights are kept in beside their f32 masters, if any.

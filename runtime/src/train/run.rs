@@ -53,6 +53,8 @@ pub struct Summary {
     pub tokens: u64,
     /// Seconds of this run's steps.
     pub seconds: f64,
+    /// Seconds from opening the job to the end of the first step of this run, if it took one.
+    pub cold_start: Option<f64>,
     /// The last step.
     pub last: Option<StepMetrics>,
     /// Mean loss of the last tenth of the job's steps so far (at least one).
@@ -127,6 +129,7 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
         skipped: trainer.steps_skipped(),
         tokens,
         seconds,
+        cold_start: trainer.cold_start(),
         last,
         final_loss: tail.iter().sum::<f64>() / tail.len().max(1) as f64,
         peak_bytes: crate::memory::peak_resident(),

@@ -1,7 +1,7 @@
 //! From a job to a trainer: models and adapters loaded, graphs compiled, everything bound.
 
 use super::open::{self, Student, Teacher};
-use super::plans::{self, CompiledJob, StepGraphs};
+use super::plans::{self, Budgets, CompiledJob, StepGraphs};
 use super::scale::LossScaler;
 use super::{Clock, DataSlots, Outputs, Trainer, ewc};
 use crate::accounting::Account;
@@ -12,7 +12,7 @@ use crate::exec::Store;
 use crate::hf::{Adapter, WeightFile};
 use crate::memory;
 use crate::models::write_f32;
-use crate::profile::{PlanProfile, Profile};
+use crate::profile::{PlanProfile, Profile, Stage, Startup};
 use crate::random;
 use crate::session;
 use crate::teacher_cache::TeacherCache;
@@ -91,6 +91,26 @@ fn allocate(store: &mut Store, graphs: &StepGraphs) -> Result<()> {
 /// # Errors
 /// As [`Trainer::new`], as far as configurations and file headers tell.
 pub fn predict(job: &JobConfig, seq: usize, before: u64) -> Result<Profile> {
+    let (student, graphs) = described(job, seq)?;
+    let held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
+    let CompiledJob { plans, account } =
+        plans::compile_graphs(job, &graphs, &held, Backend::Cpu, &mut |_, _, _| ())?;
+    let shape = [job.train.batch, seq, job.train.accumulation];
+    Ok(Profile::predicted(describe_student(&student, &graphs.train.params), shape, &plans, &account))
+}
+
+/// What a job could run in: every choice between memory and time, with its peak. Arguments and promises as in [`predict`].
+///
+/// # Errors
+/// As [`predict`], but for the budget, which is not looked at.
+pub fn budgets(job: &JobConfig, seq: usize, before: u64) -> Result<Budgets> {
+    let (_, graphs) = described(job, seq)?;
+    let held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
+    plans::budgets(&graphs, &held)
+}
+
+/// The student of a job and its graphs, from configurations and file headers alone.
+fn described(job: &JobConfig, seq: usize) -> Result<(Student, StepGraphs)> {
     open::check_modes(job)?;
     let student = open::open_student(job)?;
     let teacher = open::open_teacher(job)?;
@@ -100,11 +120,7 @@ pub fn predict(job: &JobConfig, seq: usize, before: u64) -> Result<Profile> {
     let describe = |section| ewc::describe(section, &params, student.lora.as_ref());
     let penalty = job.ewc.as_ref().map(describe).transpose()?;
     let graphs = plans::step_graphs(job, &spec, penalty.as_ref())?;
-    let held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
-    let CompiledJob { plans, account } =
-        plans::compile_graphs(job, &graphs, &held, Backend::Cpu, &mut |_, _, _| ())?;
-    let shape = [job.train.batch, seq, job.train.accumulation];
-    Ok(Profile::predicted(describe_student(&student, &params), shape, &plans, &account))
+    Ok((student, graphs))
 }
 
 /// The student in a line: architecture, size, element type, what is trained.
@@ -148,6 +164,7 @@ impl Trainer {
     /// # Errors
     /// If anything that the job names is missing, damaged or does not fit, or memory runs out.
     pub fn new(job: &JobConfig, loader: Loader) -> Result<Trainer> {
+        let mut startup = Startup::new(loader.reading());
         // Reading and tokenising left holes behind; they are not what the run holds.
         memory::release_unused();
         let before = memory::resident();
@@ -157,13 +174,17 @@ impl Trainer {
             Some(Teacher::Model(model)) => open::check_teacher(job, model, &loader)?,
             None => {}
         }
+        startup.lap(Stage::Models);
         allocate(&mut store, &graphs)?;
+        startup.lap(Stage::Memory);
         let held = Account::new(before, &store, 0);
         let CompiledJob { plans, account } =
             plans::compile_graphs(job, &graphs, &held, Backend::Cpu, &mut |_, _, _| ())?;
+        startup.lap(Stage::Compile);
         // Compiling, too, left holes behind.
         memory::release_unused();
         let bound = session::bind(&plans, &store)?;
+        startup.lap(Stage::Memory);
         let described =
             [(0, job.train.accumulation), (1, 1)].map(|(i, runs)| PlanProfile::of(&plans[i], runs));
         let [micro, update]: [_; 2] =
@@ -192,6 +213,7 @@ impl Trainer {
             account,
             described,
             clock: Clock::new(),
+            startup,
             step: 0,
             updates: 0,
             skipped_in_a_row: 0,

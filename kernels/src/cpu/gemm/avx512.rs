@@ -17,10 +17,19 @@ const VR: usize = 3;
 const NR: usize = 16 * VR;
 
 /// `f32` only.
-pub(super) static F32: Isa = Isa { mr: MR, nr: NR, single, pair: None, dot: None, transpose };
+pub(super) static F32: Isa = Isa {
+    mr: MR,
+    nr: NR,
+    single: single::<false>,
+    pair: None,
+    dot: None,
+    direct: Some([single::<true>, single::<true>]),
+    transpose,
+};
 
 /// `f32`, and `bf16` by its own instruction.
-pub(super) static BF16: Isa = Isa { mr: MR, nr: NR, single, pair: Some(pair), dot: Some(dot), transpose };
+pub(super) static BF16: Isa =
+    Isa { pair: Some(pair::<false>), dot: Some(dot), direct: Some([single::<true>, pair::<true>]), ..F32 };
 
 /// Mask of the first `n` of 16 lanes.
 fn first(n: usize) -> __mmask16 {
@@ -32,32 +41,43 @@ fn first(n: usize) -> __mmask16 {
 macro_rules! kernel {
     ($name:ident, $tile:ident, $features:literal, |$acc:ident, $a:ident, $b:ident| $step:expr) => {
         /// # Safety
-        /// See [`Isa::single`]; `M` rows and `V` vectors are those of the block.
+        /// See [`Isa::single`], or [`Isa::direct`] if `DIRECT`; `M` rows and `V` vectors are those of the block.
         #[target_feature(enable = $features)]
-        unsafe fn $tile<const M: usize, const V: usize>(t: &Block) {
+        unsafe fn $tile<const M: usize, const V: usize, const DIRECT: bool>(t: &Block) {
             // The result's lines come while the sums are made.
             for i in 0..M {
                 for v in 0..V {
-                    _mm_prefetch::<_MM_HINT_T0>(t.c.wrapping_add(i * t.ldc + 16 * v).cast());
+                    let at = t.result.at.wrapping_add(i * t.result.row + v * t.result.width);
+                    _mm_prefetch::<_MM_HINT_T0>(at.cast());
                 }
             }
             let mut acc = [[_mm512_setzero_ps(); V]; M];
             let (mut pa, mut pb) = (t.a, t.b);
-            for _ in 0..t.units {
+            let (a_row, a_unit) = if DIRECT { (t.a_row, 1) } else { (size_of::<u32>(), MR) };
+            let mut step = || {
                 let mut b = [_mm512_setzero_si512(); V];
-                // SAFETY: panels have `units` groups of their width.
+                // SAFETY: panels have `units` groups of their width, rows as many units.
                 unsafe {
                     for (v, b) in b.iter_mut().enumerate() {
                         *b = _mm512_loadu_si512(pb.add(16 * v).cast());
                     }
                     for (i, acc) in acc.iter_mut().enumerate() {
-                        let $a = _mm512_set1_epi32(*pa.add(i).cast());
+                        let unit = pa.byte_add(i * a_row).cast::<i32>().read_unaligned();
+                        let $a = _mm512_set1_epi32(unit);
                         for ($acc, &$b) in acc.iter_mut().zip(&b) {
                             *$acc = $step;
                         }
                     }
-                    (pa, pb) = (pa.add(MR), pb.add(NR));
+                    (pa, pb) = (pa.add(a_unit), pb.add(NR));
                 }
+            };
+            for u in 0..t.units {
+                if DIRECT && u % 16 < M {
+                    // A line of each of the rows that come next.
+                    let row = t.a.wrapping_add(u).wrapping_byte_add((M + u % 16) * a_row);
+                    _mm_prefetch::<_MM_HINT_T0>(row.cast());
+                }
+                step();
             }
             let alpha = _mm512_set1_ps(t.alpha);
             for (i, acc) in acc.iter().enumerate() {
@@ -78,17 +98,18 @@ macro_rules! kernel {
         }
 
         /// # Safety
-        /// See [`Isa::single`].
-        unsafe fn $name(t: &Block) {
+        /// See [`Isa::single`], or [`Isa::direct`] if `DIRECT`.
+        unsafe fn $name<const DIRECT: bool>(t: &Block) {
             macro_rules! tiles {
                 ($m:literal) => {
-                    [$tile::<$m, 1>, $tile::<$m, 2>, $tile::<$m, 3>]
+                    [$tile::<$m, 1, DIRECT>, $tile::<$m, 2, DIRECT>, $tile::<$m, 3, DIRECT>]
                 };
             }
-            const TILES: [[unsafe fn(&Block); VR]; MR] =
-                [tiles!(1), tiles!(2), tiles!(3), tiles!(4), tiles!(5), tiles!(6), tiles!(7), tiles!(8)];
+            let tiles: [[unsafe fn(&Block); VR]; MR] = const {
+                [tiles!(1), tiles!(2), tiles!(3), tiles!(4), tiles!(5), tiles!(6), tiles!(7), tiles!(8)]
+            };
             // SAFETY: by contract.
-            unsafe { TILES[t.m - 1][(t.n - 1) / 16](t) }
+            unsafe { tiles[t.m - 1][(t.n - 1) / 16](t) }
         }
     };
 }
@@ -192,6 +213,10 @@ unsafe fn transpose_rows(
     let whole = if m == lines { n / per / step * step } else { 0 };
     for u in (0..whole).step_by(step) {
         let mut r = [_mm512_setzero_ps(); 16];
+        // The next rows come while these are copied.
+        for i in 0..16 {
+            _mm_prefetch::<_MM_HINT_T0>(row(lines + i % lines, u + i / lines * 16).cast());
+        }
         // SAFETY: by contract.
         unsafe {
             if m == 8 {

@@ -1,15 +1,17 @@
 //! The loops around the micro-kernels.
 //!
-//! The result is cut into blocks, which are computed one after the other. For a block the depth of all products is cut into
-//! segments of at most [`KC`] units; as many as fit the packed operands are a phase: their panels are packed, each once, and
-//! then all tiles of the block add them up, in parallel. A tile of a result that is not `f32` is summed in scratch of its
-//! task if there is one phase, else in scratch of the block.
+//! The result is cut into blocks. For a block the depth of all products is cut into segments of at most [`KC`] units; as many
+//! as fit the packed operands are a phase: its panels are packed, each once, and then all tiles of the block add them up. A
+//! phase of a block is a step of a pipeline: while the last tiles of a step are computed, the panels of the next one are
+//! packed. A left operand that lies in memory as the micro-kernels can read it is not packed at all.
+//!
+//! A tile of a result that is not `f32` is summed in scratch of its task if there is one phase, else in scratch of the block.
 
-use super::micro::{Block, Isa};
+use super::micro::{Block, Fetch, Isa};
 use super::pack::{self, Part};
 use super::tiling::{BLOCK, Parts, TILE_AREA, Tiling};
 use super::{Job, KC, Mat, Product};
-use crate::cpu::par;
+use crate::cpu::par::{self, Pipeline, Shared};
 use crate::cpu::reduce;
 use crate::cpu::scratch::{self, Cut};
 use kfc_graph::DType;
@@ -20,8 +22,11 @@ const PHASE: usize = 2 * KC;
 /// Floats between two cache lines.
 const LINE: usize = 16;
 
-/// Most scratch that all tiles of a product share: two packed operands and a block of the result.
-pub const SHARED_BYTES: usize = (2 * (BLOCK + 64) * PHASE + BLOCK * BLOCK + 3 * LINE) * size_of::<f32>();
+/// Most scratch that all tiles of a product share: both operands packed for two steps, and a block of the result.
+pub const SHARED_BYTES: usize = (4 * (BLOCK + 64) * PHASE + BLOCK * BLOCK + 5 * LINE) * size_of::<f32>();
+
+/// Distance of rows, in bytes, of which a multiple lets rows evict each other from the cache: such operands are packed.
+const CROWDED: usize = 8192;
 
 /// A part of the depth of one product.
 #[derive(Clone, Copy)]
@@ -32,6 +37,8 @@ struct Segment<'a> {
     units: usize,
     /// Whether units are pairs.
     pair: bool,
+    /// Whether the left operand is read where it lies.
+    direct: bool,
     /// Units of the phase before it.
     at: usize,
 }
@@ -45,21 +52,35 @@ struct Phase<'a> {
     next: (usize, usize),
 }
 
+/// Whether both operands are multiplied as `bf16`.
+fn is_pair(p: &Product, isa: &Isa) -> bool {
+    let is_plain = |m: &Mat| m.src.dtype() == DType::Bf16 && m.dropout.is_none();
+    isa.pair.is_some() && is_plain(&p.a) && is_plain(&p.b)
+}
+
+/// Whether the left operand's rows are units as they lie in memory.
+fn is_direct(p: &Product, isa: &Isa) -> bool {
+    let is_pair = is_pair(p, isa);
+    let is_plain = is_pair || (p.a.src.dtype() == DType::F32 && p.a.dropout.is_none());
+    let is_whole = !is_pair || p.k.is_multiple_of(2);
+    let bytes = p.a.rs * p.a.src.dtype().size();
+    isa.direct.is_some() && is_plain && is_whole && p.a.cs == 1 && !bytes.is_multiple_of(CROWDED)
+}
+
 impl<'a> Phase<'a> {
     /// The phase that begins at `from`; without segments if there is no depth left.
     fn new(products: &'a [Product], isa: &Isa, from: (usize, usize)) -> Phase<'a> {
         let (mut product, mut k) = from;
         let (mut segments, mut count, mut used) = ([None; SEGMENTS], 0, 0);
         while let Some(p) = products.get(product) {
-            let is_pair = |m: &Mat| m.src.dtype() == DType::Bf16 && m.dropout.is_none();
-            let pair = isa.pair.is_some() && is_pair(&p.a) && is_pair(&p.b);
+            let (pair, direct) = (is_pair(p, isa), is_direct(p, isa));
             let depth = if pair { 2 * KC } else { KC }.min(p.k - k);
             let units = if pair { depth.div_ceil(2) } else { depth };
             if depth > 0 {
                 if used + units > PHASE || count == SEGMENTS {
                     break;
                 }
-                segments[count] = Some(Segment { product: p, k, depth, units, pair, at: used });
+                segments[count] = Some(Segment { product: p, k, depth, units, pair, direct, at: used });
                 (count, used, k) = (count + 1, used + units, k + depth);
             }
             if k == p.k {
@@ -78,19 +99,29 @@ impl<'a> Phase<'a> {
     }
 }
 
-/// Calls `f` for each phase with whether it is the first and the last; there is always one, if only without segments.
-fn phases<'a>(products: &'a [Product], isa: &Isa, mut f: impl FnMut(&Phase<'a>, bool, bool)) {
-    let mut from = (0, 0);
-    loop {
-        let phase = Phase::new(products, isa, from);
+/// All phases; there is always one, if only without segments.
+fn phases<'a>(products: &'a [Product], isa: &Isa) -> impl Iterator<Item = Phase<'a>> {
+    let first = Phase::new(products, isa, (0, 0));
+    std::iter::successors(Some(first), move |phase| {
         // What is left may be products without depth.
         let is_last = products[phase.next.0.min(products.len())..].iter().all(|p| p.k == 0);
-        f(&phase, from == (0, 0), is_last);
-        if is_last {
-            return;
-        }
-        from = phase.next;
+        (!is_last).then(|| Phase::new(products, isa, phase.next))
+    })
+}
+
+/// The phase of a number that [`phases`] has.
+fn phase<'a>(products: &'a [Product], isa: &Isa, mut number: usize) -> Phase<'a> {
+    let mut from = (0, 0);
+    if let Some(p) = products.first() {
+        // Phases of the first product alone are all alike.
+        let depth = if is_pair(p, isa) { 2 * PHASE } else { PHASE };
+        let alike = number.min(p.k / depth);
+        (from, number) = ((0, alike * depth), number - alike);
     }
+    for _ in 0..number {
+        from = Phase::new(products, isa, from).next;
+    }
+    Phase::new(products, isa, from)
 }
 
 /// Whether one task computes a product of these extents.
@@ -104,36 +135,106 @@ fn aligned(piece: &mut [f32], n: usize) -> &mut [f32] {
     &mut piece[skip..skip + n]
 }
 
-/// Computes a job.
+/// Computes a job, on the calling thread alone or in parallel.
 ///
 /// # Safety
 /// As [`Job::run`]; the CPU has the instruction set.
-pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa) {
-    let (mut count, mut deep) = (0, 0);
-    phases(job.products, isa, |phase, _, _| (count, deep) = (count + 1, deep.max(phase.units())));
-    let depth = job.products.iter().map(|p| p.k).sum();
-    let (rows, columns) = (Parts::new(job.m, BLOCK, isa.mr), Parts::new(job.n, BLOCK, isa.nr));
-    let (m, n) = (rows.most(isa.mr), columns.most(isa.nr));
-    let (a_len, b_len) = (m * deep, n * deep);
-    let c_len = if count == 1 || job.c.dtype() == DType::F32 { 0 } else { m * n };
-    scratch::with(a_len + b_len + c_len + 3 * LINE, |s| {
+pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa, alone: bool) {
+    let (count, deep) = phases(job.products, isa).fold((0, 0), |(n, d), p| (n + 1, d.max(p.units())));
+    let packs_a = !job.products.iter().all(|p| is_direct(p, isa));
+    let keeps_c = count > 1 && job.c.dtype() != DType::F32;
+    // Without panels of rows or sums to keep, a block has all rows.
+    let height = if packs_a || keeps_c { BLOCK } else { job.m };
+    let width = if packs_a { BLOCK } else { BLOCK / 2 };
+    let (rows, columns) = (Parts::new(job.m, height, isa.mr), Parts::new(job.n, width, isa.nr));
+    let (m, n) = (rows.most(), columns.most());
+    let (a_len, b_len) = (if packs_a { m * deep } else { 0 }, n * deep);
+    let c_len = if keeps_c { m * n } else { 0 };
+    scratch::with(2 * (a_len + b_len) + c_len + 5 * LINE, |s| {
         let mut cut = Cut(s);
-        let mut take = |n: usize| par::Shared::new(aligned(cut.take(n + LINE), n));
-        let (a, b, c) = (take(a_len), take(b_len), take(c_len));
-        for row in rows.all() {
-            for (j, column) in columns.all().enumerate() {
-                let tiling = Tiling::new(row.1, column.1, depth, isa);
-                let pass = Pass { job, isa, tiling, row, column, a, b, c, is_packed: j > 0 && count == 1 };
-                phases(job.products, isa, |phase, is_first, is_last| {
-                    // SAFETY: by contract; blocks are disjoint.
-                    unsafe { pass.phase(phase, is_first, is_last) }
-                });
-            }
-        }
+        let mut take = |n: usize| Shared::new(aligned(cut.take(n + LINE), n));
+        let (a, b) = ([take(a_len), take(a_len)], [take(b_len), take(b_len)]);
+        let depth = job.products.iter().map(|p| p.k).sum();
+        let blocks = Blocks { job, isa, rows, columns, depth, phases: count, packs_a, a, b, c: take(c_len) };
+        if alone { par::run_alone(&blocks) } else { par::run_steps(&blocks) }
     });
 }
 
-/// What computes a block.
+/// The blocks of a result.
+struct Blocks<'a> {
+    job: &'a Job<'a>,
+    isa: &'a Isa,
+    rows: Parts,
+    columns: Parts,
+    depth: usize,
+    phases: usize,
+    packs_a: bool,
+    /// Packed operands of steps that follow one another.
+    a: [Shared<f32>; 2],
+    b: [Shared<f32>; 2],
+    /// Sums of a block, if they are kept from one phase to the next and not in the result.
+    c: Shared<f32>,
+}
+
+impl Blocks<'_> {
+    /// What a step computes: phases follow one another, then blocks of columns, then blocks of rows.
+    fn pass(&self, step: usize) -> Pass<'_> {
+        let (block, phase) = (step / self.phases, step % self.phases);
+        let (i, j) = (block / self.columns.count, block % self.columns.count);
+        let (row, column) = (self.rows.part(i), self.columns.part(j));
+        // One phase of a block of rows is packed for all its columns.
+        let is_packed = !self.packs_a || (j > 0 && self.phases == 1);
+        let a = self.a[if self.phases == 1 { i % 2 } else { step % 2 }];
+        let tiling = Tiling::new(row.1, column.1, self.depth, self.isa);
+        Pass {
+            job: self.job,
+            isa: self.isa,
+            tiling,
+            row,
+            column,
+            a,
+            b: self.b[step % 2],
+            c: self.c,
+            is_packed,
+            phase,
+            is_last: phase + 1 == self.phases,
+        }
+    }
+}
+
+impl Pipeline for Blocks<'_> {
+    fn steps(&self) -> usize {
+        self.rows.count * self.columns.count * self.phases
+    }
+
+    fn counts(&self, step: usize) -> [usize; 2] {
+        let pass = self.pass(step);
+        [pass.a_tasks() + pass.b_tasks(), pass.tiling.count()]
+    }
+
+    fn prepare(&self, step: usize, task: usize) {
+        let pass = self.pass(step);
+        let a_tasks = pass.a_tasks();
+        let phase = phase(self.job.products, self.isa, pass.phase);
+        // SAFETY: by the contract of `run`; tasks write disjoint panels, which nothing reads before they are done.
+        unsafe {
+            if task < a_tasks {
+                pass.pack_a(&phase, task)
+            } else {
+                let part = pass.tiling.columns.part(task - a_tasks);
+                pass.pack_b(&phase, part, pass.shared_b(part.0));
+            }
+        }
+    }
+
+    fn work(&self, step: usize, task: usize) {
+        let pass = self.pass(step);
+        // SAFETY: by the contract of `run`; tiles are disjoint, and panels are packed.
+        unsafe { pass.tile(&phase(self.job.products, self.isa, pass.phase), task) }
+    }
+}
+
+/// What computes a phase of a block.
 struct Pass<'a> {
     job: &'a Job<'a>,
     isa: &'a Isa,
@@ -142,33 +243,25 @@ struct Pass<'a> {
     row: (usize, usize),
     column: (usize, usize),
     /// Packed operands.
-    a: par::Shared<f32>,
-    b: par::Shared<f32>,
+    a: Shared<f32>,
+    b: Shared<f32>,
     /// Sums of the block, if they are kept from one phase to the next and not in the result.
-    c: par::Shared<f32>,
-    /// Whether the left operand is packed already.
+    c: Shared<f32>,
+    /// Whether the left operand is packed already, or never.
     is_packed: bool,
+    phase: usize,
+    is_last: bool,
 }
 
 impl Pass<'_> {
-    /// Packs and adds a phase.
-    ///
-    /// # Safety
-    /// As [`run`], for this block.
-    unsafe fn phase(&self, phase: &Phase<'_>, is_first: bool, is_last: bool) {
-        let (rows, columns) = (self.tiling.rows, self.tiling.columns);
-        // An operand whose panels only one tile uses is packed by that tile.
-        let a_tasks = if columns.count == 1 || self.is_packed { 0 } else { rows.count };
-        let b_tasks = if rows.count == 1 { 0 } else { columns.count };
-        // SAFETY: by contract; tasks write disjoint panels, and tiles are disjoint.
-        unsafe {
-            if a_tasks + b_tasks > 0 {
-                par::tasks(a_tasks + b_tasks, |t| {
-                    if t < a_tasks { self.pack_a(phase, t) } else { self.pack_b(phase, t - a_tasks) }
-                });
-            }
-            par::tasks(self.tiling.count(), |t| self.tile(phase, t, is_first, is_last));
-        }
+    /// Tasks that pack the left operand. Panels that only one tile uses are packed by that tile.
+    fn a_tasks(&self) -> usize {
+        if self.tiling.columns.count == 1 || self.is_packed { 0 } else { self.tiling.rows.count }
+    }
+
+    /// Tasks that pack the right operand.
+    fn b_tasks(&self) -> usize {
+        if self.tiling.rows.count == 1 { 0 } else { self.tiling.columns.count }
     }
 
     /// Packs a part of the rows of the left operand.
@@ -177,56 +270,51 @@ impl Pass<'_> {
     /// As [`run`]; nothing else uses these panels meanwhile.
     unsafe fn pack_a(&self, phase: &Phase<'_>, part: usize) {
         let (mr, (i, m)) = (self.isa.mr, self.tiling.rows.part(part));
-        for s in phase.iter() {
+        for s in phase.iter().filter(|s| !s.direct) {
             let part =
                 Part { first: self.row.0 + i, count: m, k: s.k, depth: s.depth, width: mr, pair: s.pair };
             // SAFETY: by contract.
             unsafe {
-                let to = self.panels(self.a, self.row.1.next_multiple_of(mr), s, i);
-                pack::pack(self.isa, &s.product.a, part, to);
+                pack::pack(self.isa, &s.product.a, part, self.shared_a(i).of(s));
             }
         }
     }
 
-    /// Packs a part of the columns of the right operand.
+    /// Packs columns of the right operand.
     ///
     /// # Safety
     /// As [`run`]; nothing else uses these panels meanwhile.
-    unsafe fn pack_b(&self, phase: &Phase<'_>, part: usize) {
-        let (nr, (j, n)) = (self.isa.nr, self.tiling.columns.part(part));
+    unsafe fn pack_b(&self, phase: &Phase<'_>, (j, n): (usize, usize), to: Panels) {
+        let nr = self.isa.nr;
         for s in phase.iter() {
             let part =
                 Part { first: self.column.0 + j, count: n, k: s.k, depth: s.depth, width: nr, pair: s.pair };
             // SAFETY: by contract.
             unsafe {
-                let to = self.panels(self.b, self.column.1.next_multiple_of(nr), s, j);
-                pack::pack(self.isa, &s.product.b.t(), part, to);
+                pack::pack(self.isa, &s.product.b.t(), part, to.of(s));
             }
         }
     }
 
-    /// Where a segment's panels from line `first` on are, of an operand with `lines`.
-    ///
-    /// # Safety
-    /// In bounds.
-    unsafe fn panels(
-        &self,
-        packed: par::Shared<f32>,
-        lines: usize,
-        s: &Segment<'_>,
-        first: usize,
-    ) -> *mut u32 {
-        // SAFETY: by contract.
-        unsafe { packed.at(s.at * lines + s.units * first).cast() }
+    /// Panels of the left operand from row `i` of the block on.
+    fn shared_a(&self, i: usize) -> Panels {
+        Panels { at: self.a, lines: self.row.1.next_multiple_of(self.isa.mr), first: i }
+    }
+
+    /// Panels of the right operand from column `j` of the block on.
+    fn shared_b(&self, j: usize) -> Panels {
+        Panels { at: self.b, lines: self.column.1.next_multiple_of(self.isa.nr), first: j }
     }
 
     /// Adds a phase to a tile.
     ///
     /// # Safety
     /// As [`run`], for this tile.
-    unsafe fn tile(&self, phase: &Phase<'_>, t: usize, is_first: bool, is_last: bool) {
+    unsafe fn tile(&self, phase: &Phase<'_>, t: usize) {
         let (rows, columns) = (self.tiling.rows, self.tiling.columns);
-        let (row, column) = (t / columns.count, t % columns.count);
+        let (is_first, is_last) = (self.phase == 0, self.is_last);
+        // Tasks that follow one another share columns, whose panels take most of a cache.
+        let (row, column) = (t % rows.count, t / rows.count);
         let ((i, m), (j, n)) = (rows.part(row), columns.part(column));
         let (top, left) = (self.row.0 + i, self.column.0 + j);
         let in_place = self.job.c.dtype() == DType::F32;
@@ -238,11 +326,12 @@ impl Pass<'_> {
             if columns.count == 1 && !self.is_packed {
                 self.pack_a(phase, row);
             }
-            if rows.count == 1 {
-                self.pack_b(phase, column);
-            }
-            scratch::with(c_len + d_len, |s| {
-                let (pc, pd) = s.split_at_mut(c_len);
+            // Panels that only this tile uses are packed one by one, into the same place, which stays in the cache.
+            let own_len = if rows.count == 1 && d_len == 0 { self.isa.nr * phase.units() } else { 0 };
+            scratch::with(c_len + d_len + own_len + LINE, |s| {
+                let mut cut = Cut(s);
+                let (pc, pd) = (cut.take(c_len), cut.take(d_len));
+                let own = Panels { at: Shared::new(aligned(cut.0, own_len)), lines: self.isa.nr, first: 0 };
                 let (c, ldc) = if in_place {
                     (self.job.c.raw::<f32>(0, 0).as_mut_ptr().add(top * self.job.ldc + left), self.job.ldc)
                 } else if c_len > 0 {
@@ -251,19 +340,30 @@ impl Pass<'_> {
                     (self.c.at(i * self.column.1 + j), self.column.1)
                 };
                 let tile = Tile { c, ldc, m, n };
-                let mut started = !is_first || self.begin(&tile, top, left, phase, in_place);
-                for s in phase.iter() {
-                    if let Some(d) = s.product.dropout {
-                        let part = Tile { c: pd.as_mut_ptr(), ldc: n, ..tile };
-                        self.add(s, (i, j), &part, false);
-                        for r in 0..m {
-                            d.apply((top + r) * self.job.n + left, part.row(r));
-                            reduce::axpy(1.0, part.row(r), tile.row(r));
-                        }
-                    } else {
-                        self.add(s, (i, j), &tile, started);
+                let is_set = !is_first || self.begin(&tile, top, left, phase, in_place);
+                let step = if own_len > 0 { self.isa.nr } else { n };
+                for y in (0..n).step_by(step) {
+                    let part = y..n.min(y + step);
+                    let b = if own_len > 0 { own } else { self.shared_b(j + y) };
+                    if rows.count == 1 {
+                        self.pack_b(phase, (j + y, part.len()), b);
                     }
-                    started = true;
+                    let mut add = is_set;
+                    for (number, s) in phase.iter().enumerate() {
+                        let out = !in_place && is_last && number + 1 == phase.iter().count();
+                        let place = Place { a: self.shared_a(i), b, top, left, out };
+                        if let Some(d) = s.product.dropout {
+                            let part = Tile { c: pd.as_mut_ptr(), ldc: n, ..tile };
+                            self.add(s, &place, &part, 0..n, false);
+                            for r in 0..m {
+                                d.apply((top + r) * self.job.n + left, part.row(r));
+                                reduce::axpy(1.0, part.row(r), tile.row(r));
+                            }
+                        } else {
+                            self.add(s, &place, &tile, part.clone(), add);
+                        }
+                        add = true;
+                    }
                 }
                 if is_last && !in_place {
                     (0..m).for_each(|r| self.job.c.store((top + r) * self.job.ldc + left, tile.row(r)));
@@ -304,35 +404,97 @@ impl Pass<'_> {
         }
     }
 
-    /// Adds a segment to the tile at `(i, j)` of the block, or writes it.
+    /// Adds a segment to columns of a tile, or writes them.
     ///
     /// # Safety
     /// As [`run`], for this tile; its panels are packed.
-    unsafe fn add(&self, s: &Segment<'_>, (i, j): (usize, usize), tile: &Tile, add: bool) {
+    unsafe fn add(
+        &self,
+        s: &Segment<'_>,
+        place: &Place,
+        tile: &Tile,
+        columns: std::ops::Range<usize>,
+        add: bool,
+    ) {
         let &Isa { mr, nr, single, pair, .. } = self.isa;
-        let kernel = if s.pair { pair.unwrap_or(single) } else { single };
         let Tile { c, ldc, m, n } = *tile;
+        let Mat { src, rs, .. } = s.product.a;
         // SAFETY: by contract.
         unsafe {
-            let a = self.panels(self.a, self.row.1.next_multiple_of(mr), s, i);
-            let b = self.panels(self.b, self.column.1.next_multiple_of(nr), s, j);
-            for y in (0..n).step_by(nr) {
+            let (a, a_row, kernel) = match self.isa.direct {
+                Some(direct) if s.direct => {
+                    let a = src.offset(place.top * rs + s.k).ptr();
+                    (a, rs * src.dtype().size(), direct[usize::from(s.pair)])
+                }
+                _ => {
+                    let a = place.a.of(s);
+                    let kernel = if s.pair { pair.unwrap_or(single) } else { single };
+                    (a.cast_const().cast(), s.units * size_of::<u32>(), kernel)
+                }
+            };
+            let b = place.b.of(s);
+            for (panel, y) in columns.step_by(nr).enumerate() {
                 for x in (0..m).step_by(mr) {
+                    let at = c.add(x * ldc + y);
                     kernel(&Block {
                         units: s.units,
-                        a: a.add(x * s.units),
-                        b: b.add(y * s.units),
-                        c: c.add(x * ldc + y),
+                        // A panel of `mr` rows is as long as `mr` rows.
+                        a: a.add(x * a_row).cast(),
+                        a_row,
+                        b: b.add(panel * nr * s.units),
+                        c: at,
                         ldc,
                         m: mr.min(m - x),
                         n: nr.min(n - y),
                         alpha: s.product.alpha,
                         add,
+                        result: if place.out { self.result(place, x, y) } else { Fetch::lines(at, ldc) },
                     });
                 }
             }
         }
     }
+
+    /// Where a register tile goes in the end.
+    fn result(&self, place: &Place, x: usize, y: usize) -> Fetch {
+        let size = self.job.c.dtype().size();
+        let at = self.job.c.src().ptr();
+        let at = at.wrapping_add(((place.top + x) * self.job.ldc + place.left + y) * size);
+        Fetch { at, row: self.job.ldc * size, width: 16 * size }
+    }
+}
+
+/// Packed panels of all segments of a phase.
+#[derive(Clone, Copy)]
+struct Panels {
+    at: Shared<f32>,
+    /// Lines of the operand that are packed, whole panels.
+    lines: usize,
+    /// The first line meant, at the start of a panel.
+    first: usize,
+}
+
+impl Panels {
+    /// The panels of a segment.
+    ///
+    /// # Safety
+    /// In bounds.
+    unsafe fn of(&self, s: &Segment<'_>) -> *mut u32 {
+        // SAFETY: by contract.
+        unsafe { self.at.at(s.at * self.lines + s.units * self.first).cast() }
+    }
+}
+
+/// Where a tile is.
+struct Place {
+    /// Panels of its rows, and of the columns that are added to.
+    a: Panels,
+    b: Panels,
+    /// In the result.
+    top: usize,
+    left: usize,
+    /// Whether the tile goes to the result next.
+    out: bool,
 }
 
 /// The sums of a tile.

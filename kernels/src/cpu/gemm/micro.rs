@@ -10,6 +10,8 @@ use crate::cpu::simd::Level;
 pub(super) struct Block {
     pub(super) units: usize,
     pub(super) a: *const u32,
+    /// Bytes from one row of `a` to the next, for kernels that read it where it lies ([`Isa::direct`]).
+    pub(super) a_row: usize,
     pub(super) b: *const u32,
     pub(super) c: *mut f32,
     /// Elements from one row of the result to the next.
@@ -19,6 +21,24 @@ pub(super) struct Block {
     pub(super) alpha: f32,
     /// Whether the result's content is added to.
     pub(super) add: bool,
+    /// Where the result goes in the end: it is asked for while the sums are made.
+    pub(super) result: Fetch,
+}
+
+/// Memory that a micro-kernel may ask for while it computes, so that it is there when it is needed: `row` bytes from row to
+/// row, `width` from vector to vector. A hint: the addresses need not be valid.
+#[derive(Clone, Copy)]
+pub(super) struct Fetch {
+    pub(super) at: *const u8,
+    pub(super) row: usize,
+    pub(super) width: usize,
+}
+
+impl Fetch {
+    /// Rows of floats, `row` of them apart.
+    pub(super) fn lines(at: *const f32, row: usize) -> Fetch {
+        Fetch { at: at.cast(), row: row * size_of::<f32>(), width: 64 }
+    }
 }
 
 /// The micro-kernels of an instruction set; all have panels of the same width.
@@ -40,6 +60,9 @@ pub(super) struct Isa {
     /// # Safety
     /// The CPU has the instruction set; the slices are equally long.
     pub(super) dot: Option<Dot>,
+    /// As `single` and `pair` for a left operand that is no panel: rows of contiguous units, `a_row` bytes apart, aligned to
+    /// elements.
+    pub(super) direct: Option<[unsafe fn(&Block); 2]>,
     /// Copies up to 16 rows into a panel.
     pub(super) transpose: Transpose,
 }
@@ -56,21 +79,27 @@ pub(super) type Transpose = unsafe fn(*const u8, usize, usize, usize, bool, *mut
 
 /// The micro-kernels of a level.
 pub(super) fn isa(level: Level) -> &'static Isa {
-    #[cfg(target_arch = "x86_64")]
     match level {
-        Level::Avx512Bf16 => return &super::avx512::BF16,
-        Level::Avx512 => return &super::avx512::F32,
-        Level::Avx2 => return &super::avx2::ISA,
-        Level::Portable => {}
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Bf16 => &super::avx512::BF16,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => &super::avx512::F32,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => &super::avx2::ISA,
+        #[cfg(target_arch = "aarch64")]
+        Level::NeonBf16 => &super::neon::BF16,
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => &super::neon::F32,
+        // Levels of other architectures never occur.
+        _ => &PORTABLE,
     }
-    let _ = level;
-    &PORTABLE
 }
 
 const MR: usize = 4;
 const NR: usize = 8;
 
-static PORTABLE: Isa = Isa { mr: MR, nr: NR, single: portable, pair: None, dot: None, transpose };
+static PORTABLE: Isa =
+    Isa { mr: MR, nr: NR, single: portable, pair: None, dot: None, direct: None, transpose };
 
 /// # Safety
 /// See [`Isa::single`].

@@ -3,7 +3,7 @@
 //! The result is cut into tiles by its shape alone; each is computed by one thread from the first to the last product, and
 //! within a product in order of depth, so that the bits do not depend on the number of threads (`blocked`, `tiling`).
 //! Operands are copied into panels (`pack`) for micro-kernels that hold a part of the result in registers (`micro`).
-//! Products of two `bf16` operands are taken as they are where the CPU multiplies `bf16` (AVX-512 BF16); all others are
+//! Products of two `bf16` operands are taken as they are where the CPU multiplies `bf16` (AVX-512 BF16, NEON BF16); all others are
 //! converted to `f32` in the panels. Results that are not `f32` are rounded once, at the end. Few rows are computed as dot
 //! products without panels.
 
@@ -19,7 +19,10 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocked;
+mod engine;
 mod micro;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 #[cfg(test)]
 mod tests;
@@ -38,6 +41,7 @@ const DOT_COLUMNS: usize = 32;
 pub const SCRATCH_BYTES: usize = 2 * tiling::TILE_AREA * size_of::<f32>();
 
 pub use blocked::SHARED_BYTES;
+pub(crate) use engine::{Engine, Panels};
 
 /// A matrix operand; element `(i, j)` is at `i * rs + j * cs`.
 #[derive(Clone, Copy)]
@@ -128,7 +132,7 @@ impl<'a> Job<'a> {
             return unsafe { self.dots(micro::isa(level)) };
         }
         // SAFETY: by contract.
-        unsafe { blocked::run(self, micro::isa(level)) }
+        unsafe { blocked::run(self, micro::isa(level), false) }
     }
 
     /// Whether there are few rows and all operands are contiguous along the depth.
@@ -201,6 +205,11 @@ impl<'a> Job<'a> {
     }
 }
 
+/// Whether `bf16` operands are multiplied as they are.
+pub(crate) fn multiplies_bf16() -> bool {
+    micro::isa(simd::level()).pair.is_some()
+}
+
 /// Whether a product of these extents is done by one task, so that several are better run side by side.
 pub(crate) fn is_one_task(m: usize, n: usize, k: usize) -> bool {
     blocked::is_one_tile(m, n, k, micro::isa(simd::level()))
@@ -233,5 +242,5 @@ pub(crate) unsafe fn kernel(
     let c = Dst::new(c.cast(), DType::F32);
     let job = Job { accumulate: add, ldc, ..Job::new(m, n, &products, c) };
     // SAFETY: by contract.
-    unsafe { blocked::run(&job, micro::isa(simd::level())) }
+    unsafe { blocked::run(&job, micro::isa(simd::level()), true) }
 }

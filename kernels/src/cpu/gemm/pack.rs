@@ -8,6 +8,27 @@ use kfc_graph::DType;
 /// Elements of a converted run.
 const RUN: usize = 512;
 
+/// Panels that are written side by side.
+const PANELS: usize = 8;
+
+/// Rows that are fetched ahead, where each is a short piece in another place.
+const AHEAD: usize = 12;
+
+/// Asks for the cache lines of `bytes` from an address on; it need not be valid.
+#[inline(always)]
+fn prefetch(at: *const u8, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: a prefetch never faults.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line).cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, bytes);
+}
+
 /// What is copied: `count` rows or columns ("lines") from `first` on, at depths `k..k + depth`.
 #[derive(Clone, Copy)]
 pub(super) struct Part {
@@ -101,8 +122,10 @@ unsafe fn across(mat: &Mat, part: Part, is_raw: bool, out: *mut u32) {
     debug_assert!(mat.rs == 1);
     let Part { width, pair, depth, .. } = part;
     let (units, step) = (part.units(), if pair { 2 } else { 1 });
-    let run = (RUN / width).max(1) * width;
+    // Panels lie a power of two apart: more of them would evict each other from the cache before a line is full.
+    let run = (RUN / width).clamp(1, PANELS) * width;
     let mut floats = [0.0f32; RUN];
+    let size = mat.src.dtype().size();
     for line in (0..part.count).step_by(run) {
         let lines = run.min(part.count - line);
         for u in 0..units {
@@ -110,6 +133,12 @@ unsafe fn across(mat: &Mat, part: Part, is_raw: bool, out: *mut u32) {
             let start = part.first + line + (part.k + k) * mat.cs;
             let panel = width * units;
             let len = (lines.div_ceil(width) - 1) * panel + (lines - 1) % width + 1;
+            for k in k..k + step {
+                prefetch(
+                    mat.src.ptr().wrapping_add((start + (k - u * step + AHEAD * step) * mat.cs) * size),
+                    lines * size,
+                );
+            }
             // SAFETY: by contract.
             unsafe {
                 let out = std::slice::from_raw_parts_mut(out.add(line / width * panel + u * width), len);
@@ -177,6 +206,7 @@ simd! {
             4 => spread_by::<4>(row, out, panel),
             6 => spread_by::<6>(row, out, panel),
             8 => spread_by::<8>(row, out, panel),
+            12 => spread_by::<12>(row, out, panel),
             16 => spread_by::<16>(row, out, panel),
             48 => spread_by::<48>(row, out, panel),
             _ => row.chunks(width).enumerate().for_each(|(i, r)| out[i * panel..][..r.len()].copy_from_slice(r)),
@@ -186,6 +216,7 @@ simd! {
     fn spread_pairs(low: &[u16], high: &[u16], out: &mut [u32], width: usize, panel: usize) {
         match width {
             8 => spread_pairs_by::<8>(low, high, out, panel),
+            12 => spread_pairs_by::<12>(low, high, out, panel),
             48 => spread_pairs_by::<48>(low, high, out, panel),
             _ => low.chunks(width).zip(high.chunks(width)).enumerate().for_each(|(i, (l, h))| {
                 out[i * panel..].iter_mut().zip(l).zip(h).for_each(|((o, &l), &h)| *o = join(l, h));

@@ -23,33 +23,31 @@ const TILES: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Parts {
     n: usize,
-    part: usize,
+    /// What lengths are multiples of, and how many of these there are.
+    to: usize,
+    units: usize,
     pub(super) count: usize,
 }
 
 impl Parts {
     /// Parts of at most `at_most` (or `to`, if that is more), a multiple of `to` but for the last.
     pub(super) fn new(n: usize, at_most: usize, to: usize) -> Parts {
-        let at_most = (at_most / to).max(1) * to;
-        let count = n.div_ceil(at_most).max(1);
-        let part = n.div_ceil(count).max(1).next_multiple_of(to);
-        Parts { n, part, count: n.div_ceil(part) }
+        let units = n.div_ceil(to).max(1);
+        let count = units.div_ceil((at_most / to).max(1));
+        Parts { n, to, units, count }
     }
 
     /// Start and length of a part.
     pub(super) fn part(&self, i: usize) -> (usize, usize) {
-        let start = i * self.part;
-        (start, self.part.min(self.n - start))
+        // The first of the parts have one unit more where they do not come out even.
+        let (units, longer) = (self.units / self.count, self.units % self.count);
+        let at = |i: usize| ((i * units + i.min(longer)) * self.to).min(self.n);
+        (at(i), at(i + 1) - at(i))
     }
 
-    /// All parts.
-    pub(super) fn all(self) -> impl Iterator<Item = (usize, usize)> {
-        (0..self.count).map(move |i| self.part(i))
-    }
-
-    /// The largest part, whole panels of `to`.
-    pub(super) fn most(&self, to: usize) -> usize {
-        self.part.min(self.n).next_multiple_of(to)
+    /// The largest part, whole units.
+    pub(super) fn most(&self) -> usize {
+        self.units.div_ceil(self.count) * self.to
     }
 }
 
@@ -63,7 +61,8 @@ pub(super) struct Tiling {
 impl Tiling {
     /// Of `m × n` elements of a product of depth `k`.
     pub(super) fn new(m: usize, n: usize, k: usize, isa: &Isa) -> Tiling {
-        let (mut mt, mut nt) = (m.clamp(1, TILE_ROWS), n.clamp(1, TILE_COLUMNS));
+        let rows = if m > TILE_ROWS { TILE_ROWS / 2 } else { m };
+        let (mut mt, mut nt) = (rows.max(1), n.clamp(1, TILE_COLUMNS));
         let count = |mt: usize, nt: usize| m.div_ceil(mt) * n.div_ceil(nt);
         while count(mt, nt) < TILES && mt * nt * k > 2 * TILE_WORK && (mt > isa.mr || nt > isa.nr) {
             let cut_rows = nt <= isa.nr || (mt > isa.mr && mt >= nt);

@@ -10,15 +10,15 @@ mod topk;
 
 pub(crate) use scores::TokenScores;
 
-use crate::cpu::float::Dst;
-use crate::cpu::gemm::{Job, Mat, Product};
+use crate::cpu::float::{Dst, Src};
+use crate::cpu::gemm::{self, Job, Mat, Product};
 use crate::cpu::{Call, Kernel, KernelError, par};
 use kfc_graph::{Attrs, DType, TensorType};
-use kfc_ops::head::{HeadAttrs, KdKind};
-use rows::Softened;
+use kfc_ops::head::{Divergence, HeadAttrs, KdKind};
+use rows::{Forward, Softened};
 
 /// Bytes of logits that a chunk aims at.
-const CHUNK_BYTES: usize = 16 << 20;
+const CHUNK_BYTES: usize = 32 << 20;
 
 /// Fewest tokens of a chunk: fewer would make the products inefficient.
 const CHUNK_ROWS: usize = 64;
@@ -26,7 +26,9 @@ const CHUNK_ROWS: usize = 64;
 /// Tokens of a chunk for `n` tokens and `vocab` logits a token.
 fn chunk_rows(n: usize, vocab: usize) -> usize {
     let rows = CHUNK_BYTES / (vocab.max(1) * size_of::<f32>());
-    rows.max(CHUNK_ROWS).next_multiple_of(16).min(n).max(1)
+    // Chunks of nearly equal length.
+    let chunks = n.div_ceil(rows.max(CHUNK_ROWS).next_multiple_of(16)).max(1);
+    n.div_ceil(chunks).next_multiple_of(16).min(n).max(1)
 }
 
 /// Which of the three operations.
@@ -225,7 +227,7 @@ impl Head {
         // SAFETY: by contract; rows are disjoint.
         unsafe {
             let z = par::Shared::new(call.work::<f32>(self.layout.z, n * v));
-            let zt = call.work::<f32>(self.layout.zt, n * vt);
+            let zt = par::Shared::new(call.work::<f32>(self.layout.zt, n * vt));
             let losses = par::Shared::new(call.work::<[f64; 3]>(self.layout.losses, n));
             let (labels, w_ce) = (call.input::<i32>(o + 2), call.input::<f32>(o + 3));
             let distils = self.attrs.distils();
@@ -241,22 +243,35 @@ impl Head {
                     let label = self.label(labels[i]);
                     let w_ce = if label.is_some() { w_ce[i] } else { 0.0 };
                     let w_kd = w_kd.get(i).copied().unwrap_or(0.0);
-                    let ce = rows::cross_entropy(z, label);
                     let (a, b) = (g_ce * w_ce, g_kd * w_kd * t as f32);
-                    let kd = match self.attrs.kd {
-                        KdKind::None => {
+                    let zt = zt.slice(r * vt, vt);
+                    let is_forward = self.attrs.divergence == Divergence::ForwardKl && vt >= v;
+                    let forward = (self.attrs.kd == KdKind::Logits && is_forward)
+                        .then(|| Forward::new(z, zt, label, t as f32));
+                    let ce = match &forward {
+                        Some(forward) => forward.ce,
+                        None => rows::cross_entropy(z, label),
+                    };
+                    let correct = w_ce > 0.0 && label.is_some_and(|l| ce.is_best(z, l));
+                    let kd = match (self.attrs.kd, forward) {
+                        (_, Some(forward)) => {
+                            if with_gradient {
+                                forward.gradient(a, b, z, zt);
+                            }
+                            forward.loss
+                        }
+                        (KdKind::None, _) => {
                             if with_gradient {
                                 rows::scaled_softmax(a, ce.lse as f32, z);
                             }
                             0.0
                         }
-                        KdKind::Logits => {
-                            let zt = &zt[r * vt..(r + 1) * vt];
+                        (KdKind::Logits, _) => {
                             let common = v.min(vt);
                             let pair = Softened::new(&z[..common], &zt[..common], t as f32);
                             pair.run(self.attrs.divergence, a, b, ce.lse as f32, z, zt, with_gradient)
                         }
-                        KdKind::TopK => {
+                        (KdKind::TopK, _) => {
                             let k = self.top;
                             let cache = topk::Cache {
                                 ids: &call.input::<i32>(o + 4)[i * k..][..k],
@@ -269,7 +284,9 @@ impl Head {
                     if let (true, Some(l)) = (with_gradient, label) {
                         z[l] -= a;
                     }
-                    let correct = w_ce > 0.0 && label == Some(ce.argmax);
+                    if with_gradient && self.rounds() && !self.attrs.need_dw {
+                        round_in_place(z);
+                    }
                     losses.slice(r, 1)[0] = [
                         f64::from(w_ce) * ce.loss,
                         f64::from(w_kd) * t * t * kd,
@@ -278,6 +295,11 @@ impl Head {
                 }
             });
         }
+    }
+
+    /// Whether dh, which is `bf16`, is a product of `bf16`: gradients of logits are rounded for it, in place.
+    fn rounds(&self) -> bool {
+        self.student.x == DType::Bf16 && self.student.w == DType::Bf16 && gemm::multiplies_bf16()
     }
 
     /// Gradients of a chunk from those of its logits.
@@ -289,7 +311,24 @@ impl Head {
         let bytes = p.row_bytes();
         // SAFETY: by contract; the parts of the workspace do not overlap.
         unsafe {
-            let dz = Mat::rows(Dst::floats(call.work(self.layout.z, n * p.vocab)).src(), p.vocab);
+            let z = call.work::<f32>(self.layout.z, n * p.vocab);
+            let mut dz = Mat::rows(Dst::floats(z).src(), p.vocab);
+            if self.attrs.need_dw {
+                let h = Dst::new(call.work::<u8>(self.layout.h, n * bytes).as_mut_ptr(), p.x).src();
+                let products = [Product::new(dz.t(), Mat::rows(h, p.width), n)];
+                let dw = call.dst(self.dh() + 1, DType::F32);
+                Job { accumulate: !is_first, ..Job::new(p.vocab, p.width, &products, dw) }.run();
+                if self.rounds() {
+                    let z = par::Shared::new(z);
+                    par::ranges(n, par::rows_grain(p.vocab), |range| {
+                        range.for_each(|r| round_in_place(z.slice(r * p.vocab, p.vocab)));
+                    });
+                }
+            }
+            if self.rounds() {
+                let src = Src::new(dz.src.ptr(), DType::Bf16);
+                dz = Mat { rs: 2 * p.vocab, ..Mat::rows(src, p.vocab) };
+            }
             let w = Mat::rows(call.src(o + 1, p.w), p.width);
             let dh = call.work::<u8>(self.layout.dh, n * bytes);
             let to = Dst::new(dh.as_mut_ptr(), p.x);
@@ -298,12 +337,22 @@ impl Head {
             for (row, i) in dh.chunks_exact(bytes).zip(active) {
                 all[*i as usize * bytes..][..bytes].copy_from_slice(row);
             }
-            if self.attrs.need_dw {
-                let h = Dst::new(call.work::<u8>(self.layout.h, n * bytes).as_mut_ptr(), p.x).src();
-                let products = [Product::new(dz.t(), Mat::rows(h, p.width), n)];
-                let dw = call.dst(self.dh() + 1, DType::F32);
-                Job { accumulate: !is_first, ..Job::new(p.vocab, p.width, &products, dw) }.run();
-            }
+        }
+    }
+}
+
+/// Turns a row of `f32` into a row of `bf16` in its first half.
+fn round_in_place(row: &mut [f32]) {
+    const RUN: usize = 512;
+    let mut floats = [0.0f32; RUN];
+    let at = row.as_mut_ptr().cast();
+    let (from, to) = (Src::new(at, DType::F32), Dst::new(at, DType::Bf16));
+    for start in (0..row.len()).step_by(RUN) {
+        let n = RUN.min(row.len() - start);
+        // SAFETY: within the row, and nothing that is written is still to be read.
+        unsafe {
+            from.load(start, &mut floats[..n]);
+            to.store(start, &floats[..n]);
         }
     }
 }

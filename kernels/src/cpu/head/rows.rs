@@ -5,11 +5,12 @@ use crate::cpu::{math, reduce};
 use kfc_ops::head::Divergence;
 
 /// Cross-entropy of one row.
+#[derive(Clone, Copy)]
 pub(super) struct CrossEntropy {
     /// Log-sum-exp.
     pub(super) lse: f64,
-    /// Index of the largest logit, the first of equals.
-    pub(super) argmax: usize,
+    /// The largest logit.
+    pub(super) max: f32,
     /// `lse - z[label]`, 0 without a label.
     pub(super) loss: f64,
 }
@@ -17,9 +18,57 @@ pub(super) struct CrossEntropy {
 /// Cross-entropy of the logits `z`.
 pub(super) fn cross_entropy(z: &[f32], label: Option<usize>) -> CrossEntropy {
     let max = reduce::max(z);
-    let argmax = z.iter().position(|v| *v == max).unwrap_or(0);
     let lse = f64::from(max) + sum_exp(1.0, max, z).ln();
-    CrossEntropy { lse, argmax, loss: label.map_or(0.0, |l| lse - f64::from(z[l])) }
+    CrossEntropy { lse, max, loss: label.map_or(0.0, |l| lse - f64::from(z[l])) }
+}
+
+impl CrossEntropy {
+    /// Index of the largest logit, the first of equals.
+    pub(super) fn best(&self, z: &[f32]) -> usize {
+        z.iter().position(|v| *v == self.max).unwrap_or(0)
+    }
+
+    /// Whether logit `i` is the largest, or the first of the largest.
+    pub(super) fn is_best(&self, z: &[f32], i: usize) -> bool {
+        z[i] == self.max && z[..i].iter().all(|v| *v != self.max)
+    }
+}
+
+/// Everything that forward KL needs of a row, from one pass after the maxima. `zt` becomes `e^((zt - max)·scale)`.
+///
+/// `KL = Σ q (log q - log p)` is summed as `Σ q ((zt - max_t) - (z - max))·scale` and the logarithms of the two sums, in `f64`.
+pub(super) struct Forward {
+    pub(super) ce: CrossEntropy,
+    pub(super) loss: f64,
+    scale: f32,
+    /// Log-sum-exp of the student's scaled logits.
+    lse_s: f32,
+    /// 1 over the sum that `zt` is to be divided by.
+    share: f32,
+}
+
+impl Forward {
+    /// Of logits of which the teacher has at least as many as the student.
+    pub(super) fn new(z: &[f32], zt: &mut [f32], label: Option<usize>, temperature: f32) -> Forward {
+        let scale = 1.0 / temperature;
+        let zt = &mut zt[..z.len()];
+        let (max, max_t) = (reduce::max(z), reduce::max(zt));
+        let [all, student, teacher, gap] = forward_sums(scale, max, max_t, z, zt);
+        let lse = f64::from(max) + all.ln();
+        let lse_s = f64::from(max) * f64::from(scale) + student.ln();
+        Forward {
+            ce: CrossEntropy { lse, max, loss: label.map_or(0.0, |l| lse - f64::from(z[l])) },
+            loss: gap / teacher - teacher.ln() + student.ln(),
+            scale,
+            lse_s: lse_s as f32,
+            share: (1.0 / teacher) as f32,
+        }
+    }
+
+    /// `z = a · softmax(z) + b · (p - q)`.
+    pub(super) fn gradient(&self, a: f32, b: f32, z: &mut [f32], zt: &[f32]) {
+        forward_gradient([a, self.ce.lse as f32, b, self.scale, self.lse_s, self.share], z, &zt[..z.len()]);
+    }
 }
 
 /// Log-sum-exp of `scale · z`.
@@ -133,6 +182,43 @@ simd! {
     pub(super) fn two_softmaxes(a: f32, lse: f32, b: f32, scale: f32, lse_s: f32, z: &mut [f32]) {
         for z in z {
             *z = a * math::exp(*z - lse) + b * math::exp(*z * scale - lse_s);
+        }
+    }
+
+    fn forward_sums(scale: f32, max: f32, max_t: f32, z: &[f32], zt: &mut [f32]) -> [f64; 4] {
+        const LANES: usize = 16;
+        const RUN: usize = 4096;
+        let mut totals = [0.0f64; 4];
+        for (z, zt) in z.chunks(RUN).zip(zt.chunks_mut(RUN)) {
+            let mut acc = [[0.0f32; LANES]; 4];
+            let terms = |z: f32, zt: &mut f32| {
+                let (d, dt) = (z - max, *zt - max_t);
+                *zt = math::exp(dt * scale);
+                [math::exp(d), math::exp(d * scale), *zt, *zt * ((dt - d) * scale)]
+            };
+            let (mut parts, mut parts_t) = (z.chunks_exact(LANES), zt.chunks_exact_mut(LANES));
+            for (z, zt) in (&mut parts).zip(&mut parts_t) {
+                for l in 0..LANES {
+                    let t = terms(z[l], &mut zt[l]);
+                    (0..4).for_each(|i| acc[i][l] += t[i]);
+                }
+            }
+            for (&z, zt) in parts.remainder().iter().zip(parts_t.into_remainder()) {
+                let t = terms(z, zt);
+                (0..4).for_each(|i| totals[i] += f64::from(t[i]));
+            }
+            for (total, acc) in totals.iter_mut().zip(&acc) {
+                *total += acc.iter().map(|a| f64::from(*a)).sum::<f64>();
+            }
+        }
+        totals
+    }
+
+    fn forward_gradient(factors: [f32; 6], z: &mut [f32], zt: &[f32]) {
+        let [a, lse, b, scale, lse_s, share] = factors;
+        for (z, zt) in z.iter_mut().zip(zt) {
+            let (p, q) = (math::exp(*z * scale - lse_s), *zt * share);
+            *z = a * math::exp(*z - lse) + b * (p - q);
         }
     }
 

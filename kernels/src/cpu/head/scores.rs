@@ -38,9 +38,10 @@ impl Kernel for TokenScores {
                 par::ranges(n, par::rows_grain(2 * p.vocab), |range| {
                     for r in range {
                         let label = usize::try_from(labels[start + r]).ok().filter(|l| *l < p.vocab);
-                        let ce = rows::cross_entropy(&z[r * p.vocab..(r + 1) * p.vocab], label);
+                        let z = &z[r * p.vocab..(r + 1) * p.vocab];
+                        let ce = rows::cross_entropy(z, label);
                         logp.slice(start + r, 1)[0] = -ce.loss as f32;
-                        greedy.slice(start + r, 1)[0] = ce.argmax as i32;
+                        greedy.slice(start + r, 1)[0] = ce.best(z) as i32;
                     }
                 });
             }

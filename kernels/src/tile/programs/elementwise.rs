@@ -66,7 +66,7 @@ pub(super) fn swiglu_bwd(o: &Operation<'_>) -> Result<Emitted, EmitError> {
     one(k)
 }
 
-/// `acc + g`, or `acc + weight · g²`.
+/// `acc + g`, or `acc + weight · g²`, in place.
 pub(super) fn accumulate(o: &Operation<'_>, square: bool) -> Result<Emitted, EmitError> {
     let n = o.outputs[0].elements();
     let (name, doc) = if square {
@@ -75,9 +75,8 @@ pub(super) fn accumulate(o: &Operation<'_>, square: bool) -> Result<Emitted, Emi
         ("accumulate", "acc' = acc + g")
     };
     let mut k = flat(name, doc, n);
-    let (acc, g) = (k.input(o, 0, "acc"), k.input(o, 1, "g"));
+    let (acc, g) = (k.updated(o, 0, "acc"), k.input(o, 1, "g"));
     let weight = square.then(|| k.input(o, 2, "weight"));
-    let result = k.output(o, 0, "result");
     let b = &mut k.b;
     let (at, mask) = tile(b, n);
     let (a, mut x) = (b.load(acc, at, mask), b.load_float(g, at, mask));
@@ -88,8 +87,8 @@ pub(super) fn accumulate(o: &Operation<'_>, square: bool) -> Result<Emitted, Emi
         x = b.mul(x, w);
     }
     let sum = b.add(a, x);
-    b.store(result, at, sum, mask);
-    one(k)
+    b.store(acc, at, sum, mask);
+    Ok(Emitted { updates: &[(0, 0)], ..one(k)? })
 }
 
 /// `g · F · (θ − θ*)`.
@@ -109,72 +108,6 @@ pub(super) fn ewc_penalty_bwd(o: &Operation<'_>) -> Result<Emitted, EmitError> {
     let value = b.mul(fd, g);
     b.store(out, at, value, mask);
     one(k)
-}
-
-/// One step of Adam with decoupled weight decay.
-pub(super) fn adamw(o: &Operation<'_>) -> Result<Emitted, EmitError> {
-    let n = o.outputs[0].elements();
-    let attr = |name: &str| o.attrs.f64(name).map(|v| v as f32);
-    let (beta1, beta2, eps, decay) = (attr("beta1")?, attr("beta2")?, attr("eps")?, attr("weight_decay")?);
-    let has_scale = o.attrs.bool("lr_scale")?;
-    let doc = "AdamW: p, m, v and the gradient g (times coef, the clipping factor) to their next values; nothing changes \
-               where ok is 0";
-    let mut k = flat("adamw", doc, n);
-    let [p, m, v, g] = [(0, "p"), (1, "m"), (2, "v"), (3, "g")].map(|(i, name)| k.input(o, i, name));
-    let [lr, coef, bc, ok] =
-        [(4, "lr"), (5, "coef"), (6, "bc"), (7, "ok")].map(|(i, name)| k.input(o, i, name));
-    let scale = has_scale.then(|| k.input(o, 8, "lr_scale"));
-    let copy_in = (o.outputs.len() > 3).then(|| k.input(o, 8 + usize::from(has_scale), "pc"));
-    let results = [(0, "p1"), (1, "m1"), (2, "v1")].map(|(j, name)| k.output(o, j, name));
-    let copy = copy_in.is_some().then(|| k.output(o, 3, "pc1"));
-    let b = &mut k.b;
-    let (at, mask) = tile(b, n);
-    let (zero, one_at) = (b.int(0), b.int(1));
-    let [lr, coef, bc1] = [lr, coef, bc].map(|q| b.load(q, zero, None));
-    let (bc2, ok) = (b.load(bc, one_at, None), b.load(ok, zero, None));
-    let [p0, m0, v0, g] = [p, m, v, g].map(|q| b.load(q, at, mask));
-    let g = b.mul(g, coef);
-    let m1 = decayed(b, m0, beta1, g);
-    let g2 = b.mul(g, g);
-    let v1 = decayed(b, v0, beta2, g2);
-    let rate = match scale {
-        Some(scale) => {
-            let s = b.load(scale, at, mask);
-            b.mul(lr, s)
-        }
-        None => lr,
-    };
-    let mhat = b.div(m1, bc1);
-    let vhat = b.div(v1, bc2);
-    let root = b.unary(Unary::Sqrt, vhat);
-    let eps = b.float(eps);
-    let root = b.add(root, eps);
-    let step = b.div(mhat, root);
-    let decay = b.float(decay);
-    let shrink = b.mul(decay, p0);
-    let change = b.add(step, shrink);
-    let change = b.mul(rate, change);
-    let p1 = b.sub(p0, change);
-    let changes = b.compare(crate::tile::ir::Compare::Eq, ok, zero);
-    let width = b.ty(p0).dims.clone();
-    let is_off = b.splat(changes, &width);
-    for (buffer, (new, old)) in results.into_iter().zip([(p1, p0), (m1, m0), (v1, v0)]) {
-        let value = b.select(is_off, old, new);
-        b.store(buffer, at, value, mask);
-    }
-    if let (Some(copy_in), Some(copy)) = (copy_in, copy) {
-        let old = b.load_float(copy_in, at, mask);
-        let value = b.select(is_off, old, p1);
-        b.store(copy, at, value, mask);
-    }
-    one(k)
-}
-
-/// `beta · old + (1 − beta) · new`
-fn decayed(b: &mut Builder, old: Var, beta: f32, new: Var) -> Var {
-    let (keep, take) = (b.float(beta), b.float(1.0 - beta));
-    let (old, new) = (b.mul(old, keep), b.mul(new, take));
-    b.add(old, new)
 }
 
 /// Rows of a table; a program takes a part of a row.

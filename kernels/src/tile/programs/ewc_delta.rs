@@ -62,14 +62,22 @@ impl Delta {
 
 /// `½ Σ F·(scale·B·A)²`.
 pub(super) fn ewc_delta(o: &Operation<'_>) -> Result<Emitted, EmitError> {
-    let d = Delta::new(o, 0)?;
+    let mut e = Emitted::default();
+    penalty(o, &mut e, 0, 0)?;
+    Ok(e)
+}
+
+/// Adds the launches of the penalty, result `j`; operands begin at `first`.
+fn penalty(o: &Operation<'_>, e: &mut Emitted, first: usize, j: usize) -> Result<(), EmitError> {
+    let d = Delta::new(o, first)?;
     let t = d.tiles();
     let grid = [d.outputs.div_ceil(t.m), d.inputs.div_ceil(t.n), 1];
-    let mut e = Emitted { workspaces: vec![(Elem::F32, grid[0] * grid[1])], ..Emitted::default() };
+    e.workspaces.push((Elem::F32, grid[0] * grid[1]));
+    let work = e.workspaces.len() - 1;
     let doc = "The sum of ½ · fisher · (scale · b · a)² over a tile";
     let mut k = Kernel::new("ewc_delta", doc, grid, t.warps);
     let operands = d.operands(&mut k, o);
-    let partial = k.work(&e, 0, "partial", Access::Write);
+    let partial = k.work(e, work, "partial", Access::Write);
     let b = &mut k.b;
     let (row, column) = result_tile(b, t, d.outputs, d.inputs);
     let change = d.change(b, operands, row, column);
@@ -86,16 +94,18 @@ pub(super) fn ewc_delta(o: &Operation<'_>) -> Result<Emitted, EmitError> {
     let at = b.add(x, y);
     b.store(partial, at, sum, None);
     e.launches.push(k.finish()?);
-    let last = total("ewc_delta_total", o, &e, 0, 0)?;
+    let last = total("ewc_delta_total", o, e, work, j)?;
     e.launches.push(last);
-    Ok(e)
+    Ok(())
 }
 
-/// `da = bᵀ·d`, `db = d·aᵀ` with `d = g · scale · F·(scale·b·a)`: each goes through the other extent in runs.
+/// `da = bᵀ·d`, `db = d·aᵀ` with `d = g · scale · F·(scale·b·a)`: each goes through the other extent in runs. Also the
+/// penalty, by the programs of [`ewc_delta`].
 pub(super) fn ewc_delta_bwd(o: &Operation<'_>) -> Result<Emitted, EmitError> {
     let mut e = Emitted::default();
     gradient(o, &mut e, 0)?;
     gradient(o, &mut e, 1)?;
+    penalty(o, &mut e, 1, 2)?;
     Ok(e)
 }
 

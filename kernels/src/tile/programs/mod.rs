@@ -3,11 +3,13 @@
 //! Invariant: a sum over programs is taken in two stages, partial sums in a workspace and then their sum in order, so that
 //! results are the same bits each time.
 
+mod adamw;
 mod attention;
 mod attention_bwd;
 mod elementwise;
 mod ewc_delta;
 mod feature;
+mod group;
 mod head;
 mod index;
 mod lora;
@@ -132,6 +134,7 @@ pub fn emit_sized(
     let mut e = match op {
         Op::Prim(p) => prims::emit(p, &o(&none)),
         Op::Composite(c) => composite(c.def.name(), &o(&c.attrs), sizes),
+        Op::Group(g) => group::group(g, &o(&none)),
     }?;
     // Programs of nothing do nothing.
     e.launches.retain(|l| l.program.params.iter().all(|p| p.len > 0));
@@ -144,7 +147,7 @@ pub fn claims(c: &Composite) -> bool {
 }
 
 /// Names of composites that have programs.
-pub const NAMES: [&str; 26] = [
+pub const NAMES: [&str; 27] = [
     "accumulate",
     "accumulate_square",
     "adamw",
@@ -164,6 +167,7 @@ pub const NAMES: [&str; 26] = [
     "linear_token_scores",
     "lora_linear",
     "lora_linear_bwd",
+    "penalised_norm",
     "rms_norm",
     "rms_norm_bwd",
     "rope",
@@ -176,17 +180,9 @@ pub const NAMES: [&str; 26] = [
 fn composite(name: &str, o: &Operation<'_>, sizes: &Sizes) -> Result<Emitted, EmitError> {
     let sharing = |e: Emitted, may_share| Emitted { may_share, ..e };
     Ok(match name {
-        "accumulate" => sharing(elementwise::accumulate(o, false)?, &[(0, 0)]),
-        "accumulate_square" => sharing(elementwise::accumulate(o, true)?, &[(0, 0)]),
-        "adamw" => {
-            let has_scale = o.attrs.bool("lr_scale")?;
-            let state: &'static [(usize, usize)] = match (o.outputs.len() > 3, has_scale) {
-                (false, _) => &[(0, 0), (1, 1), (2, 2)],
-                (true, false) => &[(0, 0), (1, 1), (2, 2), (8, 3)],
-                (true, true) => &[(0, 0), (1, 1), (2, 2), (9, 3)],
-            };
-            sharing(elementwise::adamw(o)?, state)
-        }
+        "accumulate" => elementwise::accumulate(o, false)?,
+        "accumulate_square" => elementwise::accumulate(o, true)?,
+        "adamw" => adamw::adamw(o)?,
         "attention" => attention::attention(o)?,
         "attention_bwd" => attention_bwd::attention_bwd(o)?,
         "embedding" => elementwise::embedding(o)?,
@@ -203,6 +199,7 @@ fn composite(name: &str, o: &Operation<'_>, sizes: &Sizes) -> Result<Emitted, Em
         "linear_token_scores" => head::token_scores(o, sizes)?,
         "lora_linear" => lora::lora_linear(o)?,
         "lora_linear_bwd" => lora::lora_linear_bwd(o)?,
+        "penalised_norm" => sums::penalised_norm(o)?,
         "rms_norm" => norm::rms_norm(o)?,
         "rms_norm_bwd" => norm::rms_norm_bwd(o)?,
         "rope" => sharing(elementwise::rope(o)?, &[(0, 0)]),
@@ -276,6 +273,12 @@ impl Kernel {
         access: Access,
     ) -> Buffer {
         self.bind(Arg::Work(k), start, name, e.workspaces[k].0, len, access)
+    }
+
+    /// Result `j` of an operation, which holds an operand's content before ([`Emitted::updates`]).
+    fn updated(&mut self, o: &Operation<'_>, j: usize, name: &str) -> Buffer {
+        let ty = &o.outputs[j];
+        self.bind(Arg::Output(j), 0, name, ty.dtype.into(), ty.elements(), Access::ReadWrite)
     }
 
     fn finish(self) -> Result<Launch, EmitError> {

@@ -169,7 +169,7 @@ fn wide(b: &mut Builder, v: Var) -> Var {
 }
 
 /// Row-major strides.
-fn strides(dims: &[usize]) -> Vec<usize> {
+pub(super) fn strides(dims: &[usize]) -> Vec<usize> {
     let mut out = vec![1; dims.len()];
     for i in (1..dims.len()).rev() {
         out[i - 1] = out[i] * dims[i];
@@ -178,10 +178,10 @@ fn strides(dims: &[usize]) -> Vec<usize> {
 }
 
 /// Strides, and the element that they count from.
-type Order<'a> = (&'a [usize], usize);
+pub(super) type Order<'a> = (&'a [usize], usize);
 
 /// `Σ index · strides` in each of some orders, for elements of a tensor of extents `dims` given by their row-major number.
-fn offsets(b: &mut Builder, number: Var, dims: &[usize], orders: &[Order<'_>]) -> Vec<Var> {
+pub(super) fn offsets(b: &mut Builder, number: Var, dims: &[usize], orders: &[Order<'_>]) -> Vec<Var> {
     let mut rest = number;
     let mut found: Vec<Option<Var>> = vec![None; orders.len()];
     let axes: Vec<usize> = (0..dims.len()).filter(|&a| dims[a] != 1).collect();

@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""A training step of kfc and of transformers + peft + torch, side by side on this machine.
+
+    python benches/peers/step.py --workload small --dtype bf16 --kfc target/release/kfc
+    python benches/peers/step.py --workload tiny --dtype f32 --losses       # only: are the losses the same?
+
+kfc and every mode of torch run in turn, `--rounds` times, on the same models, rows, adapter and Fisher diagonals (kfc
+writes them: `kfc bench --keep`). Printed is the best of each, with ratios against torch's fastest mode, and whether both
+sides computed the same losses; everything goes to benches/results. In f32 a difference of losses above 1e-4 is a
+failure (exit code 1): then the two did not do the same work.
+"""
+
+import argparse
+import sys
+
+import side_by_side as side
+
+MODES = {"torch eager": ["eager"], "torch eager, checkpointing": ["eager", "--ckpt"],
+         "torch compile": ["compile"], "torch compile, checkpointing": ["compile", "--ckpt"]}
+TOLERANCE = 1e-4
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    side.add_arguments(parser)
+    parser.add_argument("--losses", action="store_true", help="compare the losses of kfc and eager torch, and nothing else")
+    parser.add_argument("--modes", default=",".join(m.removeprefix("torch ") for m in MODES if "," not in m) + ",ckpt",
+                        help="torch's modes: eager, compile, ckpt, compile-ckpt [default: eager,compile,ckpt]")
+    args = parser.parse_args()
+    folder = args.work / f"{args.workload}-{args.dtype}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    kfc = [args.kfc, "bench", args.workload, "--dtype", args.dtype, "--keep", folder, "--threads", args.threads, "--json",
+           "--quiet"]
+    torch = [sys.executable, side.HERE / "torch_step.py", folder, "--threads", args.threads, "--mode"]
+    if args.losses:
+        args.rounds, args.modes = 1, "eager"
+    short = {"eager": "torch eager", "compile": "torch compile", "ckpt": "torch eager, checkpointing",
+             "compile-ckpt": "torch compile, checkpointing"}
+    chosen = [short[m] for m in args.modes.split(",") if m]
+    runs = side.in_turns(args, {"kfc": kfc, **{name: torch + MODES[name] for name in chosen}})
+    if "kfc" not in runs or len(runs) == 1:
+        sys.exit("nothing to compare")
+    if not args.losses:
+        report(args, runs)
+    same = compare_losses(args, runs)
+    sys.exit(0 if same else 1)
+
+
+def report(args, runs):
+    """The table: the best run of each, and kfc's ratios against the fastest and the leanest mode of torch."""
+    figures = {name: dict(tokens=side.best(r, "tokens_per_s"), peak=side.best(r, "peak_bytes", largest=False),
+                          cold=side.best(r, "cold_start_ms", largest=False)) for name, r in runs.items()}
+    peers = {name: f for name, f in figures.items() if name != "kfc"}
+    fastest = max(peers, key=lambda n: peers[n]["tokens"])
+    rows = [[name, f"{f['tokens']:,.1f}", f"{f['tokens'] / peers[fastest]['tokens']:.2f}", side.mib(f["peak"]),
+             f"{f['peak'] / peers[fastest]['peak']:.2f}", f"{f['cold'] / 1e3:.1f} s"] for name, f in figures.items()]
+    print(f"{args.workload} {args.dtype}, best of {args.rounds}; ratios to {fastest}")
+    side.print_table(["", "tokens/s", "ratio", "peak memory", "ratio", "first step after"], rows)
+    kfc = figures["kfc"]
+    side.write_results(args, f"step-{args.workload}-{args.dtype}", {
+        "workload": args.workload, "dtype": args.dtype, "rounds": args.rounds, "fastest_peer": fastest,
+        "speed_ratio": round(kfc["tokens"] / peers[fastest]["tokens"], 3),
+        "memory_ratio": round(kfc["peak"] / peers[fastest]["peak"], 3), "runs": runs,
+    })
+
+
+def compare_losses(args, runs):
+    """Prints both series; false if they are further apart than rounding of f32 explains."""
+    peer = next((n for n in ("torch eager", *MODES) if n in runs), None)
+    ours, theirs = runs["kfc"][0]["losses"], runs[peer][0]["losses"]
+    largest = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    print(f"losses of kfc          {' '.join(f'{l:.6f}' for l in ours)}")
+    print(f"losses of {peer:<13}{' '.join(f'{l:.6f}' for l in theirs)}")
+    verdict = f"at most {TOLERANCE} allowed in f32" if args.dtype == "f32" else "bf16 rounds differently on each side"
+    print(f"largest difference     {largest:.2e} ({verdict})")
+    return args.dtype != "f32" or largest <= TOLERANCE
+
+
+main()
