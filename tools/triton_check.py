@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Checks printed Triton kernels without a GPU.
 
-    triton_check.py compile DIR      compiles each kernel for sm_80, sm_90 and sm_100; fails on spilled registers
+    triton_check.py compile DIR      compiles each kernel for its architectures; fails on spilled registers
     triton_check.py run DIR          runs each case on Triton's interpreter and compares results
 
-DIR holds NAME.py (the kernel) and NAME.json: its parameters' types, grid and warps, and for `run` the contents of each
-buffer before and after. Needs triton and numpy < 2.4, no torch and no GPU.
+DIR holds NAME.py (the kernel) and NAME.json: its parameters' types, grid and warps, for `compile` the architectures (`sm_`
+and these numbers) and for `run` the contents of each buffer before and after. Needs triton and numpy < 2.4, no torch and no GPU.
 """
 import contextlib
 import glob
@@ -49,7 +49,7 @@ def compile_all(folder):
         params = case["params"]
         signature = {p["name"] + "_ptr": "*" + TYPES[p["elem"]] for p in params}
         aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(params))}
-        for arch in (80, 90, 100):
+        for arch in case["archs"]:
             log = io.StringIO()
             # The compiler prints ptxas' report to standard output.
             with contextlib.redirect_stdout(log):

@@ -20,7 +20,7 @@ use kfc_kernels::tile::cuda::{HEADER, Source, print};
 use kfc_kernels::tile::ir::{Elem, Inst, Stmt};
 use kfc_kernels::tile::programs::Sizes;
 use kfc_ops::samples::fill;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -34,14 +34,16 @@ struct Case {
     after: Vec<Vec<f64>>,
 }
 
-/// Programs whose source differs, each under a name of its own, those of primitives last, and their launches. Also the
-/// number of programs of composites.
-fn collect() -> (Vec<(Program, Source)>, Vec<Case>, usize) {
+/// Programs whose source differs, each under a name of its own, and their launches. Also the programs that are compiled for
+/// every architecture: those of large and aligned operands of operations that steps spend their time in.
+fn collect() -> (Vec<(Program, Source)>, Vec<Case>, BTreeSet<usize>) {
     let (mut kernels, mut cases) = (Vec::new(), Vec::new());
     let mut known: HashMap<String, usize> = HashMap::new();
-    let all = [tile_cases::samples(), tile_cases::large(), aligned(), tile_cases::prims()].concat();
-    let mut composites = 0;
-    for case in &all {
+    let (samples, large, prims) = (tile_cases::samples(), tile_cases::large(), tile_cases::prims());
+    let many = [large, aligned()].concat();
+    let mut everywhere = BTreeSet::new();
+    let all = [(samples, false), (many, true), (prims, false)];
+    for (case, is_large) in all.iter().flat_map(|(cases, large)| cases.iter().map(move |c| (c, *large))) {
         programs::check(case, &mut |label, launch, before, after| {
             let mut p = launch.program.clone();
             let text = print(&p).unwrap().text;
@@ -51,13 +53,13 @@ fn collect() -> (Vec<(Program, Source)>, Vec<Case>, usize) {
                 kernels.push((p, source));
                 kernels.len() - 1
             });
+            if is_large && tile_cases::is_heavy(&case.op) {
+                everywhere.insert(kernel);
+            }
             cases.push(Case { label: label.into(), kernel, before: before.to_vec(), after: after.to_vec() });
         });
-        if matches!(case.op, Op::Composite(_)) {
-            composites = kernels.len();
-        }
     }
-    (kernels, cases, composites)
+    (kernels, cases, everywhere)
 }
 
 /// Operands whose rows are multiples of 16 bytes, so that loads, stores and copies take several elements, and that several
@@ -149,11 +151,12 @@ fn compile(nvrtc: &Nvrtc, batch: &[&(Program, Source)], arch: Arch) -> String {
 fn kernels_compile_without_spills() {
     let Some(folder) = toolchain() else { return skip("no NVRTC; tools/gpu-toolchain.sh sets it up") };
     let nvrtc = Nvrtc::load_from(Some(folder)).unwrap();
-    let (kernels, _, composites) = collect();
+    let (kernels, _, everywhere) = collect();
     let mut batches = Vec::new();
     for (a, arch) in Arch::ALL.into_iter().enumerate() {
-        // Primitives are simple and many: each for one of the architectures.
-        let chosen = kernels.iter().enumerate().filter(|(k, _)| *k < composites || k % Arch::ALL.len() == a);
+        // There are many: most are compiled for one of the architectures in turn.
+        let chosen =
+            (kernels.iter().enumerate()).filter(|(k, _)| everywhere.contains(k) || k % Arch::ALL.len() == a);
         let (dots, others): (Vec<_>, Vec<_>) =
             chosen.map(|(_, kernel)| kernel).partition(|(p, _)| has_tensor_dot(p, &p.body));
         batches.extend(dots.chunks(BATCH).chain(others.chunks(BATCH)).map(|b| (arch, b.to_vec())));
@@ -171,7 +174,7 @@ fn kernels_compile_without_spills() {
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
     assert!(faults.is_empty(), "{faults}");
-    eprintln!("{} kernels compiled, {composites} of them for all architectures", kernels.len());
+    eprintln!("{} kernels compiled, {} of them for all architectures", kernels.len(), everywhere.len());
 }
 
 /// Bytes of a buffer.
