@@ -1,6 +1,7 @@
 //! `kfc compile`
 
 use clap::{Arg, ArgMatches, Command};
+use kfc_kernels::cuda::Arch;
 use std::path::PathBuf;
 
 /// What the plan is compiled for.
@@ -8,11 +9,13 @@ use std::path::PathBuf;
 pub enum Target {
     /// The CPU.
     Cpu,
+    /// NVIDIA GPUs, through CUDA C++.
+    Cuda(Arch),
     /// NVIDIA GPUs of this compute capability, through Triton.
     Triton(u32),
 }
 
-/// Compute capabilities that kernels are compiled for.
+/// Compute capabilities that Triton compiles for.
 const ARCHS: [u32; 3] = [80, 90, 100];
 
 /// Arguments of `kfc compile`.
@@ -35,17 +38,25 @@ pub struct CompileArgs {
 const EXAMPLES: &str = "\
 Example:
   kfc compile job.toml --emit plan
+  kfc compile job.toml --target cuda:sm_90a --emit plan
   kfc compile job.toml --target triton:sm_90 --emit plan
 
-Writes plan/ir/NN-pass.kir (the IR after every pass) and plan/plan.json; for a GPU also plan/kernels/NAME.py, NAME.cubin and
-NAME.json (registers, spills, shared memory, tensor-core instructions, grid, parameters). Needs no GPU.";
+Writes plan/ir/NN-pass.kir (the IR after every pass) and plan/plan.json; for a GPU also plan/kernels/NAME.cu or NAME.py,
+NAME.cubin and NAME.json (registers, spills, shared memory, tensor-core instructions, grid, parameters). Needs no GPU: CUDA
+C++ is compiled by NVRTC, from the folder in KFC_NVRTC or where the system finds libraries, and Triton by its own compiler.";
+
+/// What `--target` takes.
+const TARGETS: &str =
+    "cpu, cuda:sm_80, cuda:sm_90a, cuda:sm_100a, triton:sm_80, triton:sm_90 or triton:sm_100";
 
 fn target(text: &str) -> Result<Target, String> {
-    let arch = |a: &&u32| text.strip_prefix("triton:sm_") == Some(&a.to_string());
-    match ARCHS.iter().find(arch) {
-        Some(arch) => Ok(Target::Triton(*arch)),
-        None if text == "cpu" => Ok(Target::Cpu),
-        None => Err("use --target cpu, or triton:sm_80, triton:sm_90 or triton:sm_100".into()),
+    let triton = |a: &&u32| text.strip_prefix("triton:sm_") == Some(&a.to_string());
+    let cuda = text.strip_prefix("cuda:").and_then(|arch| arch.parse().ok());
+    match (cuda, ARCHS.iter().find(triton)) {
+        (Some(arch), _) => Ok(Target::Cuda(arch)),
+        (_, Some(arch)) => Ok(Target::Triton(*arch)),
+        _ if text == "cpu" => Ok(Target::Cpu),
+        _ => Err(format!("use {TARGETS}")),
     }
 }
 
@@ -61,7 +72,7 @@ pub(super) fn command() -> Command {
                 .value_name("TARGET")
                 .value_parser(target)
                 .default_value("cpu")
-                .help("What to compile for: cpu, triton:sm_80, triton:sm_90 or triton:sm_100"),
+                .help(format!("What to compile for: {TARGETS}")),
         )
         .arg(super::path("emit", "DIR", "Folder to write").required(true))
         .arg(super::mem_budget())

@@ -1,5 +1,7 @@
 //! `kfc compile`: the job's graphs after every pass, the plans and the kernels of a GPU, written to a folder.
 
+mod kernels;
+
 use crate::args::{CompileArgs, Global, Target};
 use crate::config::{self, format_bytes};
 use crate::error::{Outcome, input_error};
@@ -7,24 +9,23 @@ use crate::output;
 use kfc_graph::{Graph, text};
 use kfc_kernels::compile::Backend;
 use kfc_kernels::plan::Plan;
-use kfc_kernels::tile::lower::{Lowered, lower, program_json};
-use kfc_kernels::tile::triton;
+use kfc_kernels::tile::lower::lower;
 use kfc_runtime::files::{AtomicDir, write_json};
 use kfc_runtime::models::Model;
 use kfc_runtime::train::{data, setup};
-use kfc_runtime::triton::{Compiler, Request};
 use serde_json::json;
 use std::path::Path;
 
 /// Runs `kfc compile`. The folder gets `ir/NN-pass.kir` of the micro-batch graph and `ir/update/NN-pass.kir` of the update
-/// graph, and `plan.json` with both plans; for a GPU also `kernels/NAME.py`, `NAME.cubin` and `NAME.json`, and launches in
-/// `plan.json`.
+/// graph, and `plan.json` with both plans; for a GPU also `kernels/NAME.cu` (or `.py`), `NAME.cubin` and `NAME.json`, and
+/// launches in `plan.json`.
 ///
 /// # Errors
 /// If the input is wrong or the work fails.
 pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
     let (backend, target) = match args.target {
         Target::Cpu => (Backend::Cpu, "cpu".to_string()),
+        Target::Cuda(arch) => (Backend::Tile, format!("cuda:{arch}")),
         Target::Triton(arch) => (Backend::Tile, format!("triton:sm_{arch}")),
     };
     let mut job = config::load(&args.config, &args.set)?;
@@ -59,9 +60,9 @@ pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
     let mut summary = json!({"emit": args.emit});
     let plans: Vec<_> = match args.target {
         Target::Cpu => compiled.plans.iter().map(Plan::to_json).collect(),
-        Target::Triton(arch) => {
+        Target::Cuda(_) | Target::Triton(_) => {
             let lowered = lower(&compiled.plans)?;
-            let text = write_kernels(args, arch, &lowered, &folder.path().join("kernels"), global)?;
+            let text = kernels::write(args, &lowered, &folder.path().join("kernels"), global)?;
             summary["kernels"] = json!(lowered.kernels.len());
             table.push(["kernels".into(), text, String::new(), String::new()].to_vec());
             compiled.plans.iter().enumerate().map(|(i, plan)| lowered.plan_json(plan, i)).collect()
@@ -90,41 +91,6 @@ pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
         output::stdout_line(&format!("wrote {}", args.emit.display()))?;
     }
     Ok(Outcome::Done)
-}
-
-/// Compiles every kernel and writes its source, binary and figures. Returns a word about it for people.
-fn write_kernels(
-    args: &CompileArgs,
-    arch: u32,
-    lowered: &Lowered,
-    folder: &Path,
-    global: &Global,
-) -> anyhow::Result<String> {
-    std::fs::create_dir_all(folder)?;
-    let mut compiler = Compiler::new(args.python.clone());
-    for kernel in &lowered.kernels {
-        let p = &kernel.program;
-        let source = triton::print(p);
-        let types: Vec<&str> = p.params.iter().map(|b| b.elem.name()).collect();
-        let request = Request { function: &p.name, source: &source, types: &types, warps: p.warps, arch };
-        let cubin = compiler.compile(&request)?;
-        if cubin.spill_bytes > 0 && !global.quiet {
-            output::stderr_line(&format!(
-                "note: {} spills {} bytes of registers",
-                kernel.name, cubin.spill_bytes
-            ));
-        }
-        let mut about = program_json(p);
-        if let (Some(about), Some(figures)) = (about.as_object_mut(), cubin.to_json().as_object_mut()) {
-            about.insert("target".into(), json!(format!("sm_{arch}")));
-            about.insert("launches".into(), json!(kernel.launches));
-            about.append(figures);
-        }
-        std::fs::write(folder.join(format!("{}.py", kernel.name)), source)?;
-        std::fs::write(folder.join(format!("{}.cubin", kernel.name)), &cubin.bytes)?;
-        write_json(&folder.join(format!("{}.json", kernel.name)), &about)?;
-    }
-    Ok(format!("{} ({} cached)", lowered.kernels.len(), compiler.found))
 }
 
 /// The micro-batch graph goes to `ir/`, the update graph to `ir/update/`.
