@@ -36,7 +36,7 @@ fn kernels_are_written_and_kept() {
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let kernels = world.join("first/kernels");
     let files = names(&kernels);
-    assert!(files.len() > 30 && files.len() % 3 == 0, "{files:?}");
+    assert!(files.len() > 30 && files.len().is_multiple_of(3), "{files:?}");
     let about = json(&kernels.join("lora_linear.json"));
     assert_eq!(about["spill_bytes"], 0);
     assert!(about["registers"].as_u64().unwrap() > 0, "{about}");
