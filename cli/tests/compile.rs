@@ -70,3 +70,37 @@ fn without_triton_it_says_what_to_do() {
         assert!(!world.join("out").exists());
     }
 }
+
+#[test]
+fn cuda_kernels_are_written() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let pattern = root.join(".gpu-toolchain/lib");
+    let python = std::fs::read_dir(&pattern).ok().and_then(|mut all| all.find_map(Result::ok));
+    let Some(nvrtc) = python.map(|p| p.path().join("site-packages/nvidia/cu13/lib")) else {
+        assert!(std::env::var_os("CI").is_none(), "tools/gpu-toolchain.sh has not been run");
+        eprintln!("skipped: no NVRTC; tools/gpu-toolchain.sh sets it up");
+        return;
+    };
+    let world = World::new();
+    let compile = |out: &str, nvrtc: &Path| {
+        let mut c = command();
+        c.args(["compile".as_ref(), job(&world).as_os_str(), "--target".as_ref(), "cuda:sm_90a".as_ref()])
+            .args(["--emit".as_ref(), world.join(out).as_os_str()])
+            .env("KFC_NVRTC", nvrtc);
+        c.output().unwrap()
+    };
+    let output = compile("out", &nvrtc);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let kernels = world.join("out/kernels");
+    let files = names(&kernels);
+    assert!(files.len() > 30 && files.contains(&"kfc.cuh".to_string()), "{files:?}");
+    assert_eq!(&std::fs::read(kernels.join("lora_linear.cubin")).unwrap()[1..4], b"ELF");
+    let about = json(&kernels.join("lora_linear.json"));
+    assert_eq!((&about["spill_bytes"], &about["target"]), (&0.into(), &"sm_90a".into()));
+
+    let output = compile("none", Path::new("/no/nvrtc"));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("NVRTC") && message.trim_end().lines().count() == 1, "{message}");
+    assert!(!world.join("none").exists());
+}
