@@ -12,6 +12,7 @@ use kfc_benches::operands::Alone;
 use kfc_benches::temp::TempFolder;
 use kfc_benches::workloads::SMALL;
 use kfc_graph::DType;
+use kfc_kernels::compile::Backend;
 use kfc_kernels::plan::{Plan, Step};
 use kfc_runtime::profile::{Kind, Machine, PlanProfile};
 use kfc_runtime::train::setup;
@@ -47,7 +48,7 @@ fn measure(criterion: &mut Criterion, dtype: DType) {
     let folder = TempFolder::new(&format!("kernels-{dtype}")).expect("a temporary folder");
     SMALL.write(folder.path(), dtype).expect("files");
     let job = SMALL.job(folder.path(), dtype);
-    let plans = setup::compile(&job, SMALL.seq, &mut |_, _, _| ()).expect("plans").plans;
+    let plans = setup::compile(&job, SMALL.seq, Backend::Cpu, &mut |_, _, _| ()).expect("plans").plans;
     let mut kernels: Vec<Kernel<'_>> = plans.iter().flat_map(kernels_of).collect();
     let mut group = criterion.benchmark_group(format!("kernels small {dtype}"));
     for (i, k) in kernels.iter_mut().enumerate() {

@@ -1,16 +1,18 @@
-//! From a graph to a plan for the CPU: passes, kernels, schedule, memory plan.
+//! From a graph to a plan: passes, kernels, schedule, memory plan.
 
 use crate::KernelError;
 use crate::cpu;
 use crate::plan::{Place, Plan, PlanInput, PlanOutput, Step};
+use crate::tile;
 use kfc_graph::budget::{Decision, Frontier, decisions};
 use kfc_graph::cost::{Rates, SecondsOf};
-use kfc_graph::memory::{self, Facts, MemoryPlan};
+use kfc_graph::memory::{self, Facts, FactsOf, MemoryPlan};
 use kfc_graph::passes::recompute::{self, Cut, Policy};
 use kfc_graph::{
     Composite, Def, Graph, Node, NodeId, Op, Prim, TensorType, ValueId, passes, schedule, verify,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
 
 /// What is made again in the backward pass instead of being kept.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -24,9 +26,21 @@ pub enum Recompute {
     WithinBudget(usize),
 }
 
+/// Whose kernels a plan runs: what is claimed, in place and workspace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// [`crate::cpu`].
+    #[default]
+    Cpu,
+    /// [`crate::tile::programs`].
+    Tile,
+}
+
 /// How to compile.
 #[derive(Clone)]
 pub struct CompileOptions<'a> {
+    /// Whose kernels run.
+    pub backend: Backend,
     /// What is made again in the backward pass.
     pub recompute: Recompute,
     /// How long an operation takes: what recomputation is weighed with.
@@ -34,9 +48,10 @@ pub struct CompileOptions<'a> {
 }
 
 impl Default for CompileOptions<'_> {
-    /// No recomputation, and the default rates.
+    /// On the CPU, no recomputation, and the default rates.
     fn default() -> Self {
         CompileOptions {
+            backend: Backend::Cpu,
             recompute: Recompute::Off,
             seconds: &|op, inputs, outputs| Rates::default().seconds(op.cost(inputs, outputs)),
         }
@@ -70,7 +85,9 @@ pub fn compile_with(
     options: &CompileOptions<'_>,
     observer: &mut dyn FnMut(&str, &Graph),
 ) -> Result<Compiled, KernelError> {
-    let graph = optimised(graph, observer)?;
+    let graph = optimised(graph, options.backend, observer)?;
+    let facts = FactsTable::new(options.backend);
+    let facts_of = |graph: &Graph, node: &Node| facts.of(graph, node);
     let (dropped, frontier) = match &options.recompute {
         Recompute::Off => (BTreeSet::new(), None),
         Recompute::Named(policy) => (recompute::dropped(&graph, &Cut::new(&graph), policy), None),
@@ -81,7 +98,7 @@ pub fn compile_with(
     };
     let decisions = decisions(&graph, &dropped, options.seconds);
     let graph = if dropped.is_empty() { graph } else { recomputed(&graph, &dropped, observer)? };
-    Ok(Compiled { plan: lower(&graph, decisions)?, frontier })
+    Ok(Compiled { plan: lower(&graph, &facts_of, decisions), frontier })
 }
 
 /// The choices between memory and time that a graph leaves.
@@ -89,14 +106,23 @@ pub fn compile_with(
 /// # Errors
 /// As [`compile`].
 pub fn frontier(graph: &Graph, seconds: &SecondsOf<'_>) -> Result<Frontier, KernelError> {
-    Ok(Frontier::new(&optimised(graph, &mut |_, _| ())?, &facts_of, seconds))
+    let facts = FactsTable::new(Backend::Cpu);
+    let graph = optimised(graph, Backend::Cpu, &mut |_, _| ())?;
+    Ok(Frontier::new(&graph, &|graph, node| facts.of(graph, node), seconds))
 }
 
 /// The graph after the device-independent passes; every operation in it has a kernel.
-fn optimised(graph: &Graph, observer: &mut dyn FnMut(&str, &Graph)) -> Result<Graph, KernelError> {
-    let claims = |c: &Composite, types: &[TensorType]| cpu::claims(c, types);
+fn optimised(
+    graph: &Graph,
+    backend: Backend,
+    observer: &mut dyn FnMut(&str, &Graph),
+) -> Result<Graph, KernelError> {
+    let claims = |c: &Composite, types: &[TensorType]| match backend {
+        Backend::Cpu => cpu::claims(c, types),
+        Backend::Tile => tile::programs::claims(c),
+    };
     let graph = passes::optimise(graph, &kfc_ops::registry(), &claims, observer)?;
-    graph.nodes().iter().try_for_each(|n| kernel_facts(&graph, n).map(|_| ()))?;
+    graph.nodes().iter().try_for_each(|n| kernel_facts(&graph, n, backend).map(|_| ()))?;
     Ok(graph)
 }
 
@@ -112,15 +138,15 @@ fn recomputed(
 }
 
 /// Orders and places a graph whose every operation has a kernel.
-fn lower(graph: &Graph, decisions: Vec<Decision>) -> Result<Plan, KernelError> {
+fn lower(graph: &Graph, facts_of: &FactsOf<'_>, decisions: Vec<Decision>) -> Plan {
     let order = schedule::schedule(graph);
-    let memory = memory::plan(graph, &order, &facts_of);
+    let memory = memory::plan(graph, &order, facts_of);
     let steps = order
         .iter()
         .filter(|&&id| !is_free(graph, graph.node(id), &memory))
-        .map(|&id| Ok(step(graph, id, &memory, kernel_facts(graph, graph.node(id))?.inplace)))
-        .collect::<Result<Vec<Step>, KernelError>>()?;
-    Ok(Plan {
+        .map(|&id| step(graph, id, &memory, facts_of(graph, graph.node(id)).inplace))
+        .collect();
+    Plan {
         name: graph.name.clone(),
         steps,
         inputs: inputs(graph),
@@ -129,7 +155,7 @@ fn lower(graph: &Graph, decisions: Vec<Decision>) -> Result<Plan, KernelError> {
         arena_bytes: memory.arena_bytes,
         live_bytes: memory.lower_bound,
         decisions,
-    })
+    }
 }
 
 /// A reshape whose result is its operand's storage: nothing to run.
@@ -206,19 +232,50 @@ fn place(graph: &Graph, memory: &MemoryPlan, v: ValueId) -> Place {
     }
 }
 
-fn kernel_facts(graph: &Graph, node: &Node) -> Result<Facts, KernelError> {
+fn kernel_facts(graph: &Graph, node: &Node, backend: Backend) -> Result<Facts, KernelError> {
     let (inputs, outputs) = types(graph, node);
-    let kernel = cpu::build(&node.op, &inputs, &outputs)?;
-    Ok(Facts {
-        inplace: kernel.inplace(),
-        may_inplace: kernel.may_inplace(),
-        workspace: kernel.workspace_bytes(),
+    Ok(match backend {
+        Backend::Cpu => {
+            let kernel = cpu::build(&node.op, &inputs, &outputs)?;
+            Facts {
+                inplace: kernel.inplace(),
+                may_inplace: kernel.may_inplace(),
+                workspace: kernel.workspace_bytes(),
+            }
+        }
+        Backend::Tile => {
+            let programs = tile::programs::emit(&node.op, &inputs, &outputs)?;
+            Facts {
+                inplace: programs.updates,
+                may_inplace: programs.may_share,
+                workspace: programs.workspace_bytes(),
+            }
+        }
     })
 }
 
-/// What the memory plan has to know of a node's kernel. [`optimised`] has seen that every node has one.
-fn facts_of(graph: &Graph, node: &Node) -> Facts {
-    kernel_facts(graph, node).unwrap_or_default()
+/// What the memory plan has to know of nodes' kernels. Writing programs takes time, and a plan may be tried many times:
+/// theirs are kept by operation.
+struct FactsTable {
+    backend: Backend,
+    known: Mutex<HashMap<String, Facts>>,
+}
+
+impl FactsTable {
+    fn new(backend: Backend) -> FactsTable {
+        FactsTable { backend, known: Mutex::default() }
+    }
+
+    /// [`optimised`] has seen that every node has a kernel.
+    fn of(&self, graph: &Graph, node: &Node) -> Facts {
+        if self.backend == Backend::Cpu {
+            return kernel_facts(graph, node, self.backend).unwrap_or_default();
+        }
+        let attrs = kfc_graph::text::attrs(&node.op);
+        let key = format!("{} {attrs:?} {:?}", node.op.name(), types(graph, node));
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        *known.entry(key).or_insert_with(|| kernel_facts(graph, node, self.backend).unwrap_or_default())
+    }
 }
 
 fn types(graph: &Graph, node: &Node) -> (Vec<TensorType>, Vec<TensorType>) {

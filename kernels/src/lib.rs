@@ -3,7 +3,9 @@
 pub mod calibrate;
 pub mod compile;
 pub mod cpu;
+pub mod cuda;
 pub mod plan;
+pub mod tile;
 pub mod timeline;
 
 pub use cpu::KernelError;

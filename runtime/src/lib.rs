@@ -33,5 +33,6 @@ pub mod teacher_cache;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod train;
+pub mod triton;
 
 pub use error::{Result, RunError};

@@ -1,6 +1,7 @@
 //! `kfc compile`
 
 use clap::{Arg, ArgMatches, Command};
+use kfc_kernels::cuda::Arch;
 use std::path::PathBuf;
 
 /// What the plan is compiled for.
@@ -8,7 +9,14 @@ use std::path::PathBuf;
 pub enum Target {
     /// The CPU.
     Cpu,
+    /// NVIDIA GPUs, through CUDA C++.
+    Cuda(Arch),
+    /// NVIDIA GPUs of this compute capability, through Triton.
+    Triton(u32),
 }
+
+/// Compute capabilities that Triton compiles for.
+const ARCHS: [u32; 3] = [80, 90, 100];
 
 /// Arguments of `kfc compile`.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,18 +31,32 @@ pub struct CompileArgs {
     pub emit: PathBuf,
     /// Replaces `train.mem_budget`.
     pub mem_budget: Option<u64>,
+    /// Python with Triton.
+    pub python: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
 Example:
   kfc compile job.toml --emit plan
+  kfc compile job.toml --target cuda:sm_90a --emit plan
+  kfc compile job.toml --target triton:sm_90 --emit plan
 
-Writes plan/ir/NN-pass.kir (the IR after every pass) and plan/plan.json.";
+Writes plan/ir/NN-pass.kir (the IR after every pass) and plan/plan.json; for a GPU also plan/kernels/NAME.cu or NAME.py,
+NAME.cubin and NAME.json (registers, spills, shared memory, tensor-core instructions, grid, parameters). Needs no GPU: CUDA
+C++ is compiled by NVRTC, from the folder in KFC_NVRTC or where the system finds libraries, and Triton by its own compiler.";
+
+/// What `--target` takes.
+const TARGETS: &str =
+    "cpu, cuda:sm_80, cuda:sm_90a, cuda:sm_100a, triton:sm_80, triton:sm_90 or triton:sm_100";
 
 fn target(text: &str) -> Result<Target, String> {
-    match text {
-        "cpu" => Ok(Target::Cpu),
-        _ => Err("this build compiles for the CPU only; use --target cpu".into()),
+    let triton = |a: &&u32| text.strip_prefix("triton:sm_") == Some(&a.to_string());
+    let cuda = text.strip_prefix("cuda:").and_then(|arch| arch.parse().ok());
+    match (cuda, ARCHS.iter().find(triton)) {
+        (Some(arch), _) => Ok(Target::Cuda(arch)),
+        (_, Some(arch)) => Ok(Target::Triton(*arch)),
+        _ if text == "cpu" => Ok(Target::Cpu),
+        _ => Err(format!("use {TARGETS}")),
     }
 }
 
@@ -50,10 +72,15 @@ pub(super) fn command() -> Command {
                 .value_name("TARGET")
                 .value_parser(target)
                 .default_value("cpu")
-                .help("What to compile for: cpu"),
+                .help(format!("What to compile for: {TARGETS}")),
         )
         .arg(super::path("emit", "DIR", "Folder to write").required(true))
         .arg(super::mem_budget())
+        .arg(super::path(
+            "python",
+            "PATH",
+            "Python with Triton 3.6 [default: KFC_PYTHON, .gpu-toolchain, python3]",
+        ))
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<CompileArgs, clap::Error> {
@@ -63,5 +90,6 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<CompileArgs, clap::Er
         target: super::required(matches, "target")?,
         emit: super::required(matches, "emit")?,
         mem_budget: matches.get_one("mem-budget").copied(),
+        python: matches.get_one("python").cloned(),
     })
 }

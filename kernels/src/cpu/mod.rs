@@ -168,6 +168,9 @@ pub enum KernelError {
     /// No plan fits the memory there is.
     #[error(transparent)]
     Budget(#[from] TooSmall),
+    /// An operation has no tile programs.
+    #[error(transparent)]
+    Tile(#[from] crate::tile::programs::EmitError),
     /// The environment asks for instructions that the CPU lacks.
     #[error(transparent)]
     Level(#[from] simd::LevelError),

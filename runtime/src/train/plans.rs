@@ -12,7 +12,7 @@ use kfc_graph::cost::SecondsOf;
 use kfc_graph::passes::recompute::Policy;
 use kfc_graph::{DType, Graph, Op, TensorType};
 use kfc_kernels::KernelError;
-use kfc_kernels::compile::{CompileOptions, Recompute, compile_with, frontier};
+use kfc_kernels::compile::{Backend, CompileOptions, Recompute, compile_with, frontier};
 use kfc_kernels::plan::Plan;
 use kfc_ops::step::train::{DistillSpec, FeatureSpec, TeacherSpec, TrainGraph, TrainSpec, train_graph};
 use kfc_ops::step::update::{EwcSpec, UpdateSpec, update_graph};
@@ -76,6 +76,7 @@ pub(super) fn compile_graphs(
     job: &JobConfig,
     graphs: &StepGraphs,
     held: &Account,
+    backend: Backend,
     observer: &mut PassObserver<'_>,
 ) -> Result<CompiledJob> {
     let recompute = match (job.train.recompute, job.train.mem_budget) {
@@ -88,10 +89,11 @@ pub(super) fn compile_graphs(
         (RecomputePolicy::Attention, _) => Recompute::Named(Policy::AttentionOnly),
     };
     let seconds = seconds_of(Calibration::load(&Machine::this()));
-    let options = CompileOptions { recompute, seconds: &seconds };
+    let options = CompileOptions { backend, recompute, seconds: &seconds };
+    let plain = CompileOptions { backend, ..CompileOptions::default() };
     observer("train", "00-built", &graphs.train.graph);
     observer("update", "00-built", &graphs.update);
-    let update = compile_with(&graphs.update, &CompileOptions::default(), &mut |pass, graph| {
+    let update = compile_with(&graphs.update, &plain, &mut |pass, graph| {
         observer("update", pass, graph);
     })?
     .plan;

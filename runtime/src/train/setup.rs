@@ -17,6 +17,7 @@ use crate::random;
 use crate::session;
 use crate::teacher_cache::TeacherCache;
 use kfc_graph::{DType, InputKind, TensorType};
+use kfc_kernels::compile::Backend;
 use kfc_ops::model::LoraSpec;
 use kfc_ops::step::TrainedParam;
 use kfc_ops::step::train::{projector_input, trained_params};
@@ -57,16 +58,21 @@ struct Prepared {
     graphs: StepGraphs,
 }
 
-/// Compiles a job for rows of `seq` tokens without running it.
+/// Compiles a job for rows of `seq` tokens and the kernels of a backend without running it.
 ///
 /// # Errors
 /// As [`Trainer::new`].
-pub fn compile(job: &JobConfig, seq: usize, observer: &mut plans::PassObserver<'_>) -> Result<CompiledJob> {
+pub fn compile(
+    job: &JobConfig,
+    seq: usize,
+    backend: Backend,
+    observer: &mut plans::PassObserver<'_>,
+) -> Result<CompiledJob> {
     memory::release_unused();
     let before = memory::resident();
     let mut p = prepare(job, seq)?;
     allocate(&mut p.store, &p.graphs)?;
-    plans::compile_graphs(job, &p.graphs, &Account::new(before, &p.store, 0), observer)
+    plans::compile_graphs(job, &p.graphs, &Account::new(before, &p.store, 0), backend, observer)
 }
 
 /// Tensors that the graphs need beside weights: parameters, accumulators, moments, step data.
@@ -87,7 +93,8 @@ fn allocate(store: &mut Store, graphs: &StepGraphs) -> Result<()> {
 pub fn predict(job: &JobConfig, seq: usize, before: u64) -> Result<Profile> {
     let (student, graphs) = described(job, seq)?;
     let held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
-    let CompiledJob { plans, account } = plans::compile_graphs(job, &graphs, &held, &mut |_, _, _| ())?;
+    let CompiledJob { plans, account } =
+        plans::compile_graphs(job, &graphs, &held, Backend::Cpu, &mut |_, _, _| ())?;
     let shape = [job.train.batch, seq, job.train.accumulation];
     Ok(Profile::predicted(describe_student(&student, &graphs.train.params), shape, &plans, &account))
 }
@@ -171,7 +178,8 @@ impl Trainer {
         allocate(&mut store, &graphs)?;
         startup.lap(Stage::Memory);
         let held = Account::new(before, &store, 0);
-        let CompiledJob { plans, account } = plans::compile_graphs(job, &graphs, &held, &mut |_, _, _| ())?;
+        let CompiledJob { plans, account } =
+            plans::compile_graphs(job, &graphs, &held, Backend::Cpu, &mut |_, _, _| ())?;
         startup.lap(Stage::Compile);
         // Compiling, too, left holes behind.
         memory::release_unused();

@@ -1,11 +1,15 @@
-//! `kfc compile`: the job's graphs after every pass, and the plans, written to a folder.
+//! `kfc compile`: the job's graphs after every pass, the plans and the kernels of a GPU, written to a folder.
+
+mod kernels;
 
 use crate::args::{CompileArgs, Global, Target};
 use crate::config::{self, format_bytes};
 use crate::error::{Outcome, input_error};
 use crate::output;
 use kfc_graph::{Graph, text};
+use kfc_kernels::compile::Backend;
 use kfc_kernels::plan::Plan;
+use kfc_kernels::tile::lower::lower;
 use kfc_runtime::files::{AtomicDir, write_json};
 use kfc_runtime::models::Model;
 use kfc_runtime::train::{data, setup};
@@ -13,12 +17,17 @@ use serde_json::json;
 use std::path::Path;
 
 /// Runs `kfc compile`. The folder gets `ir/NN-pass.kir` of the micro-batch graph and `ir/update/NN-pass.kir` of the update
-/// graph, and `plan.json` with both plans.
+/// graph, and `plan.json` with both plans; for a GPU also `kernels/NAME.cu` (or `.py`), `NAME.cubin` and `NAME.json`, and
+/// launches in `plan.json`.
 ///
 /// # Errors
 /// If the input is wrong or the work fails.
 pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
-    let Target::Cpu = args.target;
+    let (backend, target) = match args.target {
+        Target::Cpu => (Backend::Cpu, "cpu".to_string()),
+        Target::Cuda(arch) => (Backend::Tile, format!("cuda:{arch}")),
+        Target::Triton(arch) => (Backend::Tile, format!("triton:sm_{arch}")),
+    };
     let mut job = config::load(&args.config, &args.set)?;
     job.train.mem_budget = args.mem_budget.or(job.train.mem_budget);
     if args.emit.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
@@ -31,7 +40,7 @@ pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
     let rows = data::load(&job, &model.config)?;
     let folder = AtomicDir::create(&args.emit)?;
     let mut written = Ok(());
-    let compiled = setup::compile(&job, rows.rows.seq_len(), &mut |name, pass, graph| {
+    let compiled = setup::compile(&job, rows.rows.seq_len(), backend, &mut |name, pass, graph| {
         if written.is_ok() {
             written = write_graph(folder.path(), name, pass, graph);
         }
@@ -48,19 +57,35 @@ pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
         ];
         table.push(cells.to_vec());
     }
-    let plans: Vec<_> = compiled.plans.iter().map(Plan::to_json).collect();
+    let mut summary = json!({"emit": args.emit});
+    let plans: Vec<_> = match args.target {
+        Target::Cpu => compiled.plans.iter().map(Plan::to_json).collect(),
+        Target::Cuda(_) | Target::Triton(_) => {
+            let lowered = lower(&compiled.plans)?;
+            let text = kernels::write(args, &lowered, &folder.path().join("kernels"), global)?;
+            summary["kernels"] = json!(lowered.kernels.len());
+            table.push(["kernels".into(), text, String::new(), String::new()].to_vec());
+            compiled.plans.iter().enumerate().map(|(i, plan)| lowered.plan_json(plan, i)).collect()
+        }
+    };
     write_json(
         &folder.path().join("plan.json"),
         &json!({
-            "target": "cpu", "memory": compiled.account.to_json(), "plans": plans,
+            "target": target, "memory": compiled.account.to_json(), "plans": plans,
         }),
     )?;
     folder.commit()?;
     if global.json {
-        output::json_line(&json!({"emit": args.emit, "plans": plans.iter().map(|p| json!({
-            "name": p["name"], "steps": p["steps"].as_array().map_or(0, Vec::len), "arena_bytes": p["arena_bytes"],
-            "live_bytes": p["live_bytes"],
-        })).collect::<Vec<_>>()}))?;
+        summary["plans"] = plans
+            .iter()
+            .map(|p| {
+                json!({
+                    "name": p["name"], "steps": p["steps"].as_array().map_or(0, Vec::len),
+                    "arena_bytes": p["arena_bytes"], "live_bytes": p["live_bytes"],
+                })
+            })
+            .collect();
+        output::json_line(&summary)?;
     } else {
         output::write_stdout(&output::table(&table))?;
         output::stdout_line(&format!("wrote {}", args.emit.display()))?;

@@ -1,0 +1,192 @@
+//! NVRTC, CUDA's run-time compiler: a shared library that is looked for when it is first needed.
+
+use super::Arch;
+use super::report::{self, Report, SassCounts};
+use crate::tile::cuda::HEADER;
+use cudarc::nvrtc::{result, sys};
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+/// Environment variable with the folder of `libnvrtc.so`.
+const FOLDER: &str = "KFC_NVRTC";
+
+/// Why nothing was compiled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NvrtcError {
+    /// The library is not there.
+    #[error(
+        "NVRTC, which compiles CUDA kernels, was not found ({0}). Install a CUDA 13 toolkit, or \
+         `pip install nvidia-cuda-nvrtc==13.0.88` and set {FOLDER} to the folder of its libnvrtc.so.13 (nvidia/cu13/lib); \
+         in kfc's repository tools/gpu-toolchain.sh does the former"
+    )]
+    Missing(String),
+    /// A call failed.
+    #[error("NVRTC failed: {0}")]
+    Failed(String),
+    /// The source has errors.
+    #[error("a kernel does not compile for {arch}:\n{log}")]
+    Rejected {
+        /// The architecture.
+        arch: Arch,
+        /// What the compiler says.
+        log: String,
+    },
+}
+
+impl From<result::NvrtcError> for NvrtcError {
+    fn from(e: result::NvrtcError) -> NvrtcError {
+        NvrtcError::Failed(e.to_string())
+    }
+}
+
+/// Compiled source.
+pub struct Object {
+    /// What the driver loads.
+    pub cubin: Vec<u8>,
+    /// What is known about each kernel.
+    pub reports: Vec<Report>,
+    /// Warnings.
+    pub warnings: Vec<String>,
+}
+
+/// The loaded library.
+#[derive(Clone, Debug)]
+pub struct Nvrtc {
+    folder: Option<PathBuf>,
+}
+
+impl Nvrtc {
+    /// Loads the library once: from the folder that `KFC_NVRTC` names, else from where the system looks for libraries.
+    ///
+    /// # Errors
+    /// [`NvrtcError::Missing`], which says how to get it.
+    pub fn load() -> Result<Nvrtc, NvrtcError> {
+        Nvrtc::load_from(std::env::var_os(FOLDER).map(PathBuf::from))
+    }
+
+    /// [`Nvrtc::load`] from this folder instead. Whichever of the two comes first decides for the whole process.
+    ///
+    /// # Errors
+    /// As of [`Nvrtc::load`].
+    pub fn load_from(folder: Option<PathBuf>) -> Result<Nvrtc, NvrtcError> {
+        static LOADED: OnceLock<Result<Nvrtc, NvrtcError>> = OnceLock::new();
+        LOADED.get_or_init(|| Nvrtc::open(folder)).clone()
+    }
+
+    fn open(folder: Option<PathBuf>) -> Result<Nvrtc, NvrtcError> {
+        if let Some(folder) = &folder {
+            // The second opens the first by its bare name when it compiles, and finds it because it is loaded.
+            for name in ["libnvrtc-builtins.so.13.0", "libnvrtc.so.13"] {
+                let path = folder.join(name);
+                // SAFETY: NVIDIA's libraries have no initialisers that depend on this program's state.
+                let library = unsafe { libloading::Library::new(&path) };
+                let library = library.map_err(|e| NvrtcError::Missing(e.to_string()))?;
+                // It stays loaded: its functions are called by address.
+                std::mem::forget(library);
+            }
+        }
+        // SAFETY: as above; this opens the library by its bare name.
+        if unsafe { sys::is_culib_present() } {
+            Ok(Nvrtc { folder })
+        } else {
+            Err(NvrtcError::Missing(format!("{FOLDER} is not set and the system knows no libnvrtc.so.13")))
+        }
+    }
+
+    /// Tensor core instructions of each kernel of a cubin. `None` without `cuobjdump`, which is looked for in the folder
+    /// `bin` beside that of the library and on the path.
+    pub fn sass_counts(&self, cubin: &[u8]) -> Option<HashMap<String, SassCounts>> {
+        report::sass_counts(cubin, self.folder.as_deref())
+    }
+
+    /// Compiles source that may include `kfc.cuh`.
+    ///
+    /// # Errors
+    /// [`NvrtcError::Rejected`] with the compiler's messages.
+    pub fn compile(&self, source: &str, arch: Arch) -> Result<Object, NvrtcError> {
+        let program = Compilation::new(source)?;
+        let arch_option = format!("--gpu-architecture={arch}");
+        // Unused: what a program loads or computes and does not need.
+        let options = [
+            arch_option.as_str(),
+            "--std=c++17",
+            "--ptxas-options=-v",
+            "--diag-suppress=177",
+            "--diag-suppress=550",
+        ];
+        // SAFETY: the program is alive.
+        let outcome = unsafe { result::compile_program(program.0, &options) };
+        let log = program.log()?;
+        match outcome {
+            Err(e) if e.0 == sys::nvrtcResult::NVRTC_ERROR_COMPILATION => {
+                return Err(NvrtcError::Rejected { arch, log });
+            }
+            other => other?,
+        }
+        let cubin = program.cubin()?;
+        Ok(Object { cubin, reports: report::kernels(&log), warnings: report::warnings(&log) })
+    }
+}
+
+/// A program of NVRTC, destroyed at the end.
+struct Compilation(sys::nvrtcProgram);
+
+impl Drop for Compilation {
+    fn drop(&mut self) {
+        // SAFETY: it was created and is destroyed once.
+        let _ = unsafe { result::destroy_program(self.0) };
+    }
+}
+
+impl Compilation {
+    fn new(source: &str) -> Result<Compilation, NvrtcError> {
+        let text = |s: &str| CString::new(s).map_err(|e| NvrtcError::Failed(e.to_string()));
+        let (source, header) = (text(source)?, text(HEADER)?);
+        let mut program: sys::nvrtcProgram = std::ptr::null_mut();
+        let (headers, names) = ([header.as_ptr()], [c"kfc.cuh".as_ptr()]);
+        // SAFETY: all pointers are to strings that end with 0 and live through the call, which copies them.
+        let created = unsafe {
+            sys::nvrtcCreateProgram(
+                &raw mut program,
+                source.as_ptr(),
+                c"kernel.cu".as_ptr(),
+                1,
+                headers.as_ptr(),
+                names.as_ptr(),
+            )
+        };
+        created.result()?;
+        Ok(Compilation(program))
+    }
+
+    fn log(&self) -> Result<String, NvrtcError> {
+        // SAFETY: the program is alive.
+        let log: Vec<c_char> = unsafe { result::get_program_log(self.0) }?;
+        // SAFETY: NVRTC ends the log with 0.
+        Ok(unsafe { CStr::from_ptr(log.as_ptr()) }.to_string_lossy().into_owned())
+    }
+
+    fn cubin(&self) -> Result<Vec<u8>, NvrtcError> {
+        let mut size = 0;
+        // SAFETY: the program is alive.
+        unsafe { sys::nvrtcGetCUBINSize(self.0, &raw mut size) }.result()?;
+        let mut cubin = vec![0u8; size];
+        // SAFETY: the buffer has the size that was asked for.
+        unsafe { sys::nvrtcGetCUBIN(self.0, cubin.as_mut_ptr().cast()) }.result()?;
+        Ok(cubin)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_library_is_an_error_that_says_what_to_do() {
+        let error = Nvrtc::open(Some("/nowhere".into())).unwrap_err().to_string();
+        assert!(error.contains("KFC_NVRTC") && error.contains("pip install"), "{error}");
+    }
+}

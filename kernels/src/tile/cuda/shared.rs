@@ -1,0 +1,139 @@
+//! Shared memory of a kernel: regions, and where barriers are needed between threads that write and read them.
+
+use crate::tile::ir::{Elem, Var};
+use std::collections::BTreeMap;
+
+/// What threads exchange data through.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Place {
+    /// A tile for dots.
+    Tile(Var),
+    /// Space that reductions and changes of layout use in turn.
+    Scratch(usize),
+    /// A buffer that is read and written.
+    Buffer(usize),
+}
+
+/// A tile in shared memory.
+#[derive(Clone, Debug)]
+pub(super) struct Region {
+    /// Type of its elements.
+    pub elem: Elem,
+    /// Extents.
+    pub dims: [usize; 2],
+    /// The axis along which elements are consecutive.
+    pub fast: usize,
+}
+
+impl Region {
+    /// Distance of elements along the other axis: 16 bytes of padding keep 8 rows in different banks.
+    pub(super) fn pitch(&self) -> usize {
+        self.dims[self.fast] + 16 / self.elem.bytes()
+    }
+
+    /// Bytes, a multiple of 16.
+    fn bytes(&self) -> usize {
+        self.pitch() * self.dims[1 - self.fast] * self.elem.bytes()
+    }
+
+    /// Index of element `(i, j)` in source.
+    pub(super) fn index(&self) -> String {
+        let pitch = self.pitch();
+        if self.fast == 1 { format!("i * {pitch} + j") } else { format!("j * {pitch} + i") }
+    }
+}
+
+/// What was written and read since the last barrier.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(super) struct Since {
+    written: Vec<Place>,
+    read: Vec<Place>,
+    /// Copies are under way that a barrier must wait for.
+    copies: bool,
+}
+
+impl Since {
+    /// What may have happened in either case.
+    pub(super) fn or(&self, other: &Since) -> Since {
+        let both = |a: &[Place], b: &[Place]| {
+            let mut all = [a, b].concat();
+            all.sort_unstable();
+            all.dedup();
+            all
+        };
+        Since {
+            written: both(&self.written, &other.written),
+            read: both(&self.read, &other.read),
+            copies: self.copies || other.copies,
+        }
+    }
+}
+
+/// Regions and what happened to them.
+#[derive(Default)]
+pub(super) struct Shared {
+    pub regions: BTreeMap<Var, Region>,
+    scratch: [usize; 2],
+    turn: usize,
+    pub since: Since,
+}
+
+impl Shared {
+    /// Says that threads write here. Returns whether a barrier must come first.
+    pub(super) fn write(&mut self, place: Place) -> bool {
+        let needed = self.since.read.contains(&place) || self.since.written.contains(&place);
+        if needed {
+            self.since = Since::default();
+        }
+        self.since.written.push(place);
+        needed
+    }
+
+    /// Says that threads read here what others may have written. Returns whether a barrier must come first.
+    pub(super) fn read(&mut self, place: Place) -> bool {
+        let needed = self.since.written.contains(&place);
+        if needed {
+            self.since = Since::default();
+        }
+        self.since.read.push(place);
+        needed
+    }
+
+    /// Says that a copy was begun that ends at the next wait.
+    pub(super) fn copying(&mut self) {
+        self.since.copies = true;
+    }
+
+    /// Whether copies are under way.
+    pub(super) fn copies(&self) -> bool {
+        self.since.copies
+    }
+
+    /// Space of these bytes that the use before the last one had.
+    pub(super) fn scratch(&mut self, bytes: usize) -> usize {
+        self.turn = 1 - self.turn;
+        let size = &mut self.scratch[self.turn];
+        *size = (*size).max(bytes.next_multiple_of(16));
+        self.turn
+    }
+
+    /// Declarations of pointers to everything, and the bytes in all.
+    pub(super) fn declarations(&self, name: impl Fn(Elem) -> &'static str) -> (Vec<String>, usize) {
+        let (mut lines, mut at) = (Vec::new(), 0);
+        for (v, r) in &self.regions {
+            let (ty, pitch) = (name(r.elem), r.pitch());
+            let [m, n] = if r.fast == 1 { r.dims } else { [r.dims[1], r.dims[0]] };
+            let turned = if r.fast == 1 { "" } else { ", transposed" };
+            lines.push(format!(
+                "{ty} *const s{} = reinterpret_cast<{ty} *>(shared + {at});  // {m} x {n}, {pitch} apart{turned}",
+                v.index()
+            ));
+            at += r.bytes();
+        }
+        for (k, size) in self.scratch.iter().enumerate().filter(|(_, size)| **size > 0) {
+            lines.push(format!("unsigned char *const scratch{k} = shared + {at};"));
+            at += size;
+        }
+        (lines, at)
+    }
+}

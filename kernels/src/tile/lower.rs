@@ -1,0 +1,134 @@
+//! From plans to kernels and launches: each distinct program once, and for each step what is launched with which addresses.
+
+use super::Program;
+use super::programs::{Arg, EmitError, emit};
+use crate::plan::{Place, Plan, Step};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+
+/// A program that plans launch.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// A name of its own: that of the program, with a number if several have it.
+    pub name: String,
+    /// What runs.
+    pub program: Program,
+    /// How often all plans together launch it.
+    pub launches: usize,
+}
+
+/// The address of an argument: so many bytes after the beginning of a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The bound tensor of this input position, else the arena.
+    pub input: Option<usize>,
+    /// Bytes from its beginning.
+    pub offset: usize,
+}
+
+/// One launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedLaunch {
+    /// Position in [`Lowered::kernels`].
+    pub kernel: usize,
+    /// Arguments in order of the program's parameters.
+    pub args: Vec<Address>,
+}
+
+/// What plans run on a GPU.
+#[derive(Clone, Debug, Default)]
+pub struct Lowered {
+    /// Distinct programs, in order of their first launch.
+    pub kernels: Vec<Kernel>,
+    /// For each plan, for each step, its launches in order.
+    pub launches: Vec<Vec<Vec<PlannedLaunch>>>,
+}
+
+/// The kernels and launches of plans that were compiled for tile programs.
+///
+/// # Errors
+/// If an operation has no programs.
+pub fn lower(plans: &[Plan]) -> Result<Lowered, EmitError> {
+    let mut all = Lowered::default();
+    // Programs by their source, which says all that matters of them.
+    let mut known: HashMap<String, usize> = HashMap::new();
+    let mut names: HashMap<String, usize> = HashMap::new();
+    for plan in plans {
+        let mut steps = Vec::new();
+        for step in &plan.steps {
+            let emitted = emit(&step.op, &step.input_types, &step.output_types)?;
+            let works = emitted.workspace_starts().0;
+            let mut launches = Vec::new();
+            for launch in emitted.launches {
+                let args = launch.args.iter().zip(launch.starts.iter().zip(&launch.program.params));
+                let args = args
+                    .map(|(arg, (start, p))| address(step, &works, *arg, start * p.elem.bytes()))
+                    .collect();
+                let source = super::triton::print(&launch.program);
+                let kernel = *known.entry(source).or_insert_with(|| {
+                    let count = names.entry(launch.program.name.clone()).or_default();
+                    *count += 1;
+                    let name = match *count {
+                        1 => launch.program.name.clone(),
+                        n => format!("{}_{n}", launch.program.name),
+                    };
+                    all.kernels.push(Kernel { name, program: launch.program, launches: 0 });
+                    all.kernels.len() - 1
+                });
+                all.kernels[kernel].launches += 1;
+                launches.push(PlannedLaunch { kernel, args });
+            }
+            steps.push(launches);
+        }
+        all.launches.push(steps);
+    }
+    Ok(all)
+}
+
+/// Where an argument of a step's launch begins, `start` bytes into its buffer.
+fn address(step: &Step, works: &[usize], arg: Arg, start: usize) -> Address {
+    let (place, start) = match arg {
+        Arg::Input(i) => (step.inputs[i], start),
+        Arg::Output(j) => (step.outputs[j], start),
+        Arg::Work(k) => (step.workspace, works[k] + start),
+    };
+    match place {
+        Place::Input(i) => Address { input: Some(i), offset: start },
+        Place::Arena { offset, .. } => Address { input: None, offset: offset + start },
+    }
+}
+
+impl Lowered {
+    /// A plan as [`Plan::to_json`], each step with its launches: kernel, grid and addresses.
+    pub fn plan_json(&self, plan: &Plan, number: usize) -> Value {
+        let mut value = plan.to_json();
+        let Some(steps) = value["steps"].as_array_mut() else { return value };
+        for (step, launches) in steps.iter_mut().zip(&self.launches[number]) {
+            step["launches"] = launches.iter().map(|l| self.launch_json(l)).collect();
+        }
+        value
+    }
+
+    fn launch_json(&self, l: &PlannedLaunch) -> Value {
+        let kernel = &self.kernels[l.kernel];
+        let arg = |a: &Address| match a.input {
+            Some(i) => json!({"input": i, "offset": a.offset}),
+            None => json!({"offset": a.offset}),
+        };
+        json!({
+            "kernel": kernel.name,
+            "grid": kernel.program.grid,
+            "args": l.args.iter().map(arg).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// What stands about a program beside its compiled form: grid, warps, parameters.
+pub fn program_json(p: &Program) -> Value {
+    let params: Vec<Value> = p
+        .params
+        .iter()
+        .map(|b| json!({"name": b.name, "type": b.elem.name(), "elements": b.len, "access": b.access.name()}))
+        .collect();
+    json!({"function": p.name, "grid": p.grid, "warps": p.warps, "parameters": params})
+}

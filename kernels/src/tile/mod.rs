@@ -1,0 +1,31 @@
+//! Tile programs: how a kernel of a GPU computes, between the graph (what is computed) and source text (which is only
+//! printed).
+//!
+//! A program says what one block of threads does with tiles of elements: loads and stores with masks, arithmetic,
+//! reductions, dot products, loops. It does not say which thread holds what. [`interp`] is its meaning and checks every
+//! index; [`triton`] prints it as Triton and [`cuda`] as CUDA C++. [`programs`] writes programs for operations, [`lower`]
+//! those of plans.
+//!
+//! Invariant: programs of a grid are independent: none reads what another one writes.
+
+mod build;
+pub mod cuda;
+pub mod interp;
+pub mod ir;
+pub mod lower;
+pub mod programs;
+pub mod triton;
+mod verify;
+
+pub use build::{Buffer, Builder};
+pub use ir::Program;
+
+/// Why a program is wrong. A fault of the code that wrote it, not of its input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("tile program `{program}`: {message}")]
+pub struct TileError {
+    /// The program.
+    pub program: String,
+    /// What is wrong.
+    pub message: String,
+}

@@ -1,0 +1,161 @@
+//! Fused groups: a program walks the body for a tile of elements, so that values between primitives stay in registers. With a
+//! reduction at the end, a program takes a row.
+
+use super::elementwise::{flat, tile};
+use super::prims::{apply, offsets, strides};
+use super::row::Row;
+use super::{EmitError, Emitted, Kernel, Operation, warps, width};
+use crate::tile::ir::{Binary, Elem, Fold, Var};
+use crate::tile::{Buffer, Builder};
+use kfc_graph::{DType, Graph, Group, Op, Prim, ValueId};
+use std::collections::HashMap;
+
+/// Elements of a tile of a row: bodies have many values.
+const TILE: usize = 1024;
+
+/// Most operands that a result may be written over.
+const MOST_OVER: usize = 64;
+
+/// The one result over each leading operand.
+static OVER: [(usize, usize); MOST_OVER] = {
+    let mut pairs = [(0, 0); MOST_OVER];
+    let mut i = 0;
+    while i < pairs.len() {
+        pairs[i] = (i, 0);
+        i += 1;
+    }
+    pairs
+};
+
+/// The programs of a group.
+pub(super) fn group(g: &Group, o: &Operation<'_>) -> Result<Emitted, EmitError> {
+    let folds: Vec<Option<(Fold, ValueId)>> =
+        g.body().outputs().iter().map(|out| reduction(g.body(), out.value)).collect();
+    if folds.iter().any(Option::is_some) { by_row(g, o, &folds) } else { by_element(g, o) }
+}
+
+/// The reduction that makes a value, with what it reduces.
+fn reduction(body: &Graph, v: ValueId) -> Option<(Fold, ValueId)> {
+    body.nodes().iter().filter(|n| n.outputs[0] == v).find_map(|n| match &n.op {
+        Op::Prim(Prim::ReduceSum { .. }) => Some((Fold::Sum, n.inputs[0])),
+        Op::Prim(Prim::ReduceMax { .. }) => Some((Fold::Max, n.inputs[0])),
+        _ => None,
+    })
+}
+
+fn buffers(k: &mut Kernel, o: &Operation<'_>) -> (Vec<Buffer>, Vec<Buffer>) {
+    let inputs = (0..o.inputs.len()).map(|i| k.input(o, i, &format!("x{i}"))).collect();
+    let outputs = (0..o.outputs.len()).map(|j| k.output(o, j, &format!("y{j}"))).collect();
+    (inputs, outputs)
+}
+
+fn by_element(g: &Group, o: &Operation<'_>) -> Result<Emitted, EmitError> {
+    let n = g.dims().iter().product();
+    let mut k = flat("group", "Pointwise operations in one pass", n);
+    let (inputs, outputs) = buffers(&mut k, o);
+    let b = &mut k.b;
+    let (at, mask) = tile(b, n);
+    let values = walk(b, g, &inputs, at, mask)?;
+    for (y, out) in outputs.into_iter().zip(g.body().outputs()) {
+        b.store(y, at, values[&out.value], mask);
+    }
+    let fits =
+        |i: &usize| o.inputs[*i].dims == g.dims() && o.inputs[*i].dtype.size() == o.outputs[0].dtype.size();
+    let over = match o.outputs.len() {
+        1 => (0..o.inputs.len().min(MOST_OVER)).take_while(fits).count(),
+        _ => 0,
+    };
+    Ok(Emitted { may_share: &OVER[..over], ..Emitted::one(k.finish()?) })
+}
+
+fn by_row(g: &Group, o: &Operation<'_>, folds: &[Option<(Fold, ValueId)>]) -> Result<Emitted, EmitError> {
+    let h = g.dims().last().copied().unwrap_or(1);
+    let rows = g.dims().iter().product::<usize>() / h.max(1);
+    let doc = "Pointwise operations and reductions of a row in one pass";
+    let wide = width(h, TILE);
+    let mut k = Kernel::new("group_rows", doc, [rows, 1, 1], warps(wide));
+    let (inputs, outputs) = buffers(&mut k, o);
+    let b = &mut k.b;
+    let start = |fold: Fold| if fold == Fold::Sum { 0.0 } else { f32::NEG_INFINITY };
+    let reduced: Vec<(usize, Fold, ValueId)> =
+        folds.iter().enumerate().filter_map(|(j, f)| f.map(|(fold, v)| (j, fold, v))).collect();
+    let init: Vec<Var> = reduced.iter().map(|&(_, fold, _)| b.full(start(fold), &[wide])).collect();
+    let row = Row::prefix(b, h, h, wide);
+    let mut failed = None;
+    let ends = row.tiles(b, &init, |b, _, at, mask, now| {
+        let values = match walk(b, g, &inputs, at, mask) {
+            Ok(values) => values,
+            Err(e) => {
+                failed = Some(e);
+                return now.to_vec();
+            }
+        };
+        for (j, out) in g.body().outputs().iter().enumerate().filter(|(j, _)| folds[*j].is_none()) {
+            b.store(outputs[j], at, values[&out.value], mask);
+        }
+        let next = reduced.iter().zip(now).map(|(&(_, fold, v), &now)| {
+            let mut value = b.cast(values[&v], Elem::F32);
+            if let Some(mask) = mask {
+                let none = b.float(start(fold));
+                value = b.select(mask, value, none);
+            }
+            b.binary(if fold == Fold::Sum { Binary::Add } else { Binary::Max }, now, value)
+        });
+        next.collect()
+    });
+    if let Some(e) = failed {
+        return Err(e);
+    }
+    let pid = b.program_id(0);
+    for (&(j, fold, _), end) in reduced.iter().zip(ends) {
+        let value = b.reduce(fold, end, 0);
+        b.store(outputs[j], pid, value, None);
+    }
+    Ok(Emitted::one(k.finish()?))
+}
+
+/// The values of the body at these elements of the group's shape, each in its own type; without reductions.
+fn walk(
+    b: &mut Builder,
+    g: &Group,
+    inputs: &[Buffer],
+    at: Var,
+    mask: Option<Var>,
+) -> Result<HashMap<ValueId, Var>, EmitError> {
+    let body = g.body();
+    let tile = b.ty(at).dims.clone();
+    let mut values = HashMap::new();
+    for (input, &x) in body.inputs().iter().zip(inputs) {
+        let v = input.value;
+        let is_whole = |n: &kfc_graph::Node| !matches!(n.op, Op::Prim(Prim::Broadcast { .. }));
+        if body.nodes().iter().any(|n| n.inputs.contains(&v) && is_whole(n)) {
+            values.insert(v, b.load(x, at, mask));
+        }
+    }
+    for node in body.nodes() {
+        let Op::Prim(p) = &node.op else { return Err(EmitError::Unclaimed(node.op.name().into())) };
+        let elem = Elem::from(body.ty(node.outputs[0]).dtype);
+        let value = match p {
+            Prim::ReduceSum { .. } | Prim::ReduceMax { .. } => continue,
+            Prim::Const { ty, value } => {
+                let v =
+                    if ty.dtype == DType::I32 { b.integer(*value as i32) } else { b.float(*value as f32) };
+                b.splat(v, &tile)
+            }
+            Prim::Broadcast { dims } => {
+                let operand = node.inputs[0];
+                let from = &body.ty(operand).dims;
+                let steps: Vec<usize> =
+                    strides(from).iter().zip(from).map(|(&s, &d)| if d == 1 { 0 } else { s }).collect();
+                let place = offsets(b, at, dims, &[(&steps, 0)])[0];
+                b.load(inputs[operand.index()], place, mask)
+            }
+            p => {
+                let operands: Vec<Var> = node.inputs.iter().map(|v| values[v]).collect();
+                apply(b, p, &operands)?
+            }
+        };
+        values.insert(node.outputs[0], b.cast(value, elem));
+    }
+    Ok(values)
+}

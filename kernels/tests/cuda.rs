@@ -1,0 +1,325 @@
+//! Printed CUDA kernels, compiled for GPUs and run on a CPU; neither needs a GPU.
+//!
+//! Compiling needs what `tools/gpu-toolchain.sh` sets up, running needs g++. Without them the tests say so and pass, except
+//! in CI.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "common/programs.rs"]
+mod programs;
+#[path = "common/tile_cases.rs"]
+mod tile_cases;
+
+mod common;
+
+use half::{bf16, f16};
+use kfc_graph::{Attrs, Composite, DType, Op, SampleInput, TensorType};
+use kfc_kernels::cuda::{Arch, Nvrtc};
+use kfc_kernels::tile::Program;
+use kfc_kernels::tile::cuda::{HEADER, Source, print};
+use kfc_kernels::tile::ir::{Elem, Inst, Stmt};
+use kfc_kernels::tile::programs::Sizes;
+use kfc_ops::samples::fill;
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A launch of a kernel, with its buffers before and after.
+struct Case {
+    label: String,
+    kernel: usize,
+    before: Vec<Vec<f64>>,
+    after: Vec<Vec<f64>>,
+}
+
+/// Programs whose source differs, each under a name of its own, and their launches. Also the programs that are compiled for
+/// every architecture: those of large and aligned operands of operations that steps spend their time in.
+fn collect() -> (Vec<(Program, Source)>, Vec<Case>, BTreeSet<usize>) {
+    let (mut kernels, mut cases) = (Vec::new(), Vec::new());
+    let mut known: HashMap<String, usize> = HashMap::new();
+    let (samples, large, prims) = (tile_cases::samples(), tile_cases::large(), tile_cases::prims());
+    let many = [large, aligned()].concat();
+    let mut everywhere = BTreeSet::new();
+    let all = [(samples, false), (many, true), (prims, false)];
+    for (case, is_large) in all.iter().flat_map(|(cases, large)| cases.iter().map(move |c| (c, *large))) {
+        programs::check(case, &mut |label, launch, before, after| {
+            let mut p = launch.program.clone();
+            let text = print(&p).unwrap().text;
+            let kernel = *known.entry(text).or_insert_with(|| {
+                p.name = format!("{}_{}", p.name, kernels.len());
+                let source = print(&p).unwrap();
+                kernels.push((p, source));
+                kernels.len() - 1
+            });
+            if is_large && tile_cases::is_heavy(&case.op) {
+                everywhere.insert(kernel);
+            }
+            cases.push(Case { label: label.into(), kernel, before: before.to_vec(), after: after.to_vec() });
+        });
+    }
+    (kernels, cases, everywhere)
+}
+
+/// Operands whose rows are multiples of 16 bytes, so that loads, stores and copies take several elements, and that several
+/// warps share.
+fn aligned() -> Vec<programs::Case> {
+    let mut cases = Vec::new();
+    let mut add = |name: &str, attrs: Attrs, dtype: DType, shapes: &[&[usize]], floats: usize| {
+        let ty = |(i, dims): (usize, &&[usize])| {
+            TensorType::new(if i < floats { dtype } else { DType::F32 }, *dims)
+        };
+        let types: Vec<TensorType> = shapes.iter().enumerate().map(ty).collect();
+        let data = (types.iter().enumerate())
+            .map(|(i, t)| fill(t, &SampleInput::Uniform(-1.0, 1.0), i as u64 + 1))
+            .collect();
+        let def = kfc_ops::registry().get(name).unwrap();
+        cases.push(programs::Case {
+            label: format!("aligned-{name}-{dtype:?}"),
+            op: Op::Composite(Composite { def, attrs }),
+            types,
+            data,
+            sizes: Sizes::default(),
+        });
+    };
+    for x in [DType::F32, DType::Bf16, DType::F16] {
+        let bias = Attrs::new().with("bias", true);
+        add("linear", bias, x, &[&[96, 128], &[160, 128], &[160]], 3);
+        let dw = Attrs::new().with("need_dw", true);
+        let row: &[usize] = &[3, 2048];
+        add("rms_norm", Attrs::new().with("eps", 1e-5), x, &[row, &[2048]], 2);
+        add("rms_norm_bwd", dw, x, &[row, row, &[2048], &[3, 1]], 3);
+        add("swiglu", Attrs::new(), x, &[&[5, 1024], &[5, 1024]], 2);
+    }
+    cases
+}
+
+/// Says that a test is skipped, which CI does not accept.
+fn skip(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "{why}");
+    eprintln!("skipped: {why}");
+}
+
+/// The folder of NVRTC in the toolchain.
+fn toolchain() -> Option<PathBuf> {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?.join(".gpu-toolchain/lib");
+    let versions = std::fs::read_dir(python).ok()?.filter_map(Result::ok);
+    versions
+        .map(|v| v.path().join("site-packages/nvidia/cu13/lib"))
+        .find(|f| f.join("libnvrtc.so.13").exists())
+}
+
+/// Whether a program multiplies 16-bit tiles.
+fn has_tensor_dot(p: &Program, statements: &[Stmt]) -> bool {
+    statements.iter().any(|s| match &s.inst {
+        Inst::Dot { a, .. } => p.ty(*a).elem != Elem::F32,
+        Inst::For { body, .. } => has_tensor_dot(p, body),
+        _ => false,
+    })
+}
+
+/// Several kernels in one source, compiled at once: the compiler takes longer to start than to compile one.
+const BATCH: usize = 24;
+
+/// What is wrong with these kernels for an architecture.
+fn compile(nvrtc: &Nvrtc, batch: &[&(Program, Source)], arch: Arch) -> String {
+    let mut faults = String::new();
+    let text: String = batch.iter().map(|(_, s)| s.text.as_str()).collect();
+    let object = nvrtc.compile(&text, arch).unwrap_or_else(|e| panic!("{e}"));
+    let sass = if batch.iter().any(|(p, _)| has_tensor_dot(p, &p.body)) {
+        nvrtc.sass_counts(&object.cubin).expect("cuobjdump")
+    } else {
+        HashMap::new()
+    };
+    for warning in object.warnings {
+        let _ = writeln!(faults, "{arch}: {warning}");
+    }
+    for (p, _) in batch {
+        let r = object.reports.iter().find(|r| r.kernel == p.name).expect("a report");
+        if r.spill_bytes + r.stack_bytes > 0 || r.registers == 0 {
+            let _ = writeln!(faults, "{arch}: {r:?}");
+        }
+        if has_tensor_dot(p, &p.body) && sass[&p.name].hmma == 0 {
+            let _ = writeln!(faults, "{arch}: {} does not use tensor cores: {:?}", p.name, sass[&p.name]);
+        }
+    }
+    faults
+}
+
+#[test]
+fn kernels_compile_without_spills() {
+    let Some(folder) = toolchain() else { return skip("no NVRTC; tools/gpu-toolchain.sh sets it up") };
+    let nvrtc = Nvrtc::load_from(Some(folder)).unwrap();
+    let (kernels, _, everywhere) = collect();
+    let mut batches = Vec::new();
+    for (a, arch) in Arch::ALL.into_iter().enumerate() {
+        // There are many: most are compiled for one of the architectures in turn.
+        let chosen =
+            (kernels.iter().enumerate()).filter(|(k, _)| everywhere.contains(k) || k % Arch::ALL.len() == a);
+        let (dots, others): (Vec<_>, Vec<_>) =
+            chosen.map(|(_, kernel)| kernel).partition(|(p, _)| has_tensor_dot(p, &p.body));
+        batches.extend(dots.chunks(BATCH).chain(others.chunks(BATCH)).map(|b| (arch, b.to_vec())));
+    }
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut faults = String::new();
+        while let Some((arch, batch)) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
+            faults += &compile(&nvrtc, batch, *arch);
+        }
+        faults
+    };
+    let faults: String = std::thread::scope(|s| {
+        let threads: Vec<_> = (0..2).map(|_| s.spawn(work)).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert!(faults.is_empty(), "{faults}");
+    eprintln!("{} kernels compiled, {} of them for all architectures", kernels.len(), everywhere.len());
+}
+
+/// Bytes of a buffer.
+fn encode(values: &[f64], elem: Elem) -> Vec<u8> {
+    let each = |&x: &f64| match elem {
+        Elem::F32 => (x as f32).to_le_bytes().to_vec(),
+        Elem::Bf16 => bf16::from_f64(x).to_le_bytes().to_vec(),
+        Elem::F16 => f16::from_f64(x).to_le_bytes().to_vec(),
+        Elem::I32 => (x as i32).to_le_bytes().to_vec(),
+        Elem::U32 => (x as u32).to_le_bytes().to_vec(),
+        Elem::Bool => vec![u8::from(x != 0.0)],
+    };
+    values.iter().flat_map(each).collect()
+}
+
+fn decode(bytes: &[u8], elem: Elem) -> Vec<f64> {
+    let two = |b: &[u8]| [b[0], b[1]];
+    let four = |b: &[u8]| [b[0], b[1], b[2], b[3]];
+    let each = |b: &[u8]| match elem {
+        Elem::F32 => f64::from(f32::from_le_bytes(four(b))),
+        Elem::Bf16 => bf16::from_le_bytes(two(b)).to_f64(),
+        Elem::F16 => f16::from_le_bytes(two(b)).to_f64(),
+        Elem::I32 => f64::from(i32::from_le_bytes(four(b))),
+        Elem::U32 => f64::from(u32::from_le_bytes(four(b))),
+        Elem::Bool => f64::from(b[0]),
+    };
+    bytes.chunks_exact(elem.bytes()).map(each).collect()
+}
+
+/// All kernels as one C++ program for the CPU.
+fn host_source(kernels: &[(Program, Source)]) -> String {
+    let mut t = String::from("#include \"host.h\"\n#include \"kfc.cuh\"\n");
+    for (_, source) in kernels {
+        t += &source.text.replace("extern \"C\" __global__", "static");
+    }
+    t += "static void (*const KERNELS[])(void **) = {\n";
+    for (p, _) in kernels {
+        let name = |elem: Elem| match elem {
+            Elem::F32 => "float",
+            Elem::Bf16 => "kfc_bf16",
+            Elem::F16 => "kfc_f16",
+            Elem::I32 => "int",
+            Elem::U32 => "unsigned",
+            Elem::Bool => "bool",
+        };
+        let args: Vec<String> =
+            p.params.iter().enumerate().map(|(i, b)| format!("({} *)a[{i}]", name(b.elem))).collect();
+        let _ = writeln!(t, "    [](void **a) {{ {}({}); }},", p.name, args.join(", "));
+    }
+    t + "};\n#include \"main.h\"\n"
+}
+
+/// The launches as `main.h` reads them.
+fn host_cases(kernels: &[(Program, Source)], cases: &[Case]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let put = |bytes: &mut Vec<u8>, n: usize| bytes.extend((n as u32).to_le_bytes());
+    for c in cases {
+        let (p, source) = &kernels[c.kernel];
+        put(&mut bytes, c.label.len());
+        bytes.extend(c.label.as_bytes());
+        put(&mut bytes, c.kernel);
+        source.grid.iter().chain([&source.threads, &c.before.len()]).for_each(|&n| put(&mut bytes, n));
+        for (values, param) in c.before.iter().zip(&p.params) {
+            let data = encode(values, param.elem);
+            put(&mut bytes, data.len());
+            bytes.extend(data);
+        }
+    }
+    bytes
+}
+
+fn tolerance(elem: Elem) -> f64 {
+    match elem {
+        Elem::F32 => 1e-5,
+        Elem::Bf16 => 1e-2,
+        Elem::F16 => 2e-3,
+        _ => 0.0,
+    }
+}
+
+/// Results that differ from those of the tile interpreter.
+fn differences(kernels: &[(Program, Source)], cases: &[Case], mut results: &[u8]) -> String {
+    let mut faults = String::new();
+    for c in cases {
+        for (values, param) in c.after.iter().zip(&kernels[c.kernel].0.params) {
+            let (bytes, rest) = results.split_at(values.len() * param.elem.bytes());
+            results = rest;
+            let finite = values.iter().filter(|v| v.is_finite());
+            let scale = finite.fold(1e-3f64, |m, v| m.max(v.abs()));
+            let got = decode(bytes, param.elem);
+            let wrong = |(g, v): &(&f64, &f64)| {
+                // Not a number: nobody wrote it.
+                !((*g - *v).abs() <= tolerance(param.elem) * scale || g == v || v.is_nan())
+            };
+            let count = got.iter().zip(values).filter(wrong).count();
+            if let Some(i) = got.iter().zip(values).position(|p| wrong(&p)) {
+                let (label, name, n) = (&c.label, &param.name, values.len());
+                let _ =
+                    writeln!(faults, "{label}: {count} of {n} of {name}; {i}: {} for {}", got[i], values[i]);
+            }
+        }
+    }
+    assert!(results.is_empty(), "{} bytes too many", results.len());
+    faults
+}
+
+#[test]
+fn kernels_compute_the_same_on_a_cpu() {
+    if Command::new("g++").arg("--version").output().is_err() {
+        return skip("no g++");
+    }
+    let (kernels, cases, _) = collect();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("kernels.cc"), host_source(&kernels)).unwrap();
+    std::fs::write(folder.join("kfc.cuh"), HEADER).unwrap();
+    std::fs::write(folder.join("cases"), host_cases(&kernels, &cases)).unwrap();
+    let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda");
+    let program = folder.join("kernels");
+    let options = ["-std=c++17", "-O0", "-g1", "-fsanitize=address", "-Wno-unknown-pragmas", "-o"];
+    let built = Command::new("g++")
+        .args(options)
+        .arg(&program)
+        .arg("-I")
+        .arg(&shim)
+        .arg(folder.join("kernels.cc"))
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let start = |order: &str| {
+        let results = folder.join(order);
+        let run = Command::new(&program)
+            .arg(folder.join("cases"))
+            .arg(&results)
+            .arg(order)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        (order.to_string(), results, run)
+    };
+    for (order, results, run) in ["asc", "desc"].map(start) {
+        let run = run.wait_with_output().unwrap();
+        assert!(run.status.success(), "{order}: {}", String::from_utf8_lossy(&run.stderr));
+        let faults = differences(&kernels, &cases, &std::fs::read(&results).unwrap());
+        assert!(faults.is_empty(), "{order}:\n{faults}");
+    }
+    eprintln!("{} launches of {} kernels in both orders", cases.len(), kernels.len());
+}

@@ -1,0 +1,242 @@
+// Runs printed CUDA kernels on a CPU: each thread of a block is a fiber, warps run one after the other as far as they can
+// go, in ascending or descending order. What depends on a barrier that is not there comes out wrong in one of the two.
+// Shared memory starts as NaNs; asynchronous copies happen when they are waited for, not before.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
+#define KFC_HOST
+#define __global__
+#define __launch_bounds__(n)
+
+struct kfc_host_index {
+    unsigned x, y, z;
+};
+static kfc_host_index threadIdx, blockIdx;
+
+namespace kfc_host {
+
+enum class state { ready, in_warp, in_block, done };
+
+struct copy {
+    void *to;
+    const void *from;
+    int bytes;
+};
+
+// Switching between fibers. On x86-64 by hand: that of the C library asks the kernel each time.
+#ifdef __x86_64__
+struct context {
+    void *stack;
+};
+extern "C" void kfc_host_switch(void **from, void *to);
+asm(R"(
+    .text
+kfc_host_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+)");
+static inline void go(context &from, context &to) {
+    kfc_host_switch(&from.stack, to.stack);
+}
+static void prepare(context &c, unsigned char *stack, size_t size, void (*entry)()) {
+    // Six registers, the address that is returned to, and one that makes the stack aligned as after a call.
+    void **top = (void **)(((uintptr_t)stack + size) & ~(uintptr_t)15) - 2;
+    top[0] = (void *)entry;
+    top[1] = nullptr;
+    c.stack = top - 6;
+    memset(c.stack, 0, 6 * sizeof(void *));
+}
+#else
+typedef ucontext_t context;
+static inline void go(context &from, context &to) {
+    swapcontext(&from, &to);
+}
+static void prepare(context &c, unsigned char *stack, size_t size, void (*entry)()) {
+    getcontext(&c);
+    c.uc_stack.ss_sp = stack;
+    c.uc_stack.ss_size = size;
+    c.uc_link = nullptr;
+    makecontext(&c, entry, 0);
+}
+#endif
+
+struct fiber {
+    context at_rest;
+    std::vector<unsigned char> stack;
+    state at = state::done;
+    unsigned phase = 0;
+    std::vector<copy> copies;
+};
+
+// What one lane shows to the others; of two phases, so that one is read while the next is written.
+struct slot {
+    alignas(16) unsigned char bytes[64];
+};
+
+static constexpr size_t STACK = 1 << 18;
+static std::vector<fiber> fibers(1024);
+static slot slots[32][2][32];
+static context scheduler;
+static unsigned current;
+static void (*kernel)(void **);
+static void **arguments;
+static unsigned char *shared_bytes;
+static const char *label = "";
+
+[[noreturn]] static void fail(const char *what) {
+    fprintf(stderr, "%s: thread %u of block (%u, %u, %u): %s\n", label, current, blockIdx.x, blockIdx.y, blockIdx.z, what);
+    exit(1);
+}
+
+static void wait(state at) {
+    fiber &f = fibers[current];
+    f.at = at;
+    go(f.at_rest, scheduler);
+}
+
+static inline int lane() {
+    return current % 32;
+}
+
+// What all lanes of the warp gave.
+template <typename T> struct lanes {
+    const slot *of;
+    T operator[](int lane) const {
+        T x;
+        memcpy(&x, of[lane].bytes, sizeof x);
+        return x;
+    }
+};
+template <typename T> static lanes<T> exchange(const T &x) {
+    static_assert(sizeof(T) <= sizeof(slot));
+    slot *of = slots[current / 32][fibers[current].phase++ % 2];
+    memcpy(of[lane()].bytes, &x, sizeof x);
+    wait(state::in_warp);
+    return {of};
+}
+
+static inline void copy_later(void *to, const void *from, int bytes) {
+    fibers[current].copies.push_back({to, from, bytes});
+}
+
+static inline void copy_now() {
+    for (const copy &c : fibers[current].copies) {
+        if (c.from)
+            memcpy(c.to, c.from, c.bytes);
+        else
+            memset(c.to, 0, c.bytes);
+    }
+    fibers[current].copies.clear();
+}
+
+static inline void check_aligned(const void *p, size_t n) {
+    if ((uintptr_t)p % n) fail("an address is not aligned");
+}
+
+static unsigned char *shared_memory(size_t n) {
+    if (!shared_bytes) {
+        shared_bytes = (unsigned char *)malloc(n);
+        memset(shared_bytes, 0xff, n);
+    }
+    return shared_bytes;
+}
+
+static void enter() {
+    kernel(arguments);
+    if (!fibers[current].copies.empty()) fail("copies are not waited for");
+    fibers[current].at = state::done;
+    go(fibers[current].at_rest, scheduler);
+}
+
+static void run_warp(unsigned w, bool descending) {
+    for (;;) {
+        unsigned waiting = 0;
+        for (unsigned i = 0; i < 32; ++i) {
+            current = w * 32 + (descending ? 31 - i : i);
+            threadIdx.x = current;
+            if (fibers[current].at == state::ready) go(scheduler, fibers[current].at_rest);
+            waiting += fibers[current].at == state::in_warp;
+        }
+        if (waiting == 0) return;
+        if (waiting != 32) fail("lanes of a warp are at different places");
+        for (unsigned i = 0; i < 32; ++i) fibers[w * 32 + i].at = state::ready;
+    }
+}
+
+static void run_block(unsigned threads, bool descending) {
+    for (unsigned t = 0; t < threads; ++t) {
+        fiber &f = fibers[t];
+        f.stack.resize(STACK);
+#if defined(__SANITIZE_ADDRESS__)
+        __asan_unpoison_memory_region(f.stack.data(), STACK);
+#endif
+        prepare(f.at_rest, f.stack.data(), STACK, enter);
+        f.at = state::ready;
+        f.phase = 0;
+    }
+    for (;;) {
+        for (unsigned w = 0; w < threads / 32; ++w) run_warp(descending ? threads / 32 - 1 - w : w, descending);
+        unsigned done = 0;
+        for (unsigned t = 0; t < threads; ++t) done += fibers[t].at == state::done;
+        if (done == threads) break;
+        if (done) fail("some threads end while others are at a barrier");
+        for (unsigned t = 0; t < threads; ++t) fibers[t].at = state::ready;
+    }
+    free(shared_bytes);
+    shared_bytes = nullptr;
+}
+
+static float half_to_float(unsigned short h) {
+    _Float16 x;
+    memcpy(&x, &h, 2);
+    return (float)x;
+}
+static unsigned short float_to_half(float x) {
+    const _Float16 y = (_Float16)x;
+    unsigned short h;
+    memcpy(&h, &y, 2);
+    return h;
+}
+
+} // namespace kfc_host
+
+static inline void __syncthreads() {
+    kfc_host::wait(kfc_host::state::in_block);
+}
+static inline float __uint_as_float(unsigned u) {
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+}
+static inline unsigned __float_as_uint(float x) {
+    unsigned u;
+    memcpy(&u, &x, 4);
+    return u;
+}
+static inline unsigned __umulhi(unsigned a, unsigned b) {
+    return (unsigned)((unsigned long long)a * b >> 32);
+}
