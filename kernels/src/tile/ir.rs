@@ -235,7 +235,7 @@ pub struct Carried {
     pub result: Var,
 }
 
-/// An instruction. Its operands have the types that [`super::verify`] demands.
+/// An instruction. Its operands have the types that the verifier demands.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Inst {
     /// Which program this is, along an axis of the grid. `i32` scalar.

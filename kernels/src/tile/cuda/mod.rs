@@ -1,6 +1,6 @@
 //! Programs as CUDA C++ source.
 //!
-//! A tile is an array of registers in each thread; [`assign`] decides in which layout, [`print`] writes loops over the
+//! A tile is an array of registers in each thread; `assign` decides in which layout, `print` writes loops over the
 //! registers. Indices and masks are no tiles: they are computed from coordinates where they are used. Dots take their
 //! operands from shared memory and use tensor cores for 16-bit floats. Reductions have a fixed order, so results are the
 //! same bits each time. What is not plain C++ is behind the `kfc_` functions of [`HEADER`].
