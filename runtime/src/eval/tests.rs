@@ -25,12 +25,12 @@ impl Observer for Notes {
 }
 
 fn options(task: Task, data: Option<PathBuf>) -> Options {
-    Options { task, data, limit: None, batch: 3, seq_len: None, max_new_tokens: Some(8), seed: 0 }
+    Options { task, data, shots: 0, shots_from: None, limit: None, batch: 3, seq_len: None, max_new_tokens: Some(8), seed: 0 }
 }
 
 fn run(served: &Served, options: &Options) -> BTreeMap<&'static str, f64> {
     let mut notes = Notes::default();
-    let metrics = evaluate(served, options, &mut notes).unwrap();
+    let metrics = evaluate(served, options, &mut notes).unwrap().metrics;
     let names: Vec<&str> = metrics.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, options.task.metrics(options.data.as_deref()));
     let (done, total) = *notes.1.last().unwrap();

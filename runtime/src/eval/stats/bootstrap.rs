@@ -170,7 +170,7 @@ mod tests {
         // For a mean a = Σ(x-m)³ / (6 (Σ(x-m)²)^1.5) (Efron 1987, 6.6).
         let x = [1.0, 2.0, 4.0, 9.0];
         let rows = x.map(|v| [v, 1.0, 0.0, 0.0]);
-        let d = x.map(|v| v - 4.0);
+        let d: [f64; 4] = x.map(|v| v - 4.0);
         let expected =
             d.iter().map(|d| d.powi(3)).sum::<f64>() / (6.0 * d.iter().map(|d| d * d).sum::<f64>().powf(1.5));
         let a = acceleration(&rows, &[16.0, 4.0, 0.0, 0.0], &|s| s[0] / s[1]);
