@@ -109,7 +109,10 @@ pub fn read_sentences(path: &Path) -> Result<Vec<EntityItem>> {
     let name = path.display().to_string();
     let out = sentences_of(&read(path)?, &name)?;
     if out.is_empty() {
-        return Err(DataError::Empty { sources: name, reason: "the file has no sentences; check the path".into() });
+        return Err(DataError::Empty {
+            sources: name,
+            reason: "the file has no sentences; check the path".into(),
+        });
     }
     Ok(out)
 }

@@ -4,10 +4,10 @@
 //! together; what follows the tokens of the context alone is the choice. `acc` takes the largest log-likelihood, `acc_norm`
 //! divides it by the characters of the choice, `acc_bytes` by its UTF-8 bytes; the first wins among equals.
 
+use super::Observer;
 use super::exam::RowResult;
 use super::picks::{PickRow, Picker};
 use super::stats::Part;
-use super::Observer;
 use crate::data::Tokenizer;
 use crate::data::eval_data::ChoiceItem;
 use crate::error::{Result, RunError};

@@ -9,8 +9,10 @@ use super::grade::Key;
 use super::picks::Picker;
 use super::stats::Part;
 use super::{Observer, Options, Task, data, limited};
-use crate::data::eval_data::{ChoiceItem, EntityItem, QaItem, read_choice, read_entities, read_qa, read_sentences};
 use crate::data::Tokenizer;
+use crate::data::eval_data::{
+    ChoiceItem, EntityItem, QaItem, read_choice, read_entities, read_qa, read_sentences,
+};
 use crate::error::{Result, RunError};
 use crate::inference::Served;
 use serde_json::{Map, Value, json};
@@ -72,7 +74,8 @@ impl<'a> Exam<'a> {
         let path = options.task.find(data(options)?)?;
         let items = read(options.task, &path)?.limited(options.limit);
         let shots = shots(options, &path)?;
-        let (picker, answerer) = (Picker::new(served, options.batch)?, Answerer::new(served, options, seq_len));
+        let (picker, answerer) =
+            (Picker::new(served, options.batch)?, Answerer::new(served, options, seq_len));
         Ok(Exam { options, seq_len, path, tokenizer: served.tokenizer()?, items, shots, picker, answerer })
     }
 
@@ -104,7 +107,11 @@ impl<'a> Exam<'a> {
     ///
     /// # Errors
     /// If a row does not fit, or the model's numbers are not finite.
-    pub(super) fn ask(&mut self, asks: &[Ask], observer: &mut dyn Observer) -> Result<(Vec<RowResult>, usize)> {
+    pub(super) fn ask(
+        &mut self,
+        asks: &[Ask],
+        observer: &mut dyn Observer,
+    ) -> Result<(Vec<RowResult>, usize)> {
         match &self.items {
             Items::Choice(items) => {
                 let place = |row: usize| format!("{}, row {}", self.path.display(), row + 1);
@@ -230,9 +237,11 @@ fn shots(options: &Options, path: &Path) -> Result<String> {
         )));
     }
     let solved: Vec<String> = match read(options.task, &train)? {
-        Items::Choice(items) => {
-            items.iter().map(|i| format!("{} {}\n\n", i.context, i.choices[i.gold])).take(options.shots).collect()
-        }
+        Items::Choice(items) => items
+            .iter()
+            .map(|i| format!("{} {}\n\n", i.context, i.choices[i.gold]))
+            .take(options.shots)
+            .collect(),
         Items::Free(items) => {
             let answers = match options.task {
                 Task::Qa | Task::Gsm8k => read_qa(&train)?.into_iter().map(|i| i.full).collect(),

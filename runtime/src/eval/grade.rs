@@ -133,7 +133,8 @@ mod tests {
     #[test]
     fn recall_is_over_all_entities() {
         let key = |entities: &[&str]| Key::Mentioned(strings(entities));
-        let graded = [(key(&["Bern", "Paris", "New York"]), "from bern to New  York"), (key(&["Rome"]), "Romeo")];
+        let graded =
+            [(key(&["Bern", "Paris", "New York"]), "from bern to New  York"), (key(&["Rome"]), "Romeo")];
         assert_eq!(metrics(&graded), [0.5]);
         assert!(!graded[0].0.grade("bern").correct && graded[1].0.grade("to Rome").correct);
     }
@@ -143,7 +144,10 @@ mod tests {
         let key = |entities: &[&str]| Key::Listed(strings(entities));
         // 2 of 3 found among 3 said; nothing to find and one said; nothing of nothing.
         let out = metrics(&[
-            (key(&["ataxia - telangiectasia", "flu", "T - cell leukaemia"]), " Ataxia-telangiectasia; flu; cold; flu."),
+            (
+                key(&["ataxia - telangiectasia", "flu", "T - cell leukaemia"]),
+                " Ataxia-telangiectasia; flu; cold; flu.",
+            ),
             (key(&[]), " flu"),
             (key(&[]), " none"),
         ]);

@@ -5,11 +5,13 @@
 //! each number is kept ([`RowResult`]), for intervals and comparisons ([`stats`]).
 
 pub mod answers;
+mod attack;
 mod choice;
 mod completion;
 mod exam;
 mod grade;
 mod perplexity;
+pub mod perturb;
 mod picks;
 mod scorer;
 mod speed;
@@ -18,6 +20,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+pub use attack::{Attack, AttackOptions, Attacked};
 pub use exam::{Exam, RowResult};
 pub use scorer::{RowScore, ScoreRow, score};
 pub use task::{Estimate, Subject, Task};
@@ -103,11 +106,13 @@ pub fn evaluate(served: &Served, options: &Options, observer: &mut dyn Observer)
     let seq_len = row_length(served, options)?;
     match options.task {
         Task::Perplexity => {
-            let answered = perplexity::measure(served, options, seq_len, observer).map_err(in_terms_of_arguments)?;
+            let answered =
+                perplexity::measure(served, options, seq_len, observer).map_err(in_terms_of_arguments)?;
             Ok(evaluation(options, answered, started))
         }
         Task::Speed => {
-            let (read, made) = speed::measure(served, options, seq_len, observer).map_err(in_terms_of_arguments)?;
+            let (read, made) =
+                speed::measure(served, options, seq_len, observer).map_err(in_terms_of_arguments)?;
             let values = [read, made, started.elapsed().as_secs_f64()];
             let metrics = Task::Speed.metrics(None).into_iter().zip(values).collect();
             Ok(Evaluation { task: Task::Speed, estimates: &[], metrics, rows: Vec::new() })

@@ -1,7 +1,7 @@
 //! Perplexity of text that is read as training data is.
 
-use super::scorer::{RowScore, ScoreRow, score};
 use super::exam::RowResult;
+use super::scorer::{RowScore, ScoreRow, score};
 use super::stats::Part;
 use super::{Answered, Observer, Options, data};
 use crate::data::source::Format;
@@ -28,7 +28,8 @@ pub(super) fn measure(
     };
     let (rows, report) = load(&[path.to_path_buf()], &config, tokenizer.as_ref())?;
     observer.note(&report.to_string());
-    let (owners, rows): (Vec<usize>, Vec<ScoreRow<'_>>) = windows(&rows, seq_len, options.limit).into_iter().unzip();
+    let (owners, rows): (Vec<usize>, Vec<ScoreRow<'_>>) =
+        windows(&rows, seq_len, options.limit).into_iter().unzip();
     let scores = score(served, &rows, options.batch, &mut |done, total| observer.progress(done, total))?;
     let mut results: Vec<RowResult> = Vec::new();
     for ((owner, row), score) in owners.into_iter().zip(&rows).zip(&scores) {
@@ -38,7 +39,9 @@ pub(super) fn measure(
             Some(last) => last.parts.iter_mut().zip(parts).for_each(|(sum, part)| {
                 *sum = Part { num: sum.num + part.num, den: sum.den + part.den };
             }),
-            None => results.push(RowResult { row: owner + 1, correct: None, parts, detail: Default::default() }),
+            None => {
+                results.push(RowResult { row: owner + 1, correct: None, parts, detail: Default::default() })
+            }
         }
     }
     Ok(Answered { rows: results, tokens: rows.iter().map(|r| r.tokens.len()).sum() })

@@ -58,7 +58,12 @@ impl<'a> Picker<'a> {
     /// # Errors
     /// If memory runs out.
     pub(super) fn new(served: &'a Served, batch: usize) -> Result<Picker<'a>> {
-        Ok(Picker { served, batch: batch.max(1), plans: PlanSet::new(served.store(1)?)?, buckets: Vec::new() })
+        Ok(Picker {
+            served,
+            batch: batch.max(1),
+            plans: PlanSet::new(served.store(1)?)?,
+            buckets: Vec::new(),
+        })
     }
 
     /// The log-probabilities in nats, in the order of each row's picks. `progress` is told the rows done and in all.
@@ -83,7 +88,8 @@ impl<'a> Picker<'a> {
             let most = (MAX_TOKENS / seq).clamp(1, self.batch);
             for members in group.chunks(most) {
                 // Batches are full or of a power of two of rows, so that few plans are compiled.
-                let batch = if members.len() == most { most } else { members.len().next_power_of_two().min(most) };
+                let batch =
+                    if members.len() == most { most } else { members.len().next_power_of_two().min(most) };
                 let bucket = self.bucket(Shape { seq, picks, batch })?;
                 let members: Vec<usize> = members.iter().map(|m| m.1).collect();
                 self.buckets[bucket].run(&mut self.plans, rows, &members);
@@ -162,6 +168,9 @@ impl Bucket {
 
     fn read(&self, plans: &PlanSet, at: usize, count: usize) -> Vec<f64> {
         let from = at * self.shape.picks;
-        plans.plan(self.plan).output::<f32>(self.logp)[from..from + count].iter().map(|l| f64::from(*l)).collect()
+        plans.plan(self.plan).output::<f32>(self.logp)[from..from + count]
+            .iter()
+            .map(|l| f64::from(*l))
+            .collect()
     }
 }

@@ -60,7 +60,11 @@ pub struct Interval {
 
 /// The interval of `of(Σ rows)`. Resamples whose value is not a number (nothing below the line) are left out; without any
 /// other the ends are NaN.
-pub fn bootstrap(rows: &[[f64; 4]], of: &(dyn Fn(&[f64; 4]) -> f64 + Sync), settings: &Bootstrap) -> Interval {
+pub fn bootstrap(
+    rows: &[[f64; 4]],
+    of: &(dyn Fn(&[f64; 4]) -> f64 + Sync),
+    settings: &Bootstrap,
+) -> Interval {
     let total = rows.iter().fold([0.0; 4], |sum, row| add(sum, row, 1.0));
     let value = of(&total);
     let resample = |number: usize| {
@@ -189,10 +193,14 @@ mod tests {
     fn seeds_and_threads() {
         let values: Vec<f64> = (0..30).map(|i| f64::from(i % 7)).collect();
         let settings = Bootstrap { resamples: 500, ..Bootstrap::default() };
-        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().map(|pool| {
-            pool.install(|| mean_interval(&values, &settings))
-        });
+        let one = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .build()
+            .map(|pool| pool.install(|| mean_interval(&values, &settings)));
         assert_eq!(one.ok(), Some(mean_interval(&values, &settings)));
-        assert_ne!(mean_interval(&values, &settings), mean_interval(&values, &Bootstrap { seed: 1, ..settings }));
+        assert_ne!(
+            mean_interval(&values, &settings),
+            mean_interval(&values, &Bootstrap { seed: 1, ..settings })
+        );
     }
 }

@@ -80,8 +80,7 @@ pub struct Difference {
 
 /// The paired difference of a metric. `before` and `after` are of the same rows in the same order.
 pub fn difference(before: &[Part], after: &[Part], form: Form, settings: &Bootstrap) -> Difference {
-    let rows: Vec<[f64; 4]> =
-        before.iter().zip(after).map(|(b, a)| [b.num, b.den, a.num, a.den]).collect();
+    let rows: Vec<[f64; 4]> = before.iter().zip(after).map(|(b, a)| [b.num, b.den, a.num, a.den]).collect();
     let of = |s: &[f64; 4]| form.of(s[2], s[3]) - form.of(s[0], s[1]);
     let interval = bootstrap(&rows, &of, settings);
     let side = interval.at_most_zero.min(interval.at_least_zero);
