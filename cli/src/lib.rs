@@ -1,7 +1,7 @@
 //! The `kfc` command as a library: what `main` calls, and what tests and fuzz targets reach into.
 //!
 //! `args` turns the command line into plain data, `commands` does the work, `app` stands around both. `config` reads
-//! jobs, `explain` says what a job costs and why, `doctor` what the machine has, `gate` checks results, `progress` and
+//! jobs, `explain` says what a job costs and why, `doctor` what the machine has, `evaluation` makes reports of models, `gate` checks results, `progress` and
 //! `report` show them, `run_dir` and `output` are where they go.
 
 pub mod app;
@@ -12,6 +12,7 @@ pub mod config;
 pub mod demo;
 mod doctor;
 pub mod error;
+mod evaluation;
 mod explain;
 pub use explain::{Part, Place};
 pub mod gate;
