@@ -149,7 +149,13 @@ pub(super) fn command() -> Command {
             "METRIC",
             "Leave out the default gate on this metric, or `all`; may be repeated",
         ))
-        .arg(super::count("shots", "Solved rows before each question"))
+        .arg(
+            Arg::new("shots")
+                .long("shots")
+                .value_name("N")
+                .value_parser(clap::value_parser!(usize))
+                .help("Solved rows before each question [default: 0]"),
+        )
         .arg(super::path(
             "shots-from",
             "FILE",
