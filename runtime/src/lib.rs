@@ -18,6 +18,7 @@ pub mod fisher;
 pub mod generate;
 pub mod hf;
 pub mod inference;
+pub mod inspect;
 pub mod logits;
 pub mod machine;
 pub mod memory;
