@@ -1,7 +1,7 @@
 //! The `kfc` command as a library: what `main` calls, and what tests and fuzz targets reach into.
 //!
 //! `args` turns the command line into plain data, `commands` does the work, `app` stands around both. `config` reads
-//! jobs, `explain` says what a job costs and why, `doctor` what the machine has, `gate` checks results, `progress` and
+//! jobs, `explain` says what a job costs and why, `inspect` what a model does inside, `doctor` what the machine has, `gate` checks results, `progress` and
 //! `report` show them, `run_dir` and `output` are where they go.
 
 pub mod app;
@@ -13,6 +13,7 @@ pub mod demo;
 mod doctor;
 pub mod error;
 mod explain;
+mod inspect;
 pub use explain::{Part, Place};
 pub mod gate;
 pub mod output;

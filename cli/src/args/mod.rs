@@ -10,6 +10,7 @@ mod eval;
 mod explain;
 mod fisher;
 mod generate;
+mod inspect;
 mod logits;
 mod merge;
 mod parse;
@@ -27,6 +28,7 @@ pub use eval::{EvalArgs, Task};
 pub use explain::ExplainArgs;
 pub use fisher::FisherArgs;
 pub use generate::GenerateArgs;
+pub use inspect::InspectArgs;
 pub use logits::LogitsArgs;
 pub use merge::MergeArgs;
 pub use rollback::RollbackArgs;
@@ -72,6 +74,8 @@ pub enum Invocation {
     Merge(MergeArgs),
     /// `kfc generate`
     Generate(GenerateArgs),
+    /// `kfc inspect`
+    Inspect(InspectArgs),
     /// `kfc compile`
     Compile(CompileArgs),
     /// `kfc explain`
@@ -134,6 +138,7 @@ pub fn command() -> Command {
         .subcommand(teach::command())
         .subcommand(merge::command())
         .subcommand(generate::command())
+        .subcommand(inspect::command())
         .subcommand(compile::command())
         .subcommand(explain::command())
         .subcommand(tune::command())
@@ -165,6 +170,7 @@ pub fn from_matches(matches: &ArgMatches) -> Result<(Global, Invocation), clap::
         "teach" => Invocation::Teach(teach::from_matches(sub)?),
         "merge" => Invocation::Merge(merge::from_matches(sub)?),
         "generate" => Invocation::Generate(generate::from_matches(sub)?),
+        "inspect" => Invocation::Inspect(inspect::from_matches(sub)?),
         "compile" => Invocation::Compile(compile::from_matches(sub)?),
         "explain" => Invocation::Explain(explain::from_matches(sub)?),
         "tune" => Invocation::Tune(tune::from_matches(sub)?),

@@ -8,6 +8,7 @@ pub mod eval;
 pub mod explain;
 pub mod fisher;
 pub mod generate;
+pub mod inspect;
 pub mod logits;
 pub mod merge;
 pub mod rollback;
@@ -32,6 +33,7 @@ pub fn run(invocation: &Invocation, global: &Global) -> anyhow::Result<Outcome> 
         Invocation::Teach(args) => teach::run(args, global),
         Invocation::Merge(args) => merge::run(args, global),
         Invocation::Generate(args) => generate::run(args, global),
+        Invocation::Inspect(args) => inspect::run(args, global),
         Invocation::Compile(args) => compile::run(args, global),
         Invocation::Explain(args) => explain::run(args, global),
         Invocation::Tune(args) => tune::run(args, global),

@@ -9,13 +9,14 @@ mod moved;
 mod parts;
 
 pub use fisher::{FisherTensor, read_fisher};
+pub use kfc_ops::step::inspect::Of;
 pub use moved::{Moved, moved};
 pub use parts::{Part, PartKind};
 
 use crate::error::{Result, RunError};
 use crate::exec::{BoundPlan, Store};
 use crate::inference::{Served, bind_one};
-use kfc_ops::step::inspect::{Of, inspect_graph};
+use kfc_ops::step::inspect::inspect_graph;
 
 /// What is asked about a row.
 #[derive(Clone, Debug, PartialEq)]
