@@ -1,8 +1,8 @@
 //! The `kfc` command as a library: what `main` calls, and what tests and fuzz targets reach into.
 //!
 //! `args` turns the command line into plain data, `commands` does the work, `app` stands around both. `config` reads
-//! jobs, `explain` says what a job costs and why, `inspect` what a model does inside, `doctor` what the machine has, `gate` checks results, `progress` and
-//! `report` show them, `run_dir` and `output` are where they go.
+//! jobs, `explain` says what a job costs and why, `inspect` what a model does inside, `doctor` what the machine has, `gate` checks results, `progress`, `report` and
+//! `run_report` show them, `run_dir` and `output` are where they go.
 
 pub mod app;
 pub mod args;
@@ -20,4 +20,5 @@ pub mod output;
 pub mod progress;
 pub mod report;
 pub mod run_dir;
+mod run_report;
 pub mod stop;

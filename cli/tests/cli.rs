@@ -27,7 +27,7 @@ fn folder(name: &str) -> PathBuf {
     path
 }
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 17] = [
     "train",
     "eval",
     "logits",
@@ -35,11 +35,15 @@ const COMMANDS: [&str; 13] = [
     "teach",
     "merge",
     "generate",
+    "inspect",
     "compile",
     "explain",
     "tune",
     "doctor",
+    "report",
     "rollback",
+    "bench",
+    "tokenizer",
     "completions",
 ];
 

@@ -11,11 +11,13 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, SystemTime};
 
 /// Everything that a run leaves and that time does not change: every file of the run by name, `metrics.jsonl` without
-/// timings; not the report and the profile, which have timings in them (the profile only if the last start took a step).
+/// timings; not the report, the summary and the profile, which have timings in them (the profile only if the last start took
+/// a step).
 fn outcome(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     gather(run, "", &mut files);
     files.remove("report.html").unwrap();
+    files.remove("summary.json").unwrap();
     files.remove("profile.json");
     let mut lines = metrics(run);
     for line in &mut lines {

@@ -22,6 +22,17 @@ pub struct JobConfig {
     pub data: DataSection,
     /// Steps, optimiser and schedule.
     pub train: TrainSection,
+    /// What the run's page shows beside curves.
+    pub report: Option<ReportSection>,
+}
+
+/// `[report]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReportSection {
+    /// Prompts that the model goes on from before and after training.
+    pub prompts: Vec<String>,
+    /// Longest answer, in tokens.
+    pub max_new_tokens: usize,
 }
 
 /// `[model]`

@@ -28,6 +28,7 @@ pub mod plan_set;
 pub mod profile;
 pub mod quantile;
 pub mod random;
+pub mod samples;
 pub mod session;
 pub mod teach;
 pub mod teacher_cache;

@@ -45,6 +45,7 @@ static ALLOCATOR: Counting = Counting;
 fn job() -> JobConfig {
     let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/tests/parity/cases/llama");
     JobConfig {
+        report: None,
         model: ModelSection {
             path: case.join("student"),
             init: ModelInit::Pretrained,

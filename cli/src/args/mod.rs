@@ -14,6 +14,7 @@ mod inspect;
 mod logits;
 mod merge;
 mod parse;
+mod report;
 mod rollback;
 mod teach;
 mod tokenizer;
@@ -31,6 +32,7 @@ pub use generate::GenerateArgs;
 pub use inspect::InspectArgs;
 pub use logits::LogitsArgs;
 pub use merge::MergeArgs;
+pub use report::ReportArgs;
 pub use rollback::RollbackArgs;
 pub use teach::TeachArgs;
 pub use tokenizer::TokenizerArgs;
@@ -84,6 +86,8 @@ pub enum Invocation {
     Tune(TuneArgs),
     /// `kfc doctor`
     Doctor(DoctorArgs),
+    /// `kfc report`
+    Report(ReportArgs),
     /// `kfc rollback`
     Rollback(RollbackArgs),
     /// `kfc bench`
@@ -143,6 +147,7 @@ pub fn command() -> Command {
         .subcommand(explain::command())
         .subcommand(tune::command())
         .subcommand(doctor::command())
+        .subcommand(report::command())
         .subcommand(rollback::command())
         .subcommand(bench::command())
         .subcommand(tokenizer::command())
@@ -175,6 +180,7 @@ pub fn from_matches(matches: &ArgMatches) -> Result<(Global, Invocation), clap::
         "explain" => Invocation::Explain(explain::from_matches(sub)?),
         "tune" => Invocation::Tune(tune::from_matches(sub)?),
         "doctor" => Invocation::Doctor(doctor::from_matches(sub)?),
+        "report" => Invocation::Report(report::from_matches(sub)?),
         "rollback" => Invocation::Rollback(rollback::from_matches(sub)?),
         "bench" => Invocation::Bench(bench::from_matches(sub)?),
         "tokenizer" => Invocation::Tokenizer(tokenizer::from_matches(sub)?),

@@ -169,6 +169,7 @@ impl Workload {
     /// How to train on what [`Workload::write`] wrote into `dir`.
     pub fn job(&self, dir: &Path, dtype: DType) -> JobConfig {
         JobConfig {
+            report: None,
             model: ModelSection { path: dir.join(STUDENT), init: ModelInit::Pretrained, dtype: Some(dtype) },
             lora: Some(LoraSection {
                 r: RANK,

@@ -11,6 +11,7 @@ pub mod generate;
 pub mod inspect;
 pub mod logits;
 pub mod merge;
+pub mod report;
 pub mod rollback;
 pub mod teach;
 pub mod tokenizer;
@@ -38,6 +39,7 @@ pub fn run(invocation: &Invocation, global: &Global) -> anyhow::Result<Outcome> 
         Invocation::Explain(args) => explain::run(args, global),
         Invocation::Tune(args) => tune::run(args, global),
         Invocation::Doctor(args) => doctor::run(args, global),
+        Invocation::Report(args) => report::run(args, global),
         Invocation::Rollback(args) => rollback::run(args, global),
         Invocation::Bench(args) => bench::run(args, global),
         Invocation::Tokenizer(args) => tokenizer::run(args, global),

@@ -3,12 +3,13 @@
 use super::error::ConfigError;
 use super::field::Context;
 use super::node::{Node, Origin};
-use kfc_runtime::config::{EwcMode, EwcSection, Important, JobConfig, Length};
+use kfc_runtime::config::{EwcMode, EwcSection, Important, JobConfig, Length, ModelInit};
 
 /// Checks everything that spans several keys.
 pub(super) fn check(job: &JobConfig, root: &Node, context: &Context) -> Result<(), ConfigError> {
     check_length(root, context)?;
     check_general(job, root, context)?;
+    check_report(job, root, context)?;
     match &job.ewc {
         Some(ewc) => check_ewc(ewc, job.lora.is_some(), root, context),
         None => Ok(()),
@@ -48,6 +49,16 @@ fn check_length(root: &Node, context: &Context) -> Result<(), ConfigError> {
         }
         _ => Ok(()),
     }
+}
+
+/// An adapter of random weights can be asked nothing: the weights are in no file.
+fn check_report(job: &JobConfig, root: &Node, context: &Context) -> Result<(), ConfigError> {
+    if job.report.is_none() || job.lora.is_none() || job.model.init != ModelInit::Random {
+        return Ok(());
+    }
+    let problem =
+        "needs a model that is in a file, and [lora] with `model.init = \"random\"` leaves none; drop it";
+    Err(context.error(origin(root, "report", "prompts"), "report.prompts", problem))
 }
 
 fn check_general(job: &JobConfig, root: &Node, context: &Context) -> Result<(), ConfigError> {

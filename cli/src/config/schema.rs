@@ -7,7 +7,7 @@ use super::suggest::nearest;
 use kfc_runtime::config::{
     DataSection, DistillSection, Divergence, EwcMode, EwcSection, FeatureSection, Important, JobConfig,
     Length, LongRows, LoraInit, LoraSection, LoraTargets, ModelInit, ModelSection, OnError, RecomputePolicy,
-    Schedule, TrainSection,
+    ReportSection, Schedule, TrainSection,
 };
 use std::path::PathBuf;
 
@@ -400,6 +400,29 @@ pub(super) fn train() -> Section<TrainSection> {
     Section { name: "train", doc: "Steps, optimiser and schedule.", defaults: train_defaults, keys }
 }
 
+/// `[report]` with no key given (`prompts` is required).
+fn report_defaults() -> ReportSection {
+    ReportSection { prompts: Vec::new(), max_new_tokens: 48 }
+}
+
+pub(super) fn report() -> Section<ReportSection> {
+    type S = ReportSection;
+    Section {
+        name: "report",
+        doc: "What `report.html` shows beside curves, memory and kernels.",
+        defaults: report_defaults,
+        keys: vec![
+            key!(S, prompts, "Texts that the model goes on from, before training and after it.")
+                .required()
+                .must_be("at least one text, none of them empty", |s| {
+                    !s.prompts.is_empty() && s.prompts.iter().all(|p| !p.trim().is_empty())
+                }),
+            key!(S, max_new_tokens, "Longest of these answers, in tokens.")
+                .must_be("from 1 to 1048576", |s| (1..=MANY).contains(&s.max_new_tokens)),
+        ],
+    }
+}
+
 /// `steps` and `epochs` fill one field; that exactly one is given is checked with the other relations.
 fn length_keys() -> Vec<Key<TrainSection>> {
     vec![
@@ -439,14 +462,23 @@ fn length_keys() -> Vec<Key<TrainSection>> {
 }
 
 /// Names of the sections at the top of a file.
-const SECTIONS: [&str; 6] = ["model", "lora", "distill", "ewc", "data", "train"];
+const SECTIONS: [&str; 7] = ["model", "lora", "distill", "ewc", "data", "train", "report"];
 
 /// Every key with its section, for "did you mean".
 fn all_keys() -> Vec<(&'static str, &'static str)> {
     fn names<T>(section: Section<T>) -> Vec<(&'static str, &'static str)> {
         section.keys.iter().map(|key| (section.name, key.name)).collect()
     }
-    [names(model()), names(lora()), names(distill()), names(ewc()), names(data()), names(train())].concat()
+    [
+        names(model()),
+        names(lora()),
+        names(distill()),
+        names(ewc()),
+        names(data()),
+        names(train()),
+        names(report()),
+    ]
+    .concat()
 }
 
 /// What other tools call our keys.
@@ -484,6 +516,7 @@ pub(super) fn decode_job(root: &Node, context: &Context) -> Result<JobConfig, Co
         ewc: decode_optional(&ewc(), root, context)?.map(|ewc| with_default_mode(ewc, root)),
         data: decode_required(&data(), root, context)?,
         train: decode_required(&train(), root, context)?,
+        report: decode_optional(&report(), root, context)?,
     })
 }
 

@@ -227,23 +227,38 @@ fn train() -> impl Strategy<Value = TrainSection> {
     )
 }
 
+fn report() -> impl Strategy<Value = ReportSection> {
+    (prop::collection::vec("[a-z中][a-z \"\\\\中]{0,8}", 1..3), 1..99usize)
+        .prop_map(|(prompts, max_new_tokens)| ReportSection { prompts, max_new_tokens })
+}
+
 fn job() -> impl Strategy<Value = JobConfig> {
     let init = prop_oneof![Just(ModelInit::Pretrained), Just(ModelInit::Random)];
     let dtype = prop::option::of(prop_oneof![Just(DType::F32), Just(DType::Bf16), Just(DType::F16)]);
     let model = (path(), init, dtype).prop_map(|(path, init, dtype)| ModelSection { path, init, dtype });
-    let optional = (prop::option::of(lora()), prop::option::of(distill()), prop::option::of(ewc()));
-    (model, optional, data(), train()).prop_map(|(model, (lora, distill, mut ewc), data, train)| {
-        if let Some(ewc) = &mut ewc {
-            if lora.is_none() {
-                ewc.mode = EwcMode::Weights;
+    let optional = (
+        prop::option::of(lora()),
+        prop::option::of(distill()),
+        prop::option::of(ewc()),
+        prop::option::of(report()),
+    );
+    (model, optional, data(), train()).prop_map(
+        |(model, (lora, distill, mut ewc, mut report), data, train)| {
+            if lora.is_some() && model.init == ModelInit::Random {
+                report = None;
             }
-            if ewc.mode == EwcMode::Delta {
-                ewc.anchor = None;
-                ewc.important = Important::Keep;
+            if let Some(ewc) = &mut ewc {
+                if lora.is_none() {
+                    ewc.mode = EwcMode::Weights;
+                }
+                if ewc.mode == EwcMode::Delta {
+                    ewc.anchor = None;
+                    ewc.important = Important::Keep;
+                }
             }
-        }
-        JobConfig { model, lora, distill, ewc, data, train }
-    })
+            JobConfig { model, lora, distill, ewc, data, train, report }
+        },
+    )
 }
 
 proptest! {

@@ -213,6 +213,7 @@ impl Demo<'_> {
             ewc: None,
             data: data_defaults(),
             train: train_defaults(),
+            report: None,
         };
         job.data.tokenizer = Some(world.tokenizer.clone());
         job.data.seq_len = Some(world.longest);
