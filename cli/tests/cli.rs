@@ -113,7 +113,10 @@ fn wrong_usage_ends_with_2() {
     assert!(
         fails(2, &["compile", "job.toml", "--target", "cuda:sm_70", "--emit", "d"]).contains("cuda:sm_90a")
     );
-    assert!(fails(2, &["eval", "--model", "m", "--task", "pp"]).contains("ppl, choice, qa, entity, speed"));
+    assert!(
+        fails(2, &["eval", "--model", "m", "--task", "pp"])
+            .contains("ppl, choice, qa, entity, medqa, gsm8k, ncbi-disease, speed")
+    );
     assert_eq!(
         fails(2, &["eval", "--model", "m", "--task", "ppl"]),
         "error: --task ppl needs rows; give them with --data FILE\n"

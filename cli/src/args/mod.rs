@@ -25,7 +25,7 @@ pub use bench::BenchArgs;
 pub use compile::{CompileArgs, Target};
 pub use completions::CompletionsArgs;
 pub use doctor::DoctorArgs;
-pub use eval::{EvalArgs, Task};
+pub use eval::EvalArgs;
 pub use explain::ExplainArgs;
 pub use fisher::FisherArgs;
 pub use generate::GenerateArgs;
