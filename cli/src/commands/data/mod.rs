@@ -1,5 +1,6 @@
 //! `kfc data`: one file a subcommand.
 
+pub mod augment;
 pub mod clean;
 
 use crate::args::{DataArgs, Global};
@@ -12,5 +13,6 @@ use crate::error::Outcome;
 pub fn run(args: &DataArgs, global: &Global) -> anyhow::Result<Outcome> {
     match args {
         DataArgs::Clean(args) => clean::run(args, global),
+        DataArgs::Augment(args) => augment::run(args, global),
     }
 }
