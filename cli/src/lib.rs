@@ -10,6 +10,7 @@ pub mod args;
 pub mod bench;
 pub mod commands;
 pub mod config;
+pub mod data;
 pub mod demo;
 mod doctor;
 pub mod error;
