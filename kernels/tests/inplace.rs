@@ -75,7 +75,10 @@ fn samples_in_place() {
             }
         }
     }
-    assert_eq!(names.into_iter().collect::<Vec<_>>(), ["layer_norm", "rms_norm_bwd", "rope", "swiglu", "swiglu_bwd"]);
+    assert_eq!(
+        names.into_iter().collect::<Vec<_>>(),
+        ["layer_norm", "rms_norm_bwd", "rope", "swiglu", "swiglu_bwd"]
+    );
 }
 
 /// Long enough for several blocks and tasks.

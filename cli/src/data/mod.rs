@@ -7,6 +7,7 @@
 //! goes in comes out, or is counted under a reason.
 
 pub mod clean;
+pub mod filter;
 pub mod input;
 pub mod job;
 pub mod report;

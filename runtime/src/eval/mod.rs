@@ -9,7 +9,7 @@ mod completion;
 mod entity;
 mod perplexity;
 mod qa;
-mod scorer;
+pub mod scorer;
 mod speed;
 #[cfg(test)]
 mod tests;

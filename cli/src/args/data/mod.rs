@@ -1,9 +1,11 @@
 //! `kfc data`: one file a subcommand, and the arguments that all have.
 
 mod clean;
+mod filter;
 mod rows;
 
 pub use clean::CleanArgs;
+pub use filter::{FilterArgs, Judge, Keep};
 pub use rows::RowArgs;
 
 use super::{all, count, flag, path, required, usage_error};
@@ -14,11 +16,14 @@ use clap::{ArgMatches, Command};
 pub enum DataArgs {
     /// `kfc data clean`
     Clean(CleanArgs),
+    /// `kfc data filter`
+    Filter(FilterArgs),
 }
 
 const EXAMPLES: &str = "\
 Examples:
   kfc data clean pages/ rows.jsonl --out clean.jsonl
+  kfc data filter clean.jsonl --model quality-bert --out good.jsonl
   kfc data clean --help
 
 Each reads files, folders or quoted patterns as a stream and writes knowledge rows, one a line:
@@ -32,11 +37,13 @@ pub(super) fn command() -> Command {
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
         .subcommand(clean::command())
+        .subcommand(filter::command())
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<DataArgs, clap::Error> {
     match matches.subcommand() {
         Some(("clean", sub)) => Ok(DataArgs::Clean(clean::from_matches(sub)?)),
+        Some(("filter", sub)) => Ok(DataArgs::Filter(filter::from_matches(sub)?)),
         _ => Err(usage_error("a command is missing; `kfc data --help` lists them")),
     }
 }
