@@ -27,7 +27,7 @@ fn folder(name: &str) -> PathBuf {
     path
 }
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "train",
     "eval",
     "logits",
@@ -42,6 +42,7 @@ const COMMANDS: [&str; 15] = [
     "rollback",
     "data",
     "data clean",
+    "data augment",
     "completions",
 ];
 

@@ -23,7 +23,7 @@ mod tune;
 pub use bench::BenchArgs;
 pub use compile::{CompileArgs, Target};
 pub use completions::CompletionsArgs;
-pub use data::{CleanArgs, DataArgs, FilterArgs, Judge, Keep, RowArgs};
+pub use data::{AugmentArgs, CleanArgs, DataArgs, FilterArgs, Judge, Keep, RowArgs};
 pub use doctor::DoctorArgs;
 pub use eval::{EvalArgs, Task};
 pub use explain::ExplainArgs;

@@ -116,7 +116,7 @@ pub fn parse(item: &Item, fields: &Fields) -> Result<Row, Rejected> {
     if row.text.trim().is_empty() {
         return Err(Rejected::new("empty", ""));
     }
-    let missing = |row: &Row, key: &str| !row.metadata.get(key).is_some_and(|v| !v.is_null());
+    let missing = |row: &Row, key: &str| row.metadata.get(key).is_none_or(Value::is_null);
     if missing(&row, "source") {
         let source = fields.source.clone().unwrap_or_else(|| item.name.to_string());
         row.metadata.insert("source".into(), source.into());

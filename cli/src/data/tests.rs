@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A folder of its own that goes when the test is over.
-pub(super) struct Folder(PathBuf);
+pub(in crate::data) struct Folder(PathBuf);
 
 impl Folder {
-    pub(super) fn new() -> Folder {
+    pub(in crate::data) fn new() -> Folder {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("kfc-data-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
@@ -22,14 +22,14 @@ impl Folder {
         Folder(path)
     }
 
-    pub(super) fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    pub(in crate::data) fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.0.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, bytes).unwrap();
         path
     }
 
-    pub(super) fn join(&self, name: &str) -> PathBuf {
+    pub(in crate::data) fn join(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
@@ -160,7 +160,7 @@ impl Work for Alternate {
         for item in &items {
             let mut row = parse(item, &Fields::default()).unwrap();
             let number: usize = row.text.parse().unwrap();
-            if number % (self.kept % 3 + 2) == 0 {
+            if number.is_multiple_of(self.kept % 3 + 2) {
                 self.kept += 1;
                 row.metadata.insert("n".into(), self.kept.into());
                 sink.keep(row);

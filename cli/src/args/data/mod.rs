@@ -1,9 +1,11 @@
 //! `kfc data`: one file a subcommand, and the arguments that all have.
 
+mod augment;
 mod clean;
 mod filter;
 mod rows;
 
+pub use augment::AugmentArgs;
 pub use clean::CleanArgs;
 pub use filter::{FilterArgs, Judge, Keep};
 pub use rows::RowArgs;
@@ -18,32 +20,36 @@ pub enum DataArgs {
     Clean(CleanArgs),
     /// `kfc data filter`
     Filter(FilterArgs),
+    /// `kfc data augment`
+    Augment(AugmentArgs),
 }
 
 const EXAMPLES: &str = "\
 Examples:
   kfc data clean pages/ rows.jsonl --out clean.jsonl
   kfc data filter clean.jsonl --model quality-bert --out good.jsonl
-  kfc data clean --help
+  kfc data augment clean.jsonl --aliases terms.tsv --out more.jsonl
 
 Each reads files, folders or quoted patterns as a stream and writes knowledge rows, one a line:
 {\"knowledge_id\": ..., \"text\": ..., \"metadata\": {\"source\": ..., \"domain\": ...}}, and OUT.report.json.";
 
 pub(super) fn command() -> Command {
     Command::new("data")
-        .about("Make knowledge rows: clean and prepare text for training")
+        .about("Make knowledge rows: clean text, and say it in other ways")
         .after_help(EXAMPLES)
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
         .subcommand(clean::command())
         .subcommand(filter::command())
+        .subcommand(augment::command())
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<DataArgs, clap::Error> {
     match matches.subcommand() {
         Some(("clean", sub)) => Ok(DataArgs::Clean(clean::from_matches(sub)?)),
         Some(("filter", sub)) => Ok(DataArgs::Filter(filter::from_matches(sub)?)),
+        Some(("augment", sub)) => Ok(DataArgs::Augment(augment::from_matches(sub)?)),
         _ => Err(usage_error("a command is missing; `kfc data --help` lists them")),
     }
 }

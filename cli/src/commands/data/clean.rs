@@ -11,8 +11,8 @@ use crate::error::Outcome;
 /// If the input is wrong or the work fails.
 pub fn run(args: &CleanArgs, global: &Global) -> anyhow::Result<Outcome> {
     let inputs = args.rows.inputs()?;
-    let mut clean = Clean::new(args);
-    let job = args.rows.job("data clean", clean.settings());
+    let job = args.rows.job("data clean", args.settings.to_json());
+    let mut clean = Clean::new(args.settings.clone(), args.rows.fields.clone());
     job::run(&job, &inputs, &mut clean, global)?;
     Ok(Outcome::Done)
 }

@@ -1,5 +1,6 @@
 //! `kfc data`: one file a subcommand.
 
+pub mod augment;
 pub mod clean;
 pub mod filter;
 
@@ -14,5 +15,6 @@ pub fn run(args: &DataArgs, global: &Global) -> anyhow::Result<Outcome> {
     match args {
         DataArgs::Clean(args) => clean::run(args, global),
         DataArgs::Filter(args) => filter::run(args, global),
+        DataArgs::Augment(args) => augment::run(args, global),
     }
 }
