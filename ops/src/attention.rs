@@ -1,7 +1,8 @@
 //! `attention` and `attention_bwd`: causal attention within segments, with grouped key and value heads.
 //!
 //! Query i sees key j iff `seg_q[i] >= 0`, `seg_q[i] == seg_k[j]` and `pos_k[j] <= pos_q[i]`; this covers
-//! packed rows, padding (segment -1) and a key-value cache. A query that sees nothing has o = 0 and lse = 0.
+//! packed rows, padding (segment -1) and a key-value cache; where all positions are equal, attention sees both ways.
+//! A query that sees nothing has o = 0 and lse = 0.
 //! Query head h reads key head `h / (heads / kv_heads)`. Scores are f32.
 
 use crate::common::{Operands, take, unit, zero_unless};
@@ -277,7 +278,7 @@ impl OpDef for AttentionDef {
 }
 
 /// FLOPs of products over all query-key pairs: `n_d` products of depth D and `n_dv` of depth Dv. A square
-/// causal problem computes half of them.
+/// problem counts half of them, as a causal one computes.
 fn pair_flops(op: &str, attrs: &Attrs, qkv: &[TensorType], n_d: u64, n_dv: u64) -> u64 {
     let Ok(e) = Extents::new(op, attrs, &qkv[0], &qkv[1], &qkv[2]) else { return 0 };
     let rows = e.batch * e.heads * e.tq;
@@ -442,21 +443,22 @@ fn cases() -> Vec<Case> {
         pos_k: pos,
     }];
     for dtype in [DType::F32, DType::Bf16, DType::F16] {
-        // Two documents and padding in the first row, one document in the second.
+        // Two documents and padding in the first row, one document in the second; causal, and with all positions equal.
         let seg = vec![0., 0., 0., 1., 1., -1., -1., 0., 0., 0., 0., 0., 0., 0.];
-        let pos = vec![0., 1., 2., 0., 1., 0., 0., 0., 1., 2., 3., 4., 5., 6.];
-        cases.push(Case {
-            dtype,
-            batch: 2,
-            heads: 4,
-            kv_heads: 2,
-            d: 3,
-            dv: 5,
-            seg_q: seg.clone(),
-            pos_q: pos.clone(),
-            seg_k: seg,
-            pos_k: pos,
-        });
+        for pos in [vec![0., 1., 2., 0., 1., 0., 0., 0., 1., 2., 3., 4., 5., 6.], vec![0.; 14]] {
+            cases.push(Case {
+                dtype,
+                batch: 2,
+                heads: 4,
+                kv_heads: 2,
+                d: 3,
+                dv: 5,
+                seg_q: seg.clone(),
+                pos_q: pos.clone(),
+                seg_k: seg.clone(),
+                pos_k: pos,
+            });
+        }
         // Two new queries over a cache of five with one free slot; the second row's query sees nothing.
         cases.push(Case {
             dtype,

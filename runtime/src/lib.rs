@@ -10,6 +10,7 @@ pub mod calibration;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+pub mod encoder;
 pub mod error;
 pub mod eval;
 pub mod exec;

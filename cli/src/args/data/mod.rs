@@ -2,10 +2,12 @@
 
 mod augment;
 mod clean;
+mod filter;
 mod rows;
 
 pub use augment::AugmentArgs;
 pub use clean::CleanArgs;
+pub use filter::{FilterArgs, Judge, Keep};
 pub use rows::RowArgs;
 
 use super::{all, count, flag, path, required, usage_error};
@@ -16,6 +18,8 @@ use clap::{ArgMatches, Command};
 pub enum DataArgs {
     /// `kfc data clean`
     Clean(CleanArgs),
+    /// `kfc data filter`
+    Filter(FilterArgs),
     /// `kfc data augment`
     Augment(AugmentArgs),
 }
@@ -23,6 +27,7 @@ pub enum DataArgs {
 const EXAMPLES: &str = "\
 Examples:
   kfc data clean pages/ rows.jsonl --out clean.jsonl
+  kfc data filter clean.jsonl --model quality-bert --out good.jsonl
   kfc data augment clean.jsonl --aliases terms.tsv --out more.jsonl
 
 Each reads files, folders or quoted patterns as a stream and writes knowledge rows, one a line:
@@ -36,12 +41,14 @@ pub(super) fn command() -> Command {
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
         .subcommand(clean::command())
+        .subcommand(filter::command())
         .subcommand(augment::command())
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<DataArgs, clap::Error> {
     match matches.subcommand() {
         Some(("clean", sub)) => Ok(DataArgs::Clean(clean::from_matches(sub)?)),
+        Some(("filter", sub)) => Ok(DataArgs::Filter(filter::from_matches(sub)?)),
         Some(("augment", sub)) => Ok(DataArgs::Augment(augment::from_matches(sub)?)),
         _ => Err(usage_error("a command is missing; `kfc data --help` lists them")),
     }

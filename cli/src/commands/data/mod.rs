@@ -2,6 +2,7 @@
 
 pub mod augment;
 pub mod clean;
+pub mod filter;
 
 use crate::args::{DataArgs, Global};
 use crate::error::Outcome;
@@ -13,6 +14,7 @@ use crate::error::Outcome;
 pub fn run(args: &DataArgs, global: &Global) -> anyhow::Result<Outcome> {
     match args {
         DataArgs::Clean(args) => clean::run(args, global),
+        DataArgs::Filter(args) => filter::run(args, global),
         DataArgs::Augment(args) => augment::run(args, global),
     }
 }
