@@ -46,7 +46,7 @@ fn json_rows(data: &[u8]) {
 fn tokens(data: &[u8]) {
     let mut documents = Documents::new();
     let Ok((rows, columns)) =
-        kfc_runtime::data::token_file::append_tokens(data, Path::new(NAME), VOCAB, &mut documents)
+        kfc_runtime::data::token_file::append_tokens(data, Path::new(NAME), VOCAB, None, &mut documents)
     else {
         return;
     };
