@@ -5,6 +5,7 @@
 mod bench;
 mod compile;
 mod completions;
+mod data;
 mod doctor;
 mod eval;
 mod explain;
@@ -22,6 +23,7 @@ mod tune;
 pub use bench::BenchArgs;
 pub use compile::{CompileArgs, Target};
 pub use completions::CompletionsArgs;
+pub use data::{CleanArgs, DataArgs, RowArgs};
 pub use doctor::DoctorArgs;
 pub use eval::{EvalArgs, Task};
 pub use explain::ExplainArgs;
@@ -86,6 +88,8 @@ pub enum Invocation {
     Bench(BenchArgs),
     /// `kfc tokenizer`
     Tokenizer(TokenizerArgs),
+    /// `kfc data`
+    Data(DataArgs),
     /// `kfc completions`
     Completions(CompletionsArgs),
 }
@@ -141,6 +145,7 @@ pub fn command() -> Command {
         .subcommand(rollback::command())
         .subcommand(bench::command())
         .subcommand(tokenizer::command())
+        .subcommand(data::command())
         .subcommand(completions::command())
 }
 
@@ -172,6 +177,7 @@ pub fn from_matches(matches: &ArgMatches) -> Result<(Global, Invocation), clap::
         "rollback" => Invocation::Rollback(rollback::from_matches(sub)?),
         "bench" => Invocation::Bench(bench::from_matches(sub)?),
         "tokenizer" => Invocation::Tokenizer(tokenizer::from_matches(sub)?),
+        "data" => Invocation::Data(data::from_matches(sub)?),
         "completions" => Invocation::Completions(completions::from_matches(sub)?),
         other => {
             return Err(usage_error(&format!("unknown command `{other}`; `kfc --help` lists them")));

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod compile;
 pub mod completions;
+pub mod data;
 pub mod doctor;
 pub mod eval;
 pub mod explain;
@@ -39,6 +40,7 @@ pub fn run(invocation: &Invocation, global: &Global) -> anyhow::Result<Outcome> 
         Invocation::Rollback(args) => rollback::run(args, global),
         Invocation::Bench(args) => bench::run(args, global),
         Invocation::Tokenizer(args) => tokenizer::run(args, global),
+        Invocation::Data(args) => data::run(args, global),
         Invocation::Completions(args) => completions::run(args),
     }
 }

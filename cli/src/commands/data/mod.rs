@@ -1,0 +1,16 @@
+//! `kfc data`: one file a subcommand.
+
+pub mod clean;
+
+use crate::args::{DataArgs, Global};
+use crate::error::Outcome;
+
+/// Runs `kfc data`.
+///
+/// # Errors
+/// If the input is wrong or the work fails.
+pub fn run(args: &DataArgs, global: &Global) -> anyhow::Result<Outcome> {
+    match args {
+        DataArgs::Clean(args) => clean::run(args, global),
+    }
+}
