@@ -23,7 +23,7 @@ mod tune;
 pub use bench::BenchArgs;
 pub use compile::{CompileArgs, Target};
 pub use completions::CompletionsArgs;
-pub use data::{CleanArgs, DataArgs, RowArgs};
+pub use data::{CleanArgs, DataArgs, RowArgs, ShardArgs};
 pub use doctor::DoctorArgs;
 pub use eval::{EvalArgs, Task};
 pub use explain::ExplainArgs;

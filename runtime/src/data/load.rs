@@ -171,7 +171,7 @@ fn load_documents(
         let shard = TokenShard::parse(&bytes, &source.path)?;
         shard.check_tokenizer(tokenizer)?;
         for document in 0..shard.len() {
-            intake.admit(shard.document(document)?)?;
+            intake.admit(shard.tokenised(document)?)?;
         }
     }
     let Intake { documents, report, .. } = intake;

@@ -17,6 +17,7 @@ pub mod pack;
 pub mod report;
 pub mod row_buffers;
 pub mod rows;
+pub mod shards;
 pub mod source;
 pub mod stream;
 pub mod tar;

@@ -111,24 +111,33 @@ impl<'a> TokenShard<'a> {
         self.offsets.get(index).map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes))
     }
 
-    /// Document `index` with its place in errors, and whether only a part of it is trained.
+    /// Tokens and labels of document `index`.
     ///
     /// # Errors
     /// If the offsets do not lie inside the tokens, in order.
-    pub(crate) fn document(&self, index: usize) -> Result<Tokenised> {
-        let place = format!("{}, document {index}", self.path.display());
-        let (start, end) = (self.offset(index), self.offset(index + 1));
+    pub fn document(&self, index: usize) -> Result<Encoded> {
+        let (start, end) = (self.offset(index), self.offset(index.saturating_add(1)));
         if start > end || end > self.tokens.len() as u64 {
             let reason =
                 format!("its offsets {start} to {end} are not in order; the file is damaged, make it again");
-            return Err(DataError::BadRow { place, reason });
+            return Err(DataError::BadRow { place: self.place(index), reason });
         }
-        if start == end {
-            return Ok((place, Err("the document has no tokens; make the file again without it".into())));
+        Ok(self.encoded(start as usize..end as usize))
+    }
+
+    /// Document `index` as it is taken in.
+    pub(crate) fn tokenised(&self, index: usize) -> Result<Tokenised> {
+        let encoded = self.document(index)?;
+        if encoded.tokens.is_empty() {
+            let reason = "the document has no tokens; make the file again without it".to_owned();
+            return Ok((self.place(index), Err(reason)));
         }
-        let encoded = self.encoded(start as usize..end as usize);
         let masked = encoded.labels.contains(&IGNORE);
-        Ok((place, Ok((encoded, masked))))
+        Ok((self.place(index), Ok((encoded, masked))))
+    }
+
+    fn place(&self, index: usize) -> String {
+        format!("{}, document {index}", self.path.display())
     }
 
     fn encoded(&self, range: Range<usize>) -> Encoded {

@@ -2,9 +2,11 @@
 
 mod clean;
 mod rows;
+mod shard;
 
 pub use clean::CleanArgs;
 pub use rows::RowArgs;
+pub use shard::ShardArgs;
 
 use super::{all, count, flag, path, required, usage_error};
 use clap::{ArgMatches, Command};
@@ -14,14 +16,17 @@ use clap::{ArgMatches, Command};
 pub enum DataArgs {
     /// `kfc data clean`
     Clean(CleanArgs),
+    /// `kfc data shard`
+    Shard(ShardArgs),
 }
 
 const EXAMPLES: &str = "\
 Examples:
   kfc data clean pages/ rows.jsonl --out clean.jsonl
+  kfc data shard clean.jsonl --out 'shards/{000..009}.tar'
   kfc data clean --help
 
-Each reads files, folders or quoted patterns as a stream and writes knowledge rows, one a line:
+Each reads files, folders or quoted patterns as a stream. All but shard write knowledge rows, one a line:
 {\"knowledge_id\": ..., \"text\": ..., \"metadata\": {\"source\": ..., \"domain\": ...}}, and OUT.report.json.";
 
 pub(super) fn command() -> Command {
@@ -32,11 +37,13 @@ pub(super) fn command() -> Command {
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
         .subcommand(clean::command())
+        .subcommand(shard::command())
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<DataArgs, clap::Error> {
     match matches.subcommand() {
         Some(("clean", sub)) => Ok(DataArgs::Clean(clean::from_matches(sub)?)),
+        Some(("shard", sub)) => Ok(DataArgs::Shard(shard::from_matches(sub)?)),
         _ => Err(usage_error("a command is missing; `kfc data --help` lists them")),
     }
 }

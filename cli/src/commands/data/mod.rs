@@ -1,6 +1,7 @@
 //! `kfc data`: one file a subcommand.
 
 pub mod clean;
+pub mod shard;
 
 use crate::args::{DataArgs, Global};
 use crate::error::Outcome;
@@ -12,5 +13,6 @@ use crate::error::Outcome;
 pub fn run(args: &DataArgs, global: &Global) -> anyhow::Result<Outcome> {
     match args {
         DataArgs::Clean(args) => clean::run(args, global),
+        DataArgs::Shard(args) => shard::run(args, global),
     }
 }

@@ -95,12 +95,22 @@ fn fingerprint(path: &Path) -> std::io::Result<(u64, u64)> {
     Ok((bytes, hash.finish()))
 }
 
+/// What becomes of text files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Texts {
+    /// They are cut at line breaks.
+    Cut,
+    /// Each is one piece.
+    Whole,
+}
+
 /// Cuts files into blocks for rows of `seq_len`. `layout` is that of token files.
 pub(crate) fn cut(
     shards: &[Shard],
     layout: Layout,
     seq_len: usize,
     tokenizer: Option<&Tokenizer>,
+    texts: Texts,
 ) -> Result<Blocks> {
     let tokens = ROWS * seq_len as u64;
     let target = match (shards.first().map(|s| s.source.format), layout) {
@@ -110,7 +120,7 @@ pub(crate) fn cut(
     };
     let cuts: Vec<Vec<(Span, u64)>> = (0..shards.len())
         .into_par_iter()
-        .map(|file| pieces(&shards[file], file as u32, layout, target, seq_len, tokenizer))
+        .map(|file| pieces(&shards[file], file as u32, layout, target, seq_len, tokenizer, texts))
         .collect::<Result<_>>()?;
     let (mut blocks, mut weight) = (Blocks::default(), 0);
     for (span, size) in cuts.into_iter().flatten() {
@@ -140,6 +150,7 @@ fn pieces(
     target: u64,
     seq_len: usize,
     tokenizer: Option<&Tokenizer>,
+    texts: Texts,
 ) -> Result<Vec<(Span, u64)>> {
     let path = &shard.source.path;
     let even = |len: u64, size: u64| {
@@ -150,6 +161,7 @@ fn pieces(
     };
     match (shard.source.format, layout) {
         (Format::Jsonl, _) if begins_as_array(path)? => Ok(even(shard.bytes, shard.bytes)),
+        (Format::Text, _) if texts == Texts::Whole => Ok(even(shard.bytes, shard.bytes)),
         (Format::Jsonl | Format::Text, _) => Ok(even(shard.bytes, target)),
         (Format::WebDataset, _) => archive(path, file, target),
         (Format::Tokens, Layout::Rows) => {

@@ -23,7 +23,7 @@ use super::source::{Format, find};
 use super::token_file::{Layout, map};
 use super::tokenizer::Tokenizer;
 use crate::hf::header::Header;
-use cut::{Blocks, Shard, cut, shards};
+use cut::{Blocks, Shard, Texts, cut, shards};
 use read::{Block, Reading};
 
 /// Blocks whose rows are shuffled together.
@@ -99,7 +99,7 @@ impl RowStream {
             (None, Layout::Rows, Some(first)) if tokens > 0 => columns(&first.source.path)?,
             _ => config.data.row_length()?,
         };
-        let blocks = cut(&files, layout, seq_len, tokenizer.as_deref())?;
+        let blocks = cut(&files, layout, seq_len, tokenizer.as_deref(), Texts::Cut)?;
         if blocks.len() < config.world {
             return Err(wrong(
                 "data.world",

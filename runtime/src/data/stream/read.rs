@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::super::error::{DataError, Result};
 use super::super::intake::{Intake, encode, tokenise};
@@ -12,7 +12,7 @@ use super::super::load::DataConfig;
 use super::super::pack::RowSet;
 use super::super::report::DataReport;
 use super::super::rows::Row;
-use super::super::source::{Format, JsonRows, Placed};
+use super::super::source::{Format, JsonRows, Placed, read_text};
 use super::super::token_file::{Layout, append_tokens, map};
 use super::super::token_shard::TokenShard;
 use super::super::tokenizer::Tokenizer;
@@ -87,7 +87,7 @@ impl Reading<'_> {
             Format::Tokens if self.layout == Layout::Documents => {
                 let bytes = map(path)?;
                 let documents = TokenShard::parse(&bytes, path)?;
-                (span.start..span.end).try_for_each(|d| intake.admit(documents.document(d as usize)?))
+                (span.start..span.end).try_for_each(|d| intake.admit(documents.tokenised(d as usize)?))
             }
             Format::Tokens => {
                 let range = span.start as usize..span.end as usize;
@@ -160,6 +160,36 @@ impl Reading<'_> {
             (encoded, masked)
         });
         intake.admit((path.display().to_string(), row))
+    }
+}
+
+/// The JSON rows of a piece of a file that is no token file; a text is a row `{"text": ...}`.
+pub(crate) fn raw_rows(shard: &Shard, span: &Span) -> Result<Vec<Placed<Value>>> {
+    let path = &shard.source.path;
+    let name = path.display().to_string();
+    match shard.source.format {
+        Format::WebDataset => {
+            let bytes = read_range(path, span.start, span.end).map_err(DataError::io(path))?;
+            samples(&bytes, &name).map_err(|reason| DataError::BadRow { place: name, reason })
+        }
+        Format::Text => {
+            let text = read_text(path);
+            Ok(vec![(name, text.map(|text| json!({"text": text})).map_err(|e| e.to_string()))])
+        }
+        Format::Jsonl | Format::Tokens => {
+            let bytes = lines_of(path, span, shard.bytes).map_err(DataError::io(path))?;
+            let rows = |first| match span.start {
+                0 => JsonRows::new(&bytes, &name),
+                _ => JsonRows::lines(&bytes, &name, first),
+            };
+            let all = |rows: JsonRows<'_>| (0..rows.len()).map(|i| rows.row(i)).collect::<Vec<_>>();
+            let read = all(rows(1));
+            if span.start == 0 || read.iter().all(|(_, row)| row.is_ok()) {
+                return Ok(read);
+            }
+            let before = lines_before(path, span.start).map_err(DataError::io(path))?;
+            Ok(all(rows(before + 1)))
+        }
     }
 }
 

@@ -212,7 +212,7 @@ fn errors_name_the_line_and_the_file() {
     stream.next_step().unwrap();
     dir.file("a.jsonl", &lines.concat()[..100_000]);
     let error = (0..2000).find_map(|_| stream.next_step().err()).unwrap().to_string();
-    assert!(error.contains("when training began and has 100000 now"), "{error}");
+    assert!(error.contains("when training began and has "), "{error}");
 
     let [_, tars, tokens] = write(&dir, &t, 100, 1);
     let error = |paths: &[PathBuf]| open(paths, &config(1, true), &t).unwrap_err().to_string();
