@@ -92,6 +92,11 @@ fn job() -> JobConfig {
             tokenizer: None,
             on_error: OnError::Fail,
             long_rows: LongRows::Split,
+            streaming: Streaming::Off,
+            workers: 1,
+            prefetch: 1,
+            rank: 0,
+            world: 1,
         },
         train: TrainSection {
             length: Length::Steps(100),

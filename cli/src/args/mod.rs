@@ -25,7 +25,7 @@ mod tune;
 pub use bench::BenchArgs;
 pub use compile::{CompileArgs, Target};
 pub use completions::CompletionsArgs;
-pub use data::{AugmentArgs, CleanArgs, DataArgs, FilterArgs, Judge, Keep, RowArgs};
+pub use data::{AugmentArgs, CleanArgs, DataArgs, FilterArgs, Judge, Keep, RowArgs, ShardArgs};
 pub use doctor::DoctorArgs;
 pub use eval::EvalArgs;
 pub use explain::ExplainArgs;

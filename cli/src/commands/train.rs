@@ -103,7 +103,7 @@ fn prepare(job: &JobConfig, speak: bool) -> anyhow::Result<Trainer> {
     };
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let data = data::load(job, &model.config)?;
-    say(&format!("data      {}", data.report));
+    say(&format!("data      {}", data.describe()));
     if let Some(general) = &data.general_report {
         say(&format!("general   {general}"));
     }

@@ -173,12 +173,22 @@ fn ewc() -> impl Strategy<Value = EwcSection> {
 }
 
 fn data() -> impl Strategy<Value = DataSection> {
-    let format = prop_oneof![Just(DataFormat::Jsonl), Just(DataFormat::Text), Just(DataFormat::Tokens)];
+    let formats = [DataFormat::Jsonl, DataFormat::Text, DataFormat::Tokens, DataFormat::WebDataset];
+    let format = prop::sample::select(formats.to_vec());
     let choices = (prop::option::of(format), prop_oneof![Just(OnError::Fail), Just(OnError::Skip)]);
     let long_rows = prop_oneof![Just(LongRows::Split), Just(LongRows::Truncate), Just(LongRows::Error)];
     let paths = (prop::collection::vec(path(), 1..3), prop::option::of(path()));
-    (paths, choices, prop::option::of(2..4096usize), any::<bool>(), any::<bool>(), long_rows).prop_map(
-        |((train, tokenizer), (format, on_error), seq_len, packing, shuffle, long_rows)| DataSection {
+    let rows = (prop::option::of(2..4096usize), any::<bool>(), any::<bool>(), long_rows);
+    // Streaming and a length in epochs exclude each other, which is not for here.
+    let streaming = prop_oneof![Just(Streaming::Auto), Just(Streaming::Off)];
+    let reading = (streaming, 1..256usize, 1..1024usize, 0..5usize, 5..9usize);
+    (paths, choices, rows, reading).prop_map(
+        |(
+            (train, tokenizer),
+            (format, on_error),
+            (seq_len, packing, shuffle, long_rows),
+            (streaming, workers, prefetch, rank, world),
+        )| DataSection {
             train,
             format,
             seq_len,
@@ -187,6 +197,11 @@ fn data() -> impl Strategy<Value = DataSection> {
             tokenizer,
             on_error,
             long_rows,
+            streaming,
+            workers,
+            prefetch,
+            rank,
+            world,
         },
     )
 }

@@ -6,11 +6,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde_json::Value;
 
 use super::chat::{ChatStyle, Message, Piece};
 use super::error::{DataError, Result};
+use crate::files::Xxh64;
 
 /// Files above this size are tokenised in pieces, in parallel, where that changes nothing.
 const PIECE_BYTES: usize = 1 << 16;
@@ -28,6 +30,7 @@ pub struct Tokenizer {
     cuts_at_newline: bool,
     style: ChatStyle,
     eos_text: String,
+    fingerprint: OnceLock<u64>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -159,6 +162,7 @@ impl Tokenizer {
             cuts_at_newline,
             style,
             eos_text,
+            fingerprint: OnceLock::new(),
         }
     }
 
@@ -170,6 +174,18 @@ impl Tokenizer {
     /// One more than the largest token id (a model's vocabulary may be padded beyond it).
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
+    }
+
+    /// A number that changes with any token of the vocabulary, and not with how the files are written.
+    pub fn fingerprint(&self) -> u64 {
+        *self.fingerprint.get_or_init(|| {
+            let mut hash = Xxh64::new();
+            for id in 0..self.vocab_size as u32 {
+                hash.update(&id.to_le_bytes());
+                hash.update(self.token(id).unwrap_or_default().as_bytes());
+            }
+            hash.finish()
+        })
     }
 
     /// The beginning-of-text id, if the files name one.

@@ -3,6 +3,7 @@
 pub mod augment;
 pub mod clean;
 pub mod filter;
+pub mod shard;
 
 use crate::args::{DataArgs, Global};
 use crate::error::Outcome;
@@ -16,5 +17,6 @@ pub fn run(args: &DataArgs, global: &Global) -> anyhow::Result<Outcome> {
         DataArgs::Clean(args) => clean::run(args, global),
         DataArgs::Filter(args) => filter::run(args, global),
         DataArgs::Augment(args) => augment::run(args, global),
+        DataArgs::Shard(args) => shard::run(args, global),
     }
 }
