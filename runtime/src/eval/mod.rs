@@ -13,7 +13,7 @@ mod grade;
 mod perplexity;
 pub mod perturb;
 mod picks;
-mod scorer;
+pub mod scorer;
 mod speed;
 pub mod stats;
 mod task;
