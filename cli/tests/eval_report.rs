@@ -289,6 +289,12 @@ fn what_is_wrong_with_a_suite_is_named() {
     );
     let nowhere = [&task[..], &["--perturb", "all", "--synonyms", "none.txt"]].concat();
     fails(2, &arguments(&nowhere), &["none.txt"]);
+    fails(2, &arguments(&[&task[..], &["--tries", "3"]].concat()), &["say how with --perturb"]);
+    fails(
+        2,
+        &arguments(&[&task[..], &["--no-gate", "all"]].concat()),
+        &["a single --task has no default gates"],
+    );
     // `train.jsonl` beside the choices has rows of another kind.
     fails(
         2,
