@@ -27,7 +27,7 @@ fn folder(name: &str) -> PathBuf {
     path
 }
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: &[&str] = &[
     "train",
     "eval",
     "logits",
@@ -35,11 +35,15 @@ const COMMANDS: [&str; 16] = [
     "teach",
     "merge",
     "generate",
+    "inspect",
     "compile",
     "explain",
     "tune",
     "doctor",
+    "report",
     "rollback",
+    "bench",
+    "tokenizer",
     "data",
     "data clean",
     "data augment",
@@ -49,7 +53,7 @@ const COMMANDS: [&str; 16] = [
 #[test]
 fn help_is_as_stored() {
     let mut text = String::new();
-    for command in std::iter::once(None).chain(COMMANDS.map(Some)) {
+    for command in std::iter::once(None).chain(COMMANDS.iter().copied().map(Some)) {
         let arguments: Vec<&str> =
             command.into_iter().flat_map(str::split_whitespace).chain(["--help"]).collect();
         let output = kfc(&arguments);
@@ -114,7 +118,10 @@ fn wrong_usage_ends_with_2() {
     assert!(
         fails(2, &["compile", "job.toml", "--target", "cuda:sm_70", "--emit", "d"]).contains("cuda:sm_90a")
     );
-    assert!(fails(2, &["eval", "--model", "m", "--task", "pp"]).contains("ppl, choice, qa, entity, speed"));
+    assert!(
+        fails(2, &["eval", "--model", "m", "--task", "pp"])
+            .contains("ppl, choice, qa, entity, medqa, gsm8k, ncbi-disease, speed")
+    );
     assert_eq!(
         fails(2, &["eval", "--model", "m", "--task", "ppl"]),
         "error: --task ppl needs rows; give them with --data FILE\n"

@@ -9,8 +9,10 @@ pub mod eval;
 pub mod explain;
 pub mod fisher;
 pub mod generate;
+pub mod inspect;
 pub mod logits;
 pub mod merge;
+pub mod report;
 pub mod rollback;
 pub mod teach;
 pub mod tokenizer;
@@ -33,10 +35,12 @@ pub fn run(invocation: &Invocation, global: &Global) -> anyhow::Result<Outcome> 
         Invocation::Teach(args) => teach::run(args, global),
         Invocation::Merge(args) => merge::run(args, global),
         Invocation::Generate(args) => generate::run(args, global),
+        Invocation::Inspect(args) => inspect::run(args, global),
         Invocation::Compile(args) => compile::run(args, global),
         Invocation::Explain(args) => explain::run(args, global),
         Invocation::Tune(args) => tune::run(args, global),
         Invocation::Doctor(args) => doctor::run(args, global),
+        Invocation::Report(args) => report::run(args, global),
         Invocation::Rollback(args) => rollback::run(args, global),
         Invocation::Bench(args) => bench::run(args, global),
         Invocation::Tokenizer(args) => tokenizer::run(args, global),

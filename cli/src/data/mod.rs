@@ -8,6 +8,7 @@
 
 pub mod augment;
 pub mod clean;
+pub mod filter;
 pub mod input;
 pub mod job;
 pub mod report;
