@@ -34,5 +34,6 @@ pub mod teacher_cache;
 pub(crate) mod testing;
 pub mod train;
 pub mod triton;
+pub mod tuning;
 
 pub use error::{Result, RunError};
