@@ -6,6 +6,7 @@
 //! - a tensor that a file already holds in the right type is mapped, not copied.
 
 pub mod accounting;
+pub mod alone;
 pub mod calibration;
 pub mod checkpoint;
 pub mod config;

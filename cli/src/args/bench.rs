@@ -51,7 +51,7 @@ pub(super) fn command() -> Command {
                 .value_name("WORKLOAD")
                 .value_parser(workload)
                 .default_value(SMALL.name)
-                .help("tiny, small, llama1b or llama8b"),
+                .help("tiny, short, small, llama1b or llama8b"),
         )
         .arg(super::device())
         .arg(

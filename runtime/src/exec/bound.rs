@@ -99,12 +99,17 @@ impl BoundPlan {
     pub fn run(&mut self, _store: &mut Store) {
         // On a thread of the pool, so that kernels fork where they are: entering the pool once a run is cheaper than once
         // a kernel, and allocates nothing.
-        rayon::scope(|_| self.run_steps());
+        rayon::scope(|_| self.run_steps(self.steps.len()));
+        self.runs += 1;
+        for (from, to) in &self.epilogue {
+            copy(*from, *to);
+        }
     }
 
-    fn run_steps(&mut self) {
+    /// The first `count` steps.
+    fn run_steps(&mut self, count: usize) {
         let mut before = Instant::now();
-        for ((step, spent), last) in self.steps.iter().zip(&mut self.spent).zip(&mut self.last) {
+        for ((step, spent), last) in self.steps.iter().zip(&mut self.spent).zip(&mut self.last).take(count) {
             for (from, to) in &step.copies {
                 copy(*from, *to);
             }
@@ -117,15 +122,27 @@ impl BoundPlan {
             *spent += *last;
             before = now;
         }
-        self.runs += 1;
-        for (from, to) in &self.epilogue {
-            copy(*from, *to);
-        }
     }
 
     /// Runs so far, and nanoseconds that each step of the plan took over all of them.
     pub fn times(&self) -> (u64, &[u64]) {
         (self.runs, &self.spent)
+    }
+
+    /// Runs the plan up to a step, and then that step again and again on the operands that it has there, until `times` is
+    /// full: nanoseconds of each run. What is updated in place is updated each time.
+    pub(crate) fn run_alone(&mut self, step: usize, times: &mut [u64]) {
+        rayon::scope(|_| {
+            self.run_steps(step + 1);
+            let step = &self.steps[step];
+            let call = Call { inputs: &step.inputs, outputs: &step.outputs, workspace: step.workspace };
+            for time in times {
+                let start = Instant::now();
+                // SAFETY: as in `run_steps`; operands that share a place with results hold those of the run before.
+                choice::with(step.choice, || unsafe { step.kernel.run(&call) });
+                *time = start.elapsed().as_nanos() as u64;
+            }
+        });
     }
 
     /// Nanoseconds that each step took in the last run.
