@@ -59,7 +59,9 @@ fn products_of_any_type_and_size() {
 #[test]
 fn adapters_with_and_without_dropout() {
     for x in FLOATS {
-        for (m, i, o, r, dropout) in [(32, 256, 688, 16, 0.0), (130, 1030, 333, 5, 0.0), (40, 300, 130, 8, 0.3)] {
+        for (m, i, o, r, dropout) in
+            [(32, 256, 688, 16, 0.0), (130, 1030, 333, 5, 0.0), (40, 300, 130, 8, 0.3)]
+        {
             let attrs = Attrs::new()
                 .with("scale", 2.0)
                 .with("dropout", dropout)

@@ -19,7 +19,7 @@ mod tokenizer;
 mod train;
 mod tune;
 
-pub use bench::BenchArgs;
+pub use bench::{BenchArgs, KernelArgs};
 pub use compile::{CompileArgs, Target};
 pub use completions::CompletionsArgs;
 pub use doctor::DoctorArgs;

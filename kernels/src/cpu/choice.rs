@@ -13,6 +13,11 @@ use std::cell::Cell;
 /// are more) and columns. None has more elements than the built-in.
 const TILES: [(u16, u16); 5] = [(64, 512), (256, 128), (32, 256), (64, 128), (128, 96)];
 
+/// The tiles that may be chosen: most rows and columns.
+pub fn tiles() -> impl Iterator<Item = (u16, u16)> {
+    TILES.into_iter()
+}
+
 /// How a kernel cuts its work. The default is the built-in choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Choice {

@@ -130,7 +130,8 @@ fn file(machine: &Machine) -> Option<PathBuf> {
 }
 
 fn to_json(t: &Tuning) -> Value {
-    let tried = |t: &Tried| json!({"choice": t.choice.name(), "ns": t.ns, "samples": t.samples, "out": t.out});
+    let tried =
+        |t: &Tried| json!({"choice": t.choice.name(), "ns": t.ns, "samples": t.samples, "out": t.out});
     let entry = |(signature, e): (&String, &Entry)| {
         let tried: Vec<Value> = e.tried.iter().map(tried).collect();
         let value = json!({"op": e.op, "choice": e.choice.name(), "settled": e.settled, "tried": tried});
@@ -183,7 +184,8 @@ mod tests {
         let machine = Machine { cpu: "c".into(), isa: "portable".into(), threads: 2, version: "1".into() };
         let choice = Choice { turned: true, ..Choice::BUILT_IN };
         let tried = [(choice, None), (Choice::BUILT_IN, Some("slower"))];
-        let tried = tried.map(|(choice, out)| Tried { choice, ns: 5.0, samples: 3, out: out.map(Into::into) });
+        let tried =
+            tried.map(|(choice, out)| Tried { choice, ns: 5.0, samples: 3, out: out.map(Into::into) });
         let mut tuning = Tuning::empty(machine);
         let entry = Entry { op: "linear".into(), choice, settled: true, tried: tried.to_vec() };
         tuning.insert("linear {}".into(), entry);

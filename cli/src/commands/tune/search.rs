@@ -40,8 +40,14 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
         progress.update(s.elapsed.as_secs().min(seconds) as usize, &message);
     };
     let budget = Duration::from_secs(seconds);
-    let report =
-        tuning::search(&mut trainer(&job)?, &mut tuning, calibration.rates(), budget, stop::flag(), &mut tell)?;
+    let report = tuning::search(
+        &mut trainer(&job)?,
+        &mut tuning,
+        calibration.rates(),
+        budget,
+        stop::flag(),
+        &mut tell,
+    )?;
     progress.finish();
     let mut fresh = trainer(&job)?;
     tuning::verify(&mut fresh, &tuning, &report.losses)?;
