@@ -60,10 +60,10 @@ pub struct Status {
 pub struct Report {
     /// Steps taken.
     pub steps: usize,
-    /// Kernels of the step, and those that something was tried for in this search or an earlier one.
+    /// Kernels of the step, and those of them that have choices.
     pub kernels: usize,
     /// See there.
-    pub tried: usize,
+    pub with_choices: usize,
     /// Kernels that run otherwise than built in.
     pub changed: usize,
     /// Whether all that could be tried was timed often enough; else another search goes on.
@@ -129,7 +129,7 @@ pub fn search(
     let report = Report {
         steps: s.steps,
         kernels: s.groups.len(),
-        tried: s.groups.iter().filter(|g| g.tries.len() > 1).count(),
+        with_choices: s.groups.iter().filter(|g| g.tries.len() > 1).count(),
         changed: s.groups.iter().filter(|g| g.winner != Choice::BUILT_IN).count(),
         settled: s.groups.iter().all(|g| g.settled),
         step_ms,

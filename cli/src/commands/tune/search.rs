@@ -62,7 +62,7 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
     }
     if global.json {
         output::json_line(&json!({
-            "steps": report.steps, "kernels": report.kernels, "tried": report.tried, "changed": report.changed,
+            "steps": report.steps, "kernels": report.kernels, "with_choices": report.with_choices, "changed": report.changed,
             "settled": report.settled, "built_in_ms": report.step_ms.map(|ms| ms[0]),
             "tuned_ms": report.step_ms.map(|ms| ms[1]), "file": file,
         }))?;
@@ -77,8 +77,8 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
 
 /// The result in words.
 fn told(report: &Report) -> String {
-    let Report { steps, kernels, tried, changed, .. } = report;
-    let mut text = format!("{kernels} kernels, choices tried for {tried} of them over {steps} steps\n");
+    let Report { steps, kernels, with_choices, changed, .. } = report;
+    let mut text = format!("{kernels} kernels, {with_choices} of them with choices; {steps} steps taken\n");
     match report.step_ms {
         Some([before, after]) => text.push_str(&format!(
             "{changed} kernels run in another way: {before:.2} -> {after:.2} ms in kernels a step, {:.1} % faster; same bits\n",
