@@ -47,6 +47,8 @@ const COMMANDS: &[&str] = &[
     "data",
     "data clean",
     "data augment",
+    "data filter",
+    "data shard",
     "completions",
 ];
 

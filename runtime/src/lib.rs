@@ -6,6 +6,7 @@
 //! - a tensor that a file already holds in the right type is mapped, not copied.
 
 pub mod accounting;
+pub mod alone;
 pub mod calibration;
 pub mod checkpoint;
 pub mod config;
@@ -37,5 +38,6 @@ pub mod teacher_cache;
 pub(crate) mod testing;
 pub mod train;
 pub mod triton;
+pub mod tuning;
 
 pub use error::{Result, RunError};

@@ -22,7 +22,7 @@ mod tokenizer;
 mod train;
 mod tune;
 
-pub use bench::BenchArgs;
+pub use bench::{BenchArgs, KernelArgs};
 pub use compile::{CompileArgs, Target};
 pub use completions::CompletionsArgs;
 pub use data::{AugmentArgs, CleanArgs, DataArgs, FilterArgs, Judge, Keep, RowArgs, ShardArgs};

@@ -1,6 +1,7 @@
 //! `kfc bench`: training steps of known shape, timed, and generation. The criterion benches use the same workloads.
 
 pub mod generate;
+pub mod kernel;
 pub mod temp;
 pub mod workloads;
 

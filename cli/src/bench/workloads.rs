@@ -75,6 +75,9 @@ pub const TINY: Workload = Workload {
     seq: 128,
 };
 
+/// The models of [`TINY`] on one short row, as when facts are trained on one by one: products of few rows.
+pub const SHORT: Workload = Workload { name: "short", batch: 1, seq: 32, ..TINY };
+
 /// The size at which arithmetic dominates.
 pub const SMALL: Workload = Workload {
     name: "small",
@@ -106,7 +109,7 @@ pub const LLAMA_8B: Workload = Workload {
 };
 
 /// Every workload.
-pub const ALL: [Workload; 4] = [TINY, SMALL, LLAMA_1B, LLAMA_8B];
+pub const ALL: [Workload; 5] = [TINY, SHORT, SMALL, LLAMA_1B, LLAMA_8B];
 
 impl Shape {
     /// The `config.json` of a llama model of this shape with `vocab` tokens.

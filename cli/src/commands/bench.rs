@@ -16,6 +16,9 @@ use serde_json::json;
 /// If the workload does not fit the budget or the disk, or a step fails.
 pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<Outcome> {
     let Device::Cpu = args.device;
+    if let Some(kernel) = &args.kernel {
+        return bench::kernel::run(args, kernel, global);
+    }
     if let Some(lengths) = args.generate {
         return generate(args, lengths, global);
     }

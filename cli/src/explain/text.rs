@@ -1,6 +1,6 @@
 //! The explanation as text.
 
-use super::{Explanation, Total};
+use super::{Explanation, Total, tuned};
 use crate::config::format_bytes;
 use crate::output::table;
 use kfc_graph::budget::Decision;
@@ -50,6 +50,12 @@ pub(crate) fn render(e: &Explanation<'_>) -> String {
         e.kernels.len()
     );
     out.push_str(&table(&kernel_rows(e, KERNELS)));
+    if let Some(rows) = tuned::rows(e, KERNELS) {
+        out.push_str(
+            "\nhow kernels cut their work, as `kfc tune` found it (µs a launch while it was tried)\n",
+        );
+        out.push_str(&table(&rows));
+    }
     out.push_str("\nby phase\n");
     out.push_str(&table(&totals(e, &e.phases)));
     out.push_str("\nby part\n");

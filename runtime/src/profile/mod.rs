@@ -147,6 +147,16 @@ impl Kind {
         )
     }
 
+    /// Rows of the smallest operand that has more than one axis; 0 if there is none.
+    pub fn least_rows(&self) -> usize {
+        let rows = |ty: &String| {
+            let dims = ty.split_once('[')?.1.trim_end_matches(']').split(',');
+            let dims: Vec<usize> = dims.map(|d| d.trim().parse().ok()).collect::<Option<_>>()?;
+            (dims.len() > 1).then(|| dims[..dims.len() - 1].iter().product())
+        };
+        self.inputs.iter().filter_map(rows).min().unwrap_or(0)
+    }
+
     /// Whether a float operand has 16 bits.
     pub fn is_16_bit(&self) -> bool {
         self.inputs.iter().any(|t| t.starts_with("bf16") || t.starts_with("f16"))

@@ -244,6 +244,12 @@ impl Trainer {
         self.update.reset_times();
     }
 
+    /// Both plans, described and bound: for a search.
+    pub(crate) fn plans_mut(&mut self) -> [(&PlanProfile, &mut BoundPlan); 2] {
+        let [micro, update] = &self.described;
+        [(micro, &mut self.micro), (update, &mut self.update)]
+    }
+
     /// The data.
     pub fn loader(&self) -> &Loader {
         &self.loader
