@@ -26,6 +26,9 @@ pub struct Account {
     pub items: Vec<Item>,
 }
 
+/// The item of blocks of streamed files, in use and read ahead.
+pub const READ_AHEAD: &str = "training rows read ahead";
+
 /// The item of the arena.
 const ARENA: &str = "activations (arena)";
 
@@ -109,7 +112,8 @@ impl Account {
         json!({"predicted_peak_bytes": self.total(), "items": items})
     }
 
-    fn add(&mut self, what: &'static str, bytes: u64) {
+    /// Adds to an item.
+    pub(crate) fn add(&mut self, what: &'static str, bytes: u64) {
         match self.items.iter_mut().find(|i| i.what == what) {
             Some(item) => item.bytes += bytes,
             None if bytes > 0 => self.items.push(Item { what, bytes }),

@@ -1,6 +1,7 @@
 //! The functions of [`super`] with fused multiplications and additions: fewer instructions, other last bits. Without
 //! instructions for them these are slow.
 
+pub use super::erf;
 use std::f32::consts::LOG2_E;
 
 /// Adding 1.5·2^23 rounds to an integer and leaves it in the low bits.
