@@ -1,10 +1,10 @@
 //! Elementary functions on `f32`, branch-free so that loops over them vectorise.
 //!
 //! There are two of each: here with multiplications and additions that are not fused, and in [`fused`] for loops that run
-//! with instructions that fuse them. Errors against the exact value where that is a normal number: `exp` and `log` ≤ 2 ulp,
-//! `sigmoid` ≤ 4 ulp; [`erf`], the same for both, ≤ 6 ulp. `exp` is infinite above 88.72 and flushes to 0 below -103.97, the fused one where results are no normal
-//! numbers, below -87.33; `sigmoid` flushes to 0 below -88.37; `log(0)` is -inf, `log` of a negative number is NaN; NaN in,
-//! NaN out.
+//! with instructions that fuse them ([`erf`] is the same for both). Errors against the exact value where that is a normal
+//! number: `exp` and `log` ≤ 2 ulp, `sigmoid` ≤ 4 ulp, `erf` ≤ 6 ulp. `exp` is infinite above 88.72 and flushes to 0 below
+//! -103.97, the fused one where results are no normal numbers, below -87.33; `sigmoid` flushes to 0 below -88.37; `log(0)` is
+//! -inf, `log` of a negative number is NaN; NaN in, NaN out.
 
 pub mod fused;
 
