@@ -25,6 +25,25 @@ impl Arch {
     /// All of them.
     pub const ALL: [Arch; 3] = [Arch::Sm80, Arch::Sm90a, Arch::Sm100a];
 
+    /// That of devices of this compute capability; `None` if nothing is compiled for them.
+    pub const fn of_capability(major: i32, minor: i32) -> Option<Arch> {
+        match (major, minor) {
+            (8, _) => Some(Arch::Sm80),
+            (9, 0) => Some(Arch::Sm90a),
+            (10, 0) => Some(Arch::Sm100a),
+            _ => None,
+        }
+    }
+
+    /// Compute capability as one number: 90 for 9.0.
+    pub const fn number(self) -> u32 {
+        match self {
+            Arch::Sm80 => 80,
+            Arch::Sm90a => 90,
+            Arch::Sm100a => 100,
+        }
+    }
+
     /// Its name, such as `sm_90a`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -51,6 +70,11 @@ impl FromStr for Arch {
             .find(|a| a.name() == s)
             .ok_or_else(|| format!("no architecture `{s}`; known are {}", known()))
     }
+}
+
+/// All that decides what comes out of compiling a source, but for the compiler's version: what a cache knows it by.
+pub fn cache_key(source: &cuda::Source, arch: Arch) -> String {
+    format!("cuda {arch}\n{}\n{}\n{}", nvrtc::OPTIONS.join(" "), cuda::HEADER, source.text)
 }
 
 /// A kernel for one architecture.
