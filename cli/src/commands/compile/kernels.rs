@@ -5,6 +5,7 @@ use crate::output;
 use kfc_kernels::cuda::{self, Arch};
 use kfc_kernels::tile::lower::{Lowered, program_json};
 use kfc_kernels::tile::{self, Program, triton};
+use kfc_runtime::device::cuda::source_hash;
 use kfc_runtime::files::write_json;
 use kfc_runtime::triton::{Compiler, Request};
 use serde_json::{Map, Value, json};
@@ -48,6 +49,7 @@ pub(super) fn write(
         let mut about = program_json(p);
         if let Some(about) = about.as_object_mut() {
             about.insert("launches".into(), json!(kernel.launches));
+            about.insert("source_hash".into(), json!(source_hash(&compiled.source.0)));
             about.extend(compiled.figures);
         }
         let (source, ending) = compiled.source;
