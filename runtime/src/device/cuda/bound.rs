@@ -11,7 +11,6 @@ use crate::exec::{Slot, Store, StoreError};
 use cudarc::driver::sys::CUdeviceptr;
 use kfc_kernels::plan::{self, Plan};
 use kfc_kernels::tile::lower::{Address, PlannedLaunch};
-use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,12 +22,6 @@ const SYNC: &str = "KFC_CUDA_SYNC";
 
 /// Largest result that is read after each run.
 const MOST_READ: usize = 4096;
-
-/// Most parameters of a kernel: a launch carries 4 KiB of them.
-const MOST_PARAMETERS: usize = 512;
-
-/// What hidden parameters are given.
-const NULL: CUdeviceptr = 0;
 
 type Result<T, E = RunError> = std::result::Result<T, E>;
 
@@ -232,18 +225,10 @@ impl CudaPlan {
         match work {
             // SAFETY: the memory plan gives both places so many bytes.
             Work::Copy { to, from, bytes } => unsafe { self.memory.stream().copy(*to, *from, *bytes) },
-            Work::Launch { kernel, args } => {
-                let loaded = &self.kernels[*kernel];
-                let mut pointers = [std::ptr::null_mut::<c_void>(); MOST_PARAMETERS];
-                let given = args.iter().chain(std::iter::repeat_n(&NULL, loaded.hidden));
-                pointers
-                    .iter_mut()
-                    .zip(given)
-                    .for_each(|(p, a)| *p = std::ptr::from_ref(a).cast_mut().cast());
-                let pointers = &mut pointers[..args.len() + loaded.hidden];
-                // SAFETY: as many pointers as the binary has parameters (`kernels::place`), to memory that lives with `self`.
-                unsafe { self.memory.stream().launch(&loaded.function, pointers) }
-            }
+            // SAFETY: the memory plan gives each argument the bytes that its kernel was made for, and memory lives with `self`.
+            Work::Launch { kernel, args } => unsafe {
+                self.kernels[*kernel].launch(self.memory.stream(), args)
+            },
         }
     }
 

@@ -30,6 +30,13 @@ pub struct Info {
     pub shared: usize,
 }
 
+impl Info {
+    /// Whether kernels are compiled for devices like this.
+    pub fn is_supported(&self) -> bool {
+        Arch::of_capability(self.capability.0, self.capability.1).is_some()
+    }
+}
+
 /// The driver, loaded and started, and the version of CUDA that it supports (13000 is 13.0).
 ///
 /// # Errors

@@ -1,20 +1,48 @@
 //! The binaries of plans' kernels, loaded into the driver.
 
 use super::CudaError;
-use super::driver::{Function, Gpu, LaunchShape};
+use super::driver::{Function, Gpu, LaunchShape, Stream};
 use super::folder::{Folder, Found};
 use crate::nvrtc;
+use cudarc::driver::sys::CUdeviceptr;
 use kfc_kernels::tile::cuda;
 use kfc_kernels::tile::lower::Kernel;
 use rayon::prelude::*;
+use std::ffi::c_void;
 use std::path::Path;
 use std::sync::Arc;
 
 /// A kernel in the driver.
 pub(super) struct Loaded {
-    pub(super) function: Function,
+    function: Function,
     /// Null pointers after its parameters.
-    pub(super) hidden: usize,
+    hidden: usize,
+    /// What messages call it.
+    pub(super) name: String,
+}
+
+/// Most parameters of a kernel: a launch carries 4 KiB of them.
+const MOST_PARAMETERS: usize = 512;
+
+/// What hidden parameters are given.
+const NULL: CUdeviceptr = 0;
+
+impl Loaded {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// If the driver refuses the launch.
+    ///
+    /// # Safety
+    /// The arguments are as many as its program has parameters, point to buffers of their sizes, and the memory lives until the
+    /// stream has passed this.
+    pub(super) unsafe fn launch(&self, stream: &Stream, args: &[CUdeviceptr]) -> Result<(), CudaError> {
+        let mut pointers = [std::ptr::null_mut::<c_void>(); MOST_PARAMETERS];
+        let given = args.iter().chain(std::iter::repeat_n(&NULL, self.hidden));
+        pointers.iter_mut().zip(given).for_each(|(p, a)| *p = std::ptr::from_ref(a).cast_mut().cast());
+        // SAFETY: the binary has as many parameters (`place`); see the function's own condition.
+        unsafe { stream.launch(&self.function, &mut pointers[..args.len() + self.hidden]) }
+    }
 }
 
 /// Loads kernels: from `folder`, or else compiled here, several at a time, or found in the cache.
@@ -48,10 +76,10 @@ fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<Found, CudaError> {
 fn place(gpu: &Arc<Gpu>, kernel: &Kernel, found: &Found) -> Result<Loaded, CudaError> {
     let function = Function::load(gpu, &found.cubin, &kernel.name, &kernel.program.name, found.shape)?;
     let expected = kernel.program.params.len() + found.hidden;
-    if function.parameters != expected {
+    if function.parameters != expected || expected > MOST_PARAMETERS {
         let what =
             format!("its binary takes {} parameters, its launch gives {expected}", function.parameters);
         return Err(CudaError::Kernel { kernel: kernel.name.clone(), what });
     }
-    Ok(Loaded { function, hidden: found.hidden })
+    Ok(Loaded { function, hidden: found.hidden, name: kernel.name.clone() })
 }

@@ -4,6 +4,7 @@
 //! - `kernels`: binaries of a plan's kernels, compiled, cached or from a folder, and loaded;
 //! - `memory`: one plain allocation for all tensors and the arena, filled from the host through page-locked buffers;
 //! - `bound`: a plan bound to it, run kernel by kernel at first and then as one graph;
+//! - `programs`: tile programs alone, for checks;
 //! - `folder`: kernels that `kfc compile --emit` wrote.
 //!
 //! Invariants: a step allocates nothing; everything runs in one stream, in the plan's order, so that results are the same
@@ -15,6 +16,7 @@ mod error;
 mod folder;
 mod kernels;
 mod memory;
+mod programs;
 
 pub use bound::CudaPlan;
 pub use driver::{Gpu, Info, devices, start};
@@ -22,6 +24,7 @@ pub use error::CudaError;
 pub use folder::source_hash;
 pub(crate) use memory::ALIGN;
 pub use memory::CudaMemory;
+pub use programs::Programs;
 
 use crate::accounting::Account;
 use crate::error::Result;
