@@ -101,6 +101,7 @@ fn a_run_is_that_of_the_cpu() {
         assert_series(&bench, field, 1e-4, 1e-2);
     }
     memory_is_what_was_predicted(&bench, &said);
+    a_budget_is_kept(&bench, &said);
     bits_are_the_same_each_time(&bench);
     a_stopped_run_goes_on(&bench);
     faults_name_kernel_and_step(&bench);
@@ -121,6 +122,17 @@ fn memory_is_what_was_predicted(bench: &Bench, said: &str) {
     // Three runs of each plan are timed launch by launch, and three more when times are reset after two steps; the others are
     // graphs. Six steps are 4 + 8 runs of the one and 2 + 4 of the other.
     assert_eq!(log.iter().filter(|l| l.starts_with("graph")).count(), (4 - 3) + (8 - 3) + (4 - 3));
+}
+
+/// The budget is that of the device: what was predicted is enough, a byte less is not.
+fn a_budget_is_kept(bench: &Bench, said: &str) {
+    let summary: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let bytes = summary["predicted_peak_bytes"].as_u64().unwrap();
+    let budget = |bytes: u64| format!("train.mem_budget=\"{bytes}B\"");
+    let off = "train.recompute=\"off\"";
+    succeeds(bench.on_device("enough", "").args(["--set", off, "--set", &budget(bytes)]));
+    let small = &["train.mem_budget", "too small", "the smallest that this job runs in"];
+    fails(bench.on_device("small", "").args(["--set", off, "--set", &budget(bytes - 1)]), 2, small);
 }
 
 /// Warps in the other order, and everything again: not a bit is different.
@@ -167,13 +179,19 @@ fn a_device_that_does_not_do_is_refused(bench: &Bench) {
     on("alloc=2", 1, &["out of memory on cuda:0", "of 4096 MiB are free"]);
     on("capability=80", 2, &["its kernels are for cuda:sm_90a, the device needs cuda:sm_80 or triton:sm_80"]);
     on("capability=75", 1, &["compute capability 7.5", "8.x, 9.0 and 10.0"]);
-    on("shared=1000", 1, &["bytes of shared memory", "use another device"]);
     on("parameters=1", 1, &["its binary takes", "its launch gives"]);
     let cubin = bench.world.join("plan/kernels/adamw.cubin");
     let kept = std::fs::read(&cubin).unwrap();
     std::fs::write(&cubin, "no binary").unwrap();
     on("", 1, &["kernel adamw", "cannot be loaded", "image is invalid"]);
     std::fs::write(&cubin, kept).unwrap();
+    let about = cubin.with_extension("json");
+    let kept = std::fs::read_to_string(&about).unwrap();
+    let larger = kept.replace("\"dynamic_shared_bytes\": 0", "\"dynamic_shared_bytes\": 150000");
+    assert_ne!(larger, kept);
+    std::fs::write(&about, larger).unwrap();
+    on("shared=101376", 1, &["kernel adamw: it needs 150000 bytes of shared memory", "use another device"]);
+    std::fs::write(&about, kept).unwrap();
 }
 
 fn kernels_of_another_job_are_refused(bench: &Bench) {

@@ -107,7 +107,7 @@ fn some_programs_compute_the_same_on_the_stand_in() {
     kfc_kernels::cuda::Nvrtc::load_from(folder_of_nvrtc.clone()).unwrap();
     for p in collect(only).0 {
         let source = cuda::print(&p).unwrap();
-        let cubin = nvrtc::compile(&source, Arch::Sm90a).unwrap().cubin;
+        let cubin = nvrtc::compile(&source, &p.name, Arch::Sm90a).unwrap().cubin;
         std::fs::write(kernels.join(format!("{}.cu", p.name)), source.text).unwrap();
         std::fs::write(kernels.join(format!("{}.cubin", p.name)), cubin).unwrap();
         std::fs::write(kernels.join(format!("{}.json", p.name)), program_json(&p).to_string()).unwrap();

@@ -11,6 +11,10 @@ use worker::Worker;
 /// The version of Triton that compiles, without its last part.
 pub const VERSION: &str = "3.6";
 
+/// Parameters that Triton adds to a kernel's own: pointers to scratch memory and to that of a profiler, null where there is
+/// none. The compiler's PTX is checked for them.
+pub const HIDDEN: usize = 2;
+
 /// A kernel to be compiled.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {

@@ -112,6 +112,6 @@ impl Folder {
         let shape = shape().ok_or_else(|| wrong("grid, threads or shared memory are missing of"))?;
         let cubin = files::read_limited(&file.with_extension("cubin"), MOST)
             .map_err(|e| wrong(&format!("{e}: no binary of")))?;
-        Ok(Found { cubin, shape, hidden: if self.is_triton { 2 } else { 0 } })
+        Ok(Found { cubin, shape, hidden: if self.is_triton { crate::triton::HIDDEN } else { 0 } })
     }
 }

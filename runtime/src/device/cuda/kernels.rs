@@ -5,8 +5,8 @@ use super::driver::{Function, Gpu, LaunchShape, Stream};
 use super::folder::{Folder, Found};
 use crate::nvrtc;
 use cudarc::driver::sys::CUdeviceptr;
-use kfc_kernels::tile::cuda;
 use kfc_kernels::tile::lower::Kernel;
+use kfc_kernels::tile::{TileError, cuda};
 use rayon::prelude::*;
 use std::ffi::c_void;
 use std::path::Path;
@@ -64,10 +64,11 @@ pub(super) fn load(
 }
 
 fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<Found, CudaError> {
-    let failed = |e: String| CudaError::Kernel { kernel: kernel.name.clone(), what: e };
-    let source = cuda::print(&kernel.program).map_err(|e| failed(e.to_string()))?;
+    let failed = |e: TileError| CudaError::Kernel { kernel: kernel.name.clone(), what: e.to_string() };
+    let source = cuda::print(&kernel.program).map_err(failed)?;
     // A missing compiler is said as it is: it concerns no kernel.
-    let object = nvrtc::compile(&source, gpu.arch).map_err(|e| CudaError::Source(e.to_string()))?;
+    let object = nvrtc::compile(&source, &kernel.program.name, gpu.arch)
+        .map_err(|e| CudaError::Source(e.to_string()))?;
     let shape =
         LaunchShape { grid: source.grid, threads: source.threads, dynamic_shared: source.dynamic_shared };
     Ok(Found { cubin: object.cubin, shape, hidden: 0 })

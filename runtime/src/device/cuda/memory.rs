@@ -49,7 +49,9 @@ impl Layout {
         layout.states = states.map(|i| i.name.clone()).collect();
         let mut end = 0;
         for is_data in [true, false] {
-            let chosen: Vec<_> = inputs().filter(|i| layout.is_step_data(i) == is_data).collect();
+            let mut chosen: Vec<_> = inputs().filter(|i| layout.is_step_data(i) == is_data).collect();
+            // What is alike lies together: gradients are zeroed at once.
+            chosen.sort_by_key(|i| i.name.split('.').next());
             for i in chosen {
                 layout.tensors.entry(i.name.clone()).or_insert_with(|| {
                     let place = Place { offset: end, bytes: i.ty.bytes() };
@@ -61,6 +63,23 @@ impl Layout {
         layout.arena = end;
         layout.bytes = end + arena_bytes(plans).next_multiple_of(ALIGN);
         layout
+    }
+
+    /// Where the tensors are whose name starts with `prefix`; those that lie together as one.
+    fn blocks(&self, prefix: &str) -> Vec<Place> {
+        let chosen = self.tensors.iter().filter(|(name, _)| name.starts_with(prefix));
+        let mut places: Vec<Place> = chosen.map(|(_, p)| *p).collect();
+        places.sort_by_key(|p| p.offset);
+        let mut blocks: Vec<Place> = Vec::new();
+        for p in places {
+            match blocks.last_mut() {
+                Some(b) if (b.offset + b.bytes).next_multiple_of(ALIGN) == p.offset => {
+                    b.bytes = p.offset + p.bytes - b.offset;
+                }
+                _ => blocks.push(p),
+            }
+        }
+        blocks
     }
 
     /// Whether an input is written before each run of its plan.
@@ -153,7 +172,7 @@ impl CudaMemory {
     /// If the driver fails.
     pub fn zero(&self, prefix: &str) -> Result<()> {
         self.gpu().enter()?;
-        for (_, p) in self.layout.tensors.iter().filter(|(name, _)| name.starts_with(prefix)) {
+        for p in self.layout.blocks(prefix) {
             // SAFETY: the layout's places lie in the allocation.
             unsafe { self.stream.zero(self.at(p.offset), p.bytes) }?;
         }
@@ -233,5 +252,49 @@ impl CudaMemory {
 impl Drop for CudaMemory {
     fn drop(&mut self) {
         let _ = self.stream.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kfc_graph::DType;
+
+    fn plan(inputs: &[(&str, InputKind, usize)], arena_bytes: usize) -> Plan {
+        let input = |(name, kind, n): &(&str, InputKind, usize)| PlanInput {
+            name: (*name).into(),
+            ty: TensorType::new(DType::F32, [*n]),
+            kind: *kind,
+        };
+        let inputs = inputs.iter().map(input).collect();
+        let name = "test".into();
+        let (steps, outputs, epilogue, decisions) = Default::default();
+        Plan { name, steps, inputs, outputs, epilogue, arena_bytes, live_bytes: 0, decisions }
+    }
+
+    #[test]
+    fn tensors_have_places_of_their_own_and_what_is_alike_lies_together() {
+        use InputKind::{Data, State, Weight};
+        let micro = [
+            ("w", Weight, 1000),
+            ("grad.a", State, 65),
+            ("tokens", Data, 3),
+            ("b", Weight, 1),
+            ("grad.c", State, 7),
+        ];
+        // One plan's state is what the other one is given: no step data.
+        let update = [("lr", Data, 1), ("grad.a", Data, 65), ("grad.c", Data, 7), ("b", State, 1)];
+        let layout = Layout::of(&[plan(&micro, 1000), plan(&update, 5000)]);
+        let mut places: Vec<Place> = layout.tensors.values().copied().collect();
+        places.sort_by_key(|p| p.offset);
+        assert_eq!(places.len(), 6);
+        assert!(
+            places.windows(2).all(|w| w[0].offset + w[0].bytes <= w[1].offset && w[1].offset % ALIGN == 0)
+        );
+        let offset = |name: &str| layout.tensors[name].offset;
+        assert!(offset("tokens").max(offset("lr")) < offset("b").min(offset("w")).min(offset("grad.a")));
+        assert_eq!(layout.blocks("grad."), [Place { offset: offset("grad.a"), bytes: 512 + 28 }]);
+        assert_eq!(layout.blocks(""), [Place { offset: 0, bytes: places[5].offset + places[5].bytes }]);
+        assert_eq!((layout.arena % ALIGN, layout.bytes - layout.arena), (0, 5120));
     }
 }
