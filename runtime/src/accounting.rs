@@ -47,6 +47,9 @@ impl fmt::Display for Account {
     }
 }
 
+/// The item of blocks of streamed files, in use and read ahead.
+pub const READ_AHEAD: &str = "training rows read ahead";
+
 /// The item of the arena.
 const ARENA: &str = "activations (arena)";
 
@@ -146,7 +149,8 @@ impl Account {
         json!({"predicted_peak_bytes": self.total(), "items": items})
     }
 
-    fn add(&mut self, what: &'static str, bytes: u64) {
+    /// Adds to an item.
+    pub(crate) fn add(&mut self, what: &'static str, bytes: u64) {
         match self.items.iter_mut().find(|i| i.what == what) {
             Some(item) => item.bytes += bytes,
             None if bytes > 0 => self.items.push(Item { what, bytes }),

@@ -5,14 +5,17 @@
 mod bench;
 mod compile;
 mod completions;
+mod data;
 mod doctor;
 mod eval;
 mod explain;
 mod fisher;
 mod generate;
+mod inspect;
 mod logits;
 mod merge;
 mod parse;
+mod report;
 mod rollback;
 mod teach;
 mod tokenizer;
@@ -22,13 +25,16 @@ mod tune;
 pub use bench::BenchArgs;
 pub use compile::{CompileArgs, Target};
 pub use completions::CompletionsArgs;
+pub use data::{AugmentArgs, CleanArgs, DataArgs, FilterArgs, Judge, Keep, RowArgs, ShardArgs};
 pub use doctor::DoctorArgs;
-pub use eval::{EvalArgs, Task};
+pub use eval::EvalArgs;
 pub use explain::ExplainArgs;
 pub use fisher::FisherArgs;
 pub use generate::GenerateArgs;
+pub use inspect::InspectArgs;
 pub use logits::LogitsArgs;
 pub use merge::MergeArgs;
+pub use report::ReportArgs;
 pub use rollback::RollbackArgs;
 pub use teach::TeachArgs;
 pub use tokenizer::TokenizerArgs;
@@ -87,6 +93,8 @@ pub enum Invocation {
     Merge(MergeArgs),
     /// `kfc generate`
     Generate(GenerateArgs),
+    /// `kfc inspect`
+    Inspect(InspectArgs),
     /// `kfc compile`
     Compile(CompileArgs),
     /// `kfc explain`
@@ -95,12 +103,16 @@ pub enum Invocation {
     Tune(TuneArgs),
     /// `kfc doctor`
     Doctor(DoctorArgs),
+    /// `kfc report`
+    Report(ReportArgs),
     /// `kfc rollback`
     Rollback(RollbackArgs),
     /// `kfc bench`
     Bench(BenchArgs),
     /// `kfc tokenizer`
     Tokenizer(TokenizerArgs),
+    /// `kfc data`
+    Data(DataArgs),
     /// `kfc completions`
     Completions(CompletionsArgs),
 }
@@ -149,13 +161,16 @@ pub fn command() -> Command {
         .subcommand(teach::command())
         .subcommand(merge::command())
         .subcommand(generate::command())
+        .subcommand(inspect::command())
         .subcommand(compile::command())
         .subcommand(explain::command())
         .subcommand(tune::command())
         .subcommand(doctor::command())
+        .subcommand(report::command())
         .subcommand(rollback::command())
         .subcommand(bench::command())
         .subcommand(tokenizer::command())
+        .subcommand(data::command())
         .subcommand(completions::command())
 }
 
@@ -180,13 +195,16 @@ pub fn from_matches(matches: &ArgMatches) -> Result<(Global, Invocation), clap::
         "teach" => Invocation::Teach(teach::from_matches(sub)?),
         "merge" => Invocation::Merge(merge::from_matches(sub)?),
         "generate" => Invocation::Generate(generate::from_matches(sub)?),
+        "inspect" => Invocation::Inspect(inspect::from_matches(sub)?),
         "compile" => Invocation::Compile(compile::from_matches(sub)?),
         "explain" => Invocation::Explain(explain::from_matches(sub)?),
         "tune" => Invocation::Tune(tune::from_matches(sub)?),
         "doctor" => Invocation::Doctor(doctor::from_matches(sub)?),
+        "report" => Invocation::Report(report::from_matches(sub)?),
         "rollback" => Invocation::Rollback(rollback::from_matches(sub)?),
         "bench" => Invocation::Bench(bench::from_matches(sub)?),
         "tokenizer" => Invocation::Tokenizer(tokenizer::from_matches(sub)?),
+        "data" => Invocation::Data(data::from_matches(sub)?),
         "completions" => Invocation::Completions(completions::from_matches(sub)?),
         other => {
             return Err(usage_error(&format!("unknown command `{other}`; `kfc --help` lists them")));

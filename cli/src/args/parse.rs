@@ -38,6 +38,14 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A place in a row or a file, from 0.
+pub(super) fn index(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(index @ 0..1_073_741_824) => Ok(index),
+        _ => Err("give a whole number from 0 to 1073741823".into()),
+    }
+}
+
 /// `--seed N`
 pub(super) fn seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("give a whole number from 0 to {}", u64::MAX))

@@ -10,7 +10,8 @@ use kfc_ops::head::Divergence;
 use kfc_ops::model::{ModelConfig, resolve_targets};
 use kfc_runtime::config::{
     DataSection, DistillSection, EwcMode, EwcSection, Important, JobConfig, Length, LongRows, LoraInit,
-    LoraSection, LoraTargets, ModelInit, ModelSection, OnError, RecomputePolicy, Schedule, TrainSection,
+    LoraSection, LoraTargets, ModelInit, ModelSection, OnError, RecomputePolicy, Schedule, Streaming,
+    TrainSection,
 };
 use kfc_runtime::device::Device;
 use kfc_runtime::hf::{TensorOut, file_dtype, write_model, write_safetensors};
@@ -178,6 +179,7 @@ impl Workload {
     /// How to train on what [`Workload::write`] wrote into `dir`.
     pub fn job(&self, dir: &Path, dtype: DType) -> JobConfig {
         JobConfig {
+            report: None,
             model: ModelSection { path: dir.join(STUDENT), init: ModelInit::Pretrained, dtype: Some(dtype) },
             lora: Some(LoraSection {
                 r: RANK,
@@ -215,6 +217,11 @@ impl Workload {
                 tokenizer: None,
                 on_error: OnError::Fail,
                 long_rows: LongRows::Error,
+                streaming: Streaming::Off,
+                workers: 1,
+                prefetch: 1,
+                rank: 0,
+                world: 1,
             },
             train: TrainSection {
                 length: Length::Steps(super::steps()),

@@ -69,6 +69,6 @@ pub fn rows(job: &JobConfig) -> anyhow::Result<(usize, u64)> {
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let rows = data::load(job, &model.config)?;
     memory::release_unused();
-    let before = memory::resident();
+    let before = memory::resident() + rows.to_come();
     Ok((data::loader(job, rows)?.seq_len(), before))
 }

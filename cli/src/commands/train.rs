@@ -5,8 +5,8 @@ use crate::config::{self, format_bytes};
 use crate::error::Outcome;
 use crate::output;
 use crate::progress::{Progress, Summary};
-use crate::report::{self, Report};
 use crate::run_dir::{RunDir, write_atomically};
+use crate::run_report::{self, samples};
 use crate::stop;
 use kfc_runtime::config::JobConfig;
 use kfc_runtime::device::Device;
@@ -87,18 +87,13 @@ pub fn train_job(
         report: run_dir.report(),
         stopped: done.stopped,
     };
-    let title = run_dir.path().file_name().map_or("run".into(), |n| n.to_string_lossy().into_owned());
-    let rows = report::read_metrics(&run_dir.metrics())?;
-    report::write(
-        &run_dir.report(),
-        &Report {
-            title: format!("kfc: {title}"),
-            summary: summary.rows(),
-            tables: Vec::new(),
-            charts: report::run_charts(&rows),
-            config_toml: config::to_toml(job),
-        },
-    )?;
+    write_atomically(&run_dir.summary(), summary.to_json().to_string().as_bytes())?;
+    // Only now, so that no step waits for it and no memory of the step is held.
+    drop(trainer);
+    if let (Some(section), false) = (&job.report, summary.stopped) {
+        samples::take(job, run_dir, &summary.result, &section.prompts, section.max_new_tokens)?;
+    }
+    run_report::write(run_dir)?;
     Ok(summary)
 }
 
@@ -111,7 +106,7 @@ fn prepare(job: &JobConfig, device: &Device, speak: bool) -> anyhow::Result<Trai
     };
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let data = data::load(job, &model.config)?;
-    say(&format!("data      {}", data.report));
+    say(&format!("data      {}", data.describe()));
     if let Some(general) = &data.general_report {
         say(&format!("general   {general}"));
     }

@@ -170,8 +170,8 @@ impl Demo<'_> {
         let out = self.dir.join("fisher.safetensors");
         job.ewc = Some(ewc(&out));
         let model = Model::open(base, None, ModelInit::Pretrained, SEED)?;
-        let data = data::load(&job, &model.config)?;
-        write_fisher(&job, &data.rows, Some(FISHER_ROWS), &out, &mut |_, _| ())?;
+        let rows = data::load_rows(&job, &model.config)?;
+        write_fisher(&job, &rows, Some(FISHER_ROWS), &out, &mut |_, _| ())?;
         Ok(out)
     }
 
@@ -219,6 +219,7 @@ impl Demo<'_> {
             ewc: None,
             data: data_defaults(),
             train: train_defaults(),
+            report: None,
         };
         job.data.tokenizer = Some(world.tokenizer.clone());
         job.data.seq_len = Some(world.longest);

@@ -3,7 +3,7 @@
 //! A [`Profile`] says what there is, a [`Calibration`] how long it should take. Times are milliseconds a step and bytes are
 //! bytes, unless a name says otherwise. A kernel is a kind of launch in one plan.
 
-mod draw;
+pub(crate) mod draw;
 pub(crate) mod json;
 mod memory;
 pub(crate) mod page;

@@ -1,6 +1,7 @@
 //! What the integration tests share: running the program, folders, tensors of files, small worlds to train on.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod browser;
 #[path = "../../../kernels/tests/common/standin.rs"]
 pub mod standin;
 

@@ -23,6 +23,7 @@ pub mod gemm;
 mod group;
 mod head;
 mod index;
+mod layer_norm;
 pub mod limits;
 mod list;
 mod lora;
@@ -209,6 +210,7 @@ fn prim(p: &Prim, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Box<d
         | Prim::Log
         | Prim::Sqrt
         | Prim::Sigmoid
+        | Prim::Erf
         | Prim::Add
         | Prim::Sub
         | Prim::Mul

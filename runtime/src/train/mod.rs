@@ -263,7 +263,7 @@ impl Trainer {
     /// Takes one optimiser step.
     ///
     /// # Errors
-    /// If a weight is NaN or infinite, or the gradient has not been finite for many steps.
+    /// If a weight is NaN or infinite, the gradient has not been finite for many steps, or a streamed row cannot be used.
     pub fn step(&mut self) -> Result<StepMetrics> {
         let start = Instant::now();
         self.startup.lap(Stage::Folder);
@@ -271,7 +271,7 @@ impl Trainer {
             self.micro.reset_times();
             self.update.reset_times();
         }
-        let batch = self.loader.next_step();
+        let batch = self.loader.next_step()?;
         self.clock.lap(Part::Data);
         self.memory.zero(&mut self.store, GRADIENTS)?;
         self.clock.lap(Part::Clear);

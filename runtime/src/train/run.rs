@@ -108,6 +108,11 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
         }
         last = Some(m);
     }
+    if let Some(report) = trainer.loader().streamed_report()
+        && report.skipped + report.truncated + report.unlabelled > 0
+    {
+        observer.note(&format!("of what was streamed: {report}"));
+    }
     let mut profile = trainer.profile();
     metrics.sync()?;
     let seconds = start.elapsed().as_secs_f64();

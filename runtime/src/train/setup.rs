@@ -4,7 +4,7 @@ use super::open::{self, Student, Teacher};
 use super::plans::{self, Budgets, CompiledJob, StepGraphs};
 use super::scale::LossScaler;
 use super::{Clock, DataSlots, GRADIENTS, Outputs, Trainer, ewc};
-use crate::accounting::Account;
+use crate::accounting::{Account, READ_AHEAD};
 use crate::config::{JobConfig, Length};
 use crate::data::Loader;
 use crate::device::{Device, Opened};
@@ -183,12 +183,13 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`Trainer::new`]; and if the device is missing, or its kernels cannot be had.
-    pub fn on(device: &Device, job: &JobConfig, loader: Loader) -> Result<Trainer> {
+    pub fn on(device: &Device, job: &JobConfig, mut loader: Loader) -> Result<Trainer> {
         let opened = Opened::new(device)?;
         let mut startup = Startup::new(loader.reading());
         // Reading and tokenising left holes behind; they are not what the run holds.
         memory::release_unused();
         let before = memory::resident();
+        loader.begin();
         let Prepared { student, teacher, mut store, penalty, graphs } = prepare(job, loader.seq_len())?;
         match &teacher {
             Some(Teacher::Cache(cache)) => check_cache(job, cache, &loader, student.model.config.vocab_size)?,
@@ -200,7 +201,11 @@ impl Trainer {
         let held = match backend {
             Backend::Cpu => {
                 allocate(&mut store, &graphs, None)?;
-                Account::new(before, &store, 0)
+                let mut held = Account::new(before, &store, 0);
+                if let Some(stream) = loader.stream() {
+                    held.add(READ_AHEAD, stream.memory());
+                }
+                held
             }
             Backend::Tile => {
                 allocate(&mut store, &graphs, Some(GRADIENTS))?;
@@ -220,7 +225,16 @@ impl Trainer {
             bound.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
         let total = match job.train.length {
             Length::Steps(n) => n,
-            Length::Epochs(e) => ((e * loader.steps_per_epoch() as f64).ceil() as usize).max(1),
+            Length::Epochs(e) => {
+                let steps = loader.steps_per_epoch().ok_or_else(|| {
+                    RunError::Input(
+                        "train.epochs: streamed rows are not counted before they are read; set train.steps, or \
+                         data.streaming = \"off\""
+                            .into(),
+                    )
+                })?;
+                ((e * steps as f64).ceil() as usize).max(1)
+            }
         };
         let teacher_width = match &teacher {
             Some(Teacher::Model(m)) => m.config.hidden_size,
@@ -273,13 +287,21 @@ fn place_student(store: &mut Store, job: &JobConfig, student: &Student, seq: usi
 fn check_cache(job: &JobConfig, cache: &TeacherCache, loader: &Loader, vocab: usize) -> Result<()> {
     let path = job.distill.as_ref().map(|d| d.teacher.clone()).unwrap_or_default();
     let general = loader.general_rows().map_or(0, |g| g.len());
-    cache.check(job, &path, [loader.rows().len(), general, loader.seq_len(), vocab], rows_fingerprint(loader))
+    let Some(rows) = loader.rows() else {
+        return Err(RunError::Input(
+            "distill.teacher: a cache has answers to rows by their number, which streamed rows do not have; set \
+             data.streaming = \"off\""
+                .into(),
+        ));
+    };
+    cache.check(job, &path, [rows.len(), general, loader.seq_len(), vocab], rows_fingerprint(loader))
 }
 
-/// Hash of the tokens of all rows of a job.
+/// Hash of the tokens of all rows of a job, or of the files that they are streamed from.
 pub fn rows_fingerprint(loader: &Loader) -> u64 {
     let general = loader.general_rows().map_or(0, |g| g.fingerprint());
-    loader.rows().fingerprint() ^ general.rotate_left(1)
+    let main = loader.rows().map(|r| r.fingerprint()).or_else(|| Some(loader.stream()?.fingerprint()));
+    main.unwrap_or_default() ^ general.rotate_left(1)
 }
 
 /// Projectors of feature alignment: from their file, or Kaiming's uniform distribution.

@@ -61,6 +61,7 @@ fn unary(op: Unary, a: &str) -> String {
         Unary::Log => format!("logf({a})"),
         Unary::Sqrt => format!("sqrtf({a})"),
         Unary::Sigmoid => format!("kfc_sigmoid({a})"),
+        Unary::Erf => format!("erff({a})"),
         Unary::Not => format!("!{a}"),
     }
 }
