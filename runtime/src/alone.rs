@@ -3,10 +3,10 @@
 //! A kernel runs on the operands that it has in a training step, as often as the time allows: its operands are in the caches
 //! as far as they fit, which in a step they may not be.
 
-use crate::Result;
 use crate::calibration::median;
 use crate::profile::Kind;
 use crate::train::Trainer;
+use crate::{Result, RunError};
 use kfc_kernels::cpu::choice::Choice;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -68,12 +68,13 @@ pub fn groups(trainer: &mut Trainer) -> Vec<Group> {
 /// Times a kernel under a choice for about `budget`, after a step of the whole job.
 ///
 /// # Errors
-/// As [`Trainer::step`].
+/// As [`Trainer::step`]; and if the trainer runs on a GPU.
 pub fn time(trainer: &mut Trainer, group: &Group, choice: Choice, budget: Duration) -> Result<Times> {
     trainer.step()?;
     let (plan, step) = group.first;
-    let [micro, update] = trainer.plans_mut();
-    let bound = if plan == 0 { micro.1 } else { update.1 };
+    let Some((_, bound)) = trainer.plans_mut().into_iter().nth(plan) else {
+        return Err(RunError::Input("only kernels of the CPU are timed alone".into()));
+    };
     bound.choose(step, choice);
     bound.run_alone(step, &mut [0; WARM_UP]);
     let (start, mut all) = (Instant::now(), Vec::new());

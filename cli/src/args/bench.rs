@@ -159,6 +159,10 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<BenchArgs, clap::Erro
         let message = "--generate runs on the CPU alone: use --device cpu with it\n";
         return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message));
     }
+    if device != Device::Cpu && (matches.get_flag("list") || matches.contains_id("kernel")) {
+        let message = "--list and --kernel are for kernels of the CPU: use --device cpu with them\n";
+        return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message));
+    }
     Ok(BenchArgs {
         workload: super::required(matches, "workload")?,
         device,

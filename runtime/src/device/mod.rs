@@ -194,6 +194,14 @@ impl DevicePlan {
         }
     }
 
+    /// The plan, if it runs on the CPU.
+    pub(crate) fn on_cpu(&mut self) -> Option<&mut BoundPlan> {
+        match self {
+            DevicePlan::Cpu(plan) => Some(plan),
+            DevicePlan::Cuda(_) => None,
+        }
+    }
+
     /// Forgets the times so far.
     pub(crate) fn reset_times(&mut self) {
         match self {

@@ -23,7 +23,7 @@ use crate::config::JobConfig;
 use crate::data::{Loader, MicroBatch, StepBatch};
 use crate::device::{DevicePlan, Memory};
 use crate::error::{Result, RunError};
-use crate::exec::{Slot, Store};
+use crate::exec::{BoundPlan, Slot, Store};
 use crate::profile::{Clock, Machine, Measured, Part, PlanProfile, Profile, Stage, Startup};
 use kfc_ops::step::TrainedParam;
 use open::{Student, Teacher};
@@ -255,10 +255,11 @@ impl Trainer {
         self.update.reset_times();
     }
 
-    /// Both plans, described and bound: for a search.
-    pub(crate) fn plans_mut(&mut self) -> [(&PlanProfile, &mut BoundPlan); 2] {
-        let [micro, update] = &self.described;
-        [(micro, &mut self.micro), (update, &mut self.update)]
+    /// Both plans, described and bound, if they run on the CPU: for a search.
+    pub(crate) fn plans_mut(&mut self) -> Vec<(&PlanProfile, &mut BoundPlan)> {
+        let bound = [&mut self.micro, &mut self.update];
+        let described = self.described.iter().zip(bound);
+        described.filter_map(|(profile, plan)| Some((profile, plan.on_cpu()?))).collect()
     }
 
     /// The data.

@@ -7,6 +7,7 @@
 
 use super::{Entry, Tried, Tuning};
 use crate::calibration::{Rates, median};
+use crate::exec::BoundPlan;
 use crate::profile::Kind;
 use crate::train::Trainer;
 use crate::{Result, RunError};
@@ -256,7 +257,7 @@ impl Search<'_> {
         while self.goes_on(RACE) && self.groups.iter().any(|g| !g.settled) {
             let mut turns: Vec<Vec<usize>> = Vec::with_capacity(self.groups.len());
             {
-                let plans = trainer.plans_mut();
+                let mut plans = trainer.plans_mut();
                 for group in &self.groups {
                     let turn = group.turns(self.steps);
                     for (&(p, i), &t) in group.launches.iter().zip(&turn) {
@@ -460,8 +461,9 @@ fn is_faster(times: &[Vec<f64>; 2], limit: f64) -> bool {
 }
 
 /// Nanoseconds of every launch of both plans in their last runs.
-fn last_times(trainer: &mut Trainer) -> [Vec<f64>; 2] {
-    trainer.plans_mut().map(|(_, plan)| plan.last_times().iter().map(|ns| *ns as f64).collect())
+fn last_times(trainer: &mut Trainer) -> Vec<Vec<f64>> {
+    let times = |plan: &BoundPlan| plan.last_times().iter().map(|ns| *ns as f64).collect();
+    trainer.plans_mut().into_iter().map(|(_, plan)| times(plan)).collect()
 }
 
 #[cfg(test)]
