@@ -15,6 +15,8 @@ pub struct BenchArgs {
     pub workload: Workload,
     /// Where to run.
     pub device: Device,
+    /// Folder that a GPU's kernels come from.
+    pub kernels: Option<PathBuf>,
     /// Element type of weights and activations.
     pub dtype: DType,
     /// Memory that it may take.
@@ -71,6 +73,7 @@ pub(super) fn command() -> Command {
                 .help("tiny, short, small, llama1b or llama8b"),
         )
         .arg(super::device())
+        .arg(super::kernels())
         .arg(
             Arg::new("dtype")
                 .long("dtype")
@@ -151,9 +154,15 @@ fn length(name: &'static str, default: &'static str, help: &'static str) -> Arg 
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<BenchArgs, clap::Error> {
+    let device = super::required(matches, "device")?;
+    if device != Device::Cpu && matches.get_flag("generate") {
+        let message = "--generate runs on the CPU alone: use --device cpu with it\n";
+        return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message));
+    }
     Ok(BenchArgs {
         workload: super::required(matches, "workload")?,
-        device: super::required(matches, "device")?,
+        device,
+        kernels: super::kernels_of(matches, device)?,
         dtype: super::required(matches, "dtype")?,
         mem_budget: matches.get_one("mem-budget").copied(),
         keep: matches.get_one("keep").cloned(),

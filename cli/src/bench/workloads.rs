@@ -13,6 +13,7 @@ use kfc_runtime::config::{
     LoraSection, LoraTargets, ModelInit, ModelSection, OnError, RecomputePolicy, Schedule, Streaming,
     TrainSection,
 };
+use kfc_runtime::device::Device;
 use kfc_runtime::hf::{TensorOut, file_dtype, write_model, write_safetensors};
 use kfc_runtime::models::write_f32;
 use kfc_runtime::random::{normal_tensor, stream_of, uniform_tensor};
@@ -152,9 +153,17 @@ impl Workload {
     /// # Errors
     /// If files are missing or memory runs out.
     pub fn trainer_of(&self, job: &JobConfig) -> anyhow::Result<Trainer> {
+        self.trainer_on(&Device::Cpu, job)
+    }
+
+    /// [`Workload::trainer_of`] on a device.
+    ///
+    /// # Errors
+    /// As there; and if there is no such device.
+    pub fn trainer_on(&self, device: &Device, job: &JobConfig) -> anyhow::Result<Trainer> {
         let model = ModelConfig::from_json(&self.student.config(self.vocab))?;
         let rows = data::load(job, &model)?;
-        Ok(Trainer::new(job, data::loader(job, rows)?)?)
+        Ok(Trainer::on(device, job, data::loader(job, rows)?)?)
     }
 
     /// Writes models, Fisher diagonals and rows into `dir`.

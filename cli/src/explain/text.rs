@@ -4,7 +4,8 @@ use super::{Explanation, Total, tuned};
 use crate::config::format_bytes;
 use crate::output::table;
 use kfc_graph::budget::Decision;
-use kfc_runtime::profile::Profile;
+use kfc_kernels::cuda::Arch;
+use kfc_runtime::profile::{Machine, Profile};
 use std::fmt::Write;
 
 /// Kernels listed by default.
@@ -147,7 +148,7 @@ pub(crate) fn summary(e: &Explanation<'_>) -> Vec<(String, String)> {
     let mut rows = vec![
         ("model", p.model.clone()),
         ("rows", format!("{batch} × {seq} tokens a micro-batch, {micro} a step")),
-        ("machine", format!("{}, {}, {} threads", p.machine.cpu, p.machine.isa, p.machine.threads)),
+        ("machine", machine(&p.machine)),
         (
             "limits",
             format!(
@@ -296,4 +297,9 @@ fn primitives(e: &Explanation<'_>) -> String {
         }
     }
     names.join(", ")
+}
+
+fn machine(m: &Machine) -> String {
+    let unit = if m.isa.parse::<Arch>().is_ok() { "multiprocessors" } else { "threads" };
+    format!("{}, {}, {} {unit}", m.cpu, m.isa, m.threads)
 }
