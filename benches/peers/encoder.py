@@ -4,13 +4,14 @@ transformers, on the same model and rows, tokenization included.
 
 transformers runs SDPA attention on batches of about as many tokens as kfc's, sorted by length and padded to their
 longest. Prints one JSON line a program: {"peer","dtype","rows","tokens","seconds","rows_per_s"}, and the largest
-difference of the scores.
+difference of the scores, the wall time of the whole kfc process and the largest peak memory of one.
 Usage: encoder.py --kfc target/release/kfc --texts FILE.jsonl [--field question] [--rows 200] [--dtype f32 bf16]
                   [--threads 2] [--layers 12]
 """
 import argparse
 import json
 import os
+import resource
 import subprocess
 import tempfile
 import time
@@ -72,9 +73,11 @@ def kfc_scores(kfc, folder, rows, dtype, threads):
     out = rows + f".{dtype}.out.jsonl"
     command = [kfc, "--quiet", "--threads", str(threads), "data", "filter", rows, "--model", folder, "--threshold", "0",
                "--dtype", dtype, "--out", out, "--json"]
+    started = time.perf_counter()
     report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    wall = time.perf_counter() - started
     with open(out, encoding="utf-8") as f:
-        return [json.loads(line)["metadata"]["quality"] for line in f], report["seconds"]
+        return [json.loads(line)["metadata"]["quality"] for line in f], report["seconds"], wall
 
 
 def main():
@@ -95,13 +98,15 @@ def main():
         with open(rows, "w", encoding="utf-8") as f:
             f.writelines(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts)
         for dtype in a.dtype:
-            ours, seconds = kfc_scores(a.kfc, folder, rows, dtype, a.threads)
+            ours, seconds, wall = kfc_scores(a.kfc, folder, rows, dtype, a.threads)
             theirs, tokens, torch_seconds = transformers_scores(folder, texts, dtype, a.threads)
             worst = max(abs(x - y) for x, y in zip(ours, theirs, strict=True))
             for peer, s in (("kfc", seconds), ("transformers", torch_seconds)):
                 print(json.dumps(dict(peer=peer, dtype=dtype, rows=len(texts), tokens=tokens, seconds=round(s, 3),
                                       rows_per_s=round(len(texts) / s, 2))), flush=True)
-            print(json.dumps(dict(largest_difference=worst, dtype=dtype)), flush=True)
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+            print(json.dumps(dict(largest_difference=worst, dtype=dtype, kfc_process_seconds=round(wall, 3),
+                                  kfc_peak_bytes=peak)), flush=True)
 
 
 main()

@@ -47,6 +47,8 @@ const COMMANDS: &[&str] = &[
     "data",
     "data clean",
     "data augment",
+    "data filter",
+    "data shard",
     "completions",
 ];
 
@@ -111,7 +113,10 @@ fn every_command_has_an_example() {
 fn wrong_usage_ends_with_2() {
     assert!(fails(2, &["tran"]).contains("'train'"));
     assert!(fails(2, &["train", "--step", "1"]).contains("--step"));
-    assert!(fails(2, &["train", "--device", "cuda:1", "job.toml"]).contains("use --device cpu"));
+    assert!(fails(2, &["train", "--device", "cuda:x", "job.toml"]).contains("as in cuda:1"));
+    assert!(fails(2, &["train", "job.toml", "--kernels", "d"]).contains("use --device cuda"));
+    assert!(fails(2, &["train", "--device", "cuda"]).contains("the demo runs on the CPU"));
+    assert!(fails(2, &["bench", "tiny", "--device", "cuda", "--generate"]).contains("on the CPU"));
     assert!(fails(2, &["train", "--device", "tpu"]).contains("no such device"));
     assert!(fails(2, &["train", "--mem-budget", "8 gigs"]).contains("8GiB"));
     assert!(fails(2, &["--threads", "0", "train"]).contains("1 to 1024"));

@@ -78,6 +78,19 @@ fn logits_agree_with_transformers() {
     }
 }
 
+#[test]
+fn no_batch_needs_more_memory_than_is_said() {
+    for name in CASES {
+        let mut model = Classifier::open(&encoder_case(name).join("model"), None, None).unwrap();
+        let said = model.arena_bytes();
+        for length in 1..=model.longest() {
+            let texts: Vec<Vec<i32>> = (0..200).map(|i| vec![i % 40; length]).collect();
+            model.classify(&texts, &mut |_| ()).unwrap();
+        }
+        assert_eq!(model.arena_bytes(), said, "{name}");
+    }
+}
+
 /// Rows with the texts of a case, `copies` times, and one that is no row.
 fn rows(folder: &Folder, name: &str, copies: usize) -> PathBuf {
     let (texts, _, _) = expected(name);

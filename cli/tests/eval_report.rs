@@ -77,9 +77,9 @@ fn str_of(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// The model with other rotary frequencies: it has forgotten some of what it knew.
-fn damaged(folder: &Folder) -> PathBuf {
-    let model = folder.join("damaged");
+/// The model with other rotary frequencies, which happens to know more colours.
+fn other_model(folder: &Folder) -> PathBuf {
+    let model = folder.join("other");
     copy(Path::new(&lm_case("model")), &model);
     let mut config: Value = json(&model.join("config.json"));
     config.as_object_mut().unwrap().remove("rope_parameters");
@@ -99,10 +99,9 @@ fn timeless(report: &Value) -> Vec<(String, Value)> {
 fn a_suite_becomes_a_report_that_can_be_repeated() {
     let folder = suite();
     let (file, out) = (folder.join("suite.toml"), folder.join("out"));
-    let words = ["--suite", str_of(&file), "--json", "--gate", "tokens_per_s>=0"];
-    let said = succeeds(&arguments(
-        &[&words[..], &["--out", str_of(&out), "--gate", "attack_success_rate<=1"]].concat(),
-    ));
+    let words =
+        ["--suite", str_of(&file), "--json", "--no-gate", "tokens_per_s", "--gate", "attack_success_rate<=1"];
+    let said = succeeds(&arguments(&[&words[..], &["--out", str_of(&out)]].concat()));
     let report: Value = serde_json::from_str(&said).unwrap();
     let metrics = report["metrics"].as_object().unwrap();
     for name in [
@@ -131,7 +130,7 @@ fn a_suite_becomes_a_report_that_can_be_repeated() {
     assert_eq!(metrics["accuracy"].as_f64().unwrap(), mean);
     let gates: Vec<&str> =
         report["gates"].as_array().unwrap().iter().map(|g| g["gate"].as_str().unwrap()).collect();
-    assert_eq!(gates, ["medqa.n==12", "tokens_per_s>=0", "attack_success_rate<=1"]);
+    assert_eq!(gates, ["medqa.n==12", "attack_success_rate<=1"]);
     assert_eq!(report["gates_not_measured"], json!(["entity_recall>=0.92", "forgetting<=0.15"]));
 
     // Every row is there, and its numbers are those of the report.
@@ -174,13 +173,13 @@ fn a_suite_becomes_a_report_that_can_be_repeated() {
 fn forgetting_is_what_another_model_knew() {
     let folder = suite();
     let (file, out) = (folder.join("suite.toml"), folder.join("out"));
-    let (model, damaged) = (lm_case("model"), damaged(&folder));
+    let (model, other) = (lm_case("model"), other_model(&folder));
     let words: Vec<OsString> = [
         "eval",
         "--model",
-        str_of(&damaged),
-        "--against",
         &model,
+        "--against",
+        str_of(&other),
         "--suite",
         str_of(&file),
         "--out",
@@ -188,6 +187,8 @@ fn forgetting_is_what_another_model_knew() {
         "--json",
         "--no-gate",
         "tokens_per_s",
+        "--no-gate",
+        "attack_success_rate",
     ]
     .map(OsString::from)
     .into();
@@ -204,7 +205,8 @@ fn forgetting_is_what_another_model_knew() {
     assert!((lost - (before - after) / before).abs() < 1e-12);
     let count = |side: &str| comparison["mcnemar"][side].as_f64().unwrap();
     assert!((count("only_before") - count("only_after") - 12.0 * (before - after)).abs() < 1e-9);
-    assert!(acc["interval"]["high"].as_f64().unwrap() <= 0.0 + 1e-12 || acc["p"].as_f64().unwrap() > 0.01);
+    let (low, high) = (acc["interval"]["low"].as_f64().unwrap(), acc["interval"]["high"].as_f64().unwrap());
+    assert!(low <= after - before && after - before <= high);
     assert!(names(&out.join("rows")).contains(&"colours.before.jsonl".to_owned()));
 
     // A model has forgotten nothing of itself.
@@ -231,7 +233,7 @@ fn default_gates_decide_unless_they_are_taken_away() {
         "--data",
         &choices,
         "--limit",
-        "3",
+        "12",
         "--max-new-tokens",
         "2",
     ];
@@ -248,7 +250,7 @@ fn default_gates_decide_unless_they_are_taken_away() {
     );
     succeeds(&arguments(&[&words[..], &["--no-gate", "accuracy"]].concat()));
     succeeds(&arguments(&[&words[..], &["--gate", "accuracy>=0.01"]].concat()));
-    let strict = kfc(&arguments(&[&words[..], &["--no-gate", "all", "--gate", "choice.n>=4"]].concat()));
+    let strict = kfc(&arguments(&[&words[..], &["--no-gate", "all", "--gate", "choice.n>=13"]].concat()));
     assert_eq!(strict.status.code(), Some(3));
 }
 
@@ -287,6 +289,12 @@ fn what_is_wrong_with_a_suite_is_named() {
     );
     let nowhere = [&task[..], &["--perturb", "all", "--synonyms", "none.txt"]].concat();
     fails(2, &arguments(&nowhere), &["none.txt"]);
+    fails(2, &arguments(&[&task[..], &["--tries", "3"]].concat()), &["say how with --perturb"]);
+    fails(
+        2,
+        &arguments(&[&task[..], &["--no-gate", "all"]].concat()),
+        &["a single --task has no default gates"],
+    );
     // `train.jsonl` beside the choices has rows of another kind.
     fails(
         2,

@@ -9,6 +9,7 @@ use kfc_runtime::data::tar::Walk;
 use kfc_runtime::data::token_shard::TokenShard;
 use kfc_runtime::data::webdataset::samples;
 use kfc_runtime::data::{DataError, Documents};
+use kfc_runtime::eval::perturb::{Lexicon, Perturbation};
 use libfuzzer_sys::fuzz_target;
 use std::io::Cursor;
 use std::path::Path;
@@ -32,6 +33,10 @@ fuzz_target!(|data: &[u8]| {
     names_the_file(iob_of(data, NAME).err());
     if let Ok(text) = std::str::from_utf8(data) {
         final_answer(text);
+        names_the_file(Lexicon::of(text, NAME).err());
+        for kind in Perturbation::ALL {
+            assert!(kind.apply(text, &["1"], &Lexicon::default(), 0, 0).is_none_or(|made| made != text));
+        }
     }
 });
 

@@ -6,10 +6,12 @@
 //! - a tensor that a file already holds in the right type is mapped, not copied.
 
 pub mod accounting;
+pub mod alone;
 pub mod calibration;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+pub mod device;
 pub mod encoder;
 pub mod error;
 pub mod eval;
@@ -20,11 +22,13 @@ pub mod generate;
 pub mod hf;
 pub mod inference;
 pub mod inspect;
+mod kernel_cache;
 pub mod logits;
 pub mod machine;
 pub mod memory;
 pub mod merge;
 pub mod models;
+pub mod nvrtc;
 pub mod plan_set;
 pub mod profile;
 pub mod quantile;
@@ -37,5 +41,6 @@ pub mod teacher_cache;
 pub(crate) mod testing;
 pub mod train;
 pub mod triton;
+pub mod tuning;
 
 pub use error::{Result, RunError};

@@ -22,7 +22,7 @@ mod tokenizer;
 mod train;
 mod tune;
 
-pub use bench::BenchArgs;
+pub use bench::{BenchArgs, KernelArgs};
 pub use compile::{CompileArgs, Target};
 pub use completions::CompletionsArgs;
 pub use data::{AugmentArgs, CleanArgs, DataArgs, FilterArgs, Judge, Keep, RowArgs, ShardArgs};
@@ -42,6 +42,7 @@ pub use train::TrainArgs;
 pub use tune::TuneArgs;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use std::path::{Path, PathBuf};
 
 /// What every subcommand understands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,6 +60,20 @@ pub struct Global {
 pub enum Device {
     /// The CPU.
     Cpu,
+    /// An NVIDIA GPU, by its number.
+    Cuda(usize),
+}
+
+impl Device {
+    /// The device, whose kernels come from the folder `kernels` if that is given.
+    pub fn with_kernels(self, kernels: Option<&Path>) -> kfc_runtime::device::Device {
+        match self {
+            Device::Cpu => kfc_runtime::device::Device::Cpu,
+            Device::Cuda(index) => {
+                kfc_runtime::device::Device::Cuda { index, kernels: kernels.map(Path::to_path_buf) }
+            }
+        }
+    }
 }
 
 /// A subcommand with its arguments.
@@ -228,7 +243,25 @@ fn device() -> Arg {
         .value_name("DEVICE")
         .value_parser(parse::device)
         .default_value("cpu")
-        .help("Where to run: cpu")
+        .help("Where to run: cpu, cuda or cuda:N")
+}
+
+fn kernels() -> Arg {
+    path(
+        "kernels",
+        "DIR",
+        "GPU kernels that `kfc compile --target … --emit DIR` wrote, instead of compiling them",
+    )
+}
+
+/// `--kernels` is for GPUs.
+fn kernels_of(matches: &ArgMatches, device: Device) -> Result<Option<PathBuf>, clap::Error> {
+    let kernels: Option<PathBuf> = matches.get_one("kernels").cloned();
+    if kernels.is_some() && device == Device::Cpu {
+        let message = "--kernels is for GPUs: use --device cuda with it\n";
+        return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message));
+    }
+    Ok(kernels)
 }
 
 fn mem_budget() -> Arg {

@@ -13,6 +13,7 @@ use kfc_runtime::config::{
     LoraSection, LoraTargets, ModelInit, ModelSection, OnError, RecomputePolicy, Schedule, Streaming,
     TrainSection,
 };
+use kfc_runtime::device::Device;
 use kfc_runtime::hf::{TensorOut, file_dtype, write_model, write_safetensors};
 use kfc_runtime::models::write_f32;
 use kfc_runtime::random::{normal_tensor, stream_of, uniform_tensor};
@@ -75,6 +76,9 @@ pub const TINY: Workload = Workload {
     seq: 128,
 };
 
+/// The models of [`TINY`] on one short row, as when facts are trained on one by one: products of few rows.
+pub const SHORT: Workload = Workload { name: "short", batch: 1, seq: 32, ..TINY };
+
 /// The size at which arithmetic dominates.
 pub const SMALL: Workload = Workload {
     name: "small",
@@ -106,7 +110,7 @@ pub const LLAMA_8B: Workload = Workload {
 };
 
 /// Every workload.
-pub const ALL: [Workload; 4] = [TINY, SMALL, LLAMA_1B, LLAMA_8B];
+pub const ALL: [Workload; 5] = [TINY, SHORT, SMALL, LLAMA_1B, LLAMA_8B];
 
 impl Shape {
     /// The `config.json` of a llama model of this shape with `vocab` tokens.
@@ -149,9 +153,17 @@ impl Workload {
     /// # Errors
     /// If files are missing or memory runs out.
     pub fn trainer_of(&self, job: &JobConfig) -> anyhow::Result<Trainer> {
+        self.trainer_on(&Device::Cpu, job)
+    }
+
+    /// [`Workload::trainer_of`] on a device.
+    ///
+    /// # Errors
+    /// As there; and if there is no such device.
+    pub fn trainer_on(&self, device: &Device, job: &JobConfig) -> anyhow::Result<Trainer> {
         let model = ModelConfig::from_json(&self.student.config(self.vocab))?;
         let rows = data::load(job, &model)?;
-        Ok(Trainer::new(job, data::loader(job, rows)?)?)
+        Ok(Trainer::on(device, job, data::loader(job, rows)?)?)
     }
 
     /// Writes models, Fisher diagonals and rows into `dir`.

@@ -105,6 +105,17 @@ impl Suite {
         if !args.perturb.is_empty() {
             self.kinds = args.perturb.clone();
         }
+        let of_attacks = args.tries.is_some() || args.attack_rows.is_some() || args.synonyms.is_some();
+        if of_attacks && self.kinds.is_empty() {
+            let problem =
+                "--tries, --attack-rows and --synonyms are for perturbed questions; say how with --perturb";
+            return Err(input_error(problem));
+        }
+        if !args.no_gates.is_empty() && !args.is_report() {
+            let problem =
+                "--no-gate: a single --task has no default gates; leave it out, or make a report with --out";
+            return Err(input_error(problem));
+        }
         self.attack.tries = args.tries.unwrap_or(self.attack.tries);
         self.attack.rows = args.attack_rows.or(self.attack.rows);
         if let Some(path) = &args.synonyms {

@@ -12,6 +12,7 @@ use crate::report::{self, Chart, Table};
 use crate::run_dir::{RunDir, write_atomically};
 use kfc_runtime::calibration::Calibration;
 use kfc_runtime::profile::Profile;
+use kfc_runtime::tuning::Tuning;
 use serde_json::Value;
 use std::path::Path;
 
@@ -68,7 +69,8 @@ fn read_json(path: &Path) -> anyhow::Result<Option<Value>> {
 /// Memory over time of the plan with the largest arena, and the slowest kernels.
 fn push_profile(html: &mut String, profile: &Profile) {
     let calibration = Calibration::load(&profile.machine);
-    let e = Explanation::new(profile, &calibration);
+    let tuning = Tuning::load(&profile.machine);
+    let e = Explanation::new(profile, &calibration, &tuning);
     let largest = profile.plans.iter().zip(&e.memory).max_by_key(|(plan, _)| plan.arena_bytes);
     if let Some((plan, memory)) = largest.filter(|(plan, _)| !plan.blocks.is_empty()) {
         html.push_str(&draw::timeline(&e, plan, memory));

@@ -13,6 +13,7 @@ use kfc_graph::{Composite, DType, GraphError, Op, Prim, TensorType};
 use thiserror::Error;
 
 mod attention;
+pub mod choice;
 mod composite;
 mod elem;
 mod ewc;

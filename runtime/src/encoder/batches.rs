@@ -21,6 +21,13 @@ pub(super) fn padded(tokens: usize, longest: usize) -> usize {
     tokens.max(1).next_multiple_of(step).min(longest)
 }
 
+/// The lengths that texts of at most `longest` tokens are padded to.
+pub(super) fn lengths(longest: usize) -> Vec<usize> {
+    let mut all: Vec<usize> = (1..=longest).map(|n| padded(n, longest)).collect();
+    all.dedup();
+    all
+}
+
 /// Most rows of a batch of this length.
 pub(super) fn most_rows(seq: usize) -> usize {
     let most = (MAX_TOKENS / seq).max(1);
@@ -63,7 +70,9 @@ mod tests {
     }
 
     #[test]
-    fn lengths() {
+    fn lengths_are_few() {
+        assert_eq!(lengths(512).len(), 16);
+        assert_eq!(lengths(40), [16, 32, 40]);
         assert_eq!([1, 16, 17, 129, 257, 500].map(|n| padded(n, 512)), [16, 16, 32, 160, 320, 512]);
         assert_eq!(padded(5, 10), 10);
         assert_eq!([16, 48, 512, 4096].map(most_rows), [128, 32, 4, 1]);

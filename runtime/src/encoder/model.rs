@@ -1,6 +1,6 @@
 //! An encoder at run time: weights in a store, plans for the shapes that came.
 
-use super::batches::{Batch, batches, most_rows, padded};
+use super::batches::{Batch, batches, lengths, most_rows};
 use crate::error::{Result, RunError};
 use crate::exec::{Slot, Store};
 use crate::hf::{ModelFolder, TensorView, Weights, dtype_of};
@@ -63,7 +63,7 @@ impl Classifier {
         let mut classifier =
             Classifier { path: path.into(), config, dtype, longest, weights, plans, shapes: BTreeMap::new() };
         // Full batches need the most: with these the arena has its final size.
-        for seq in [classifier.longest, padded(1, classifier.longest)] {
+        for seq in lengths(classifier.longest) {
             classifier.shape(seq, most_rows(seq))?;
         }
         Ok(classifier)

@@ -59,7 +59,7 @@ pub struct Summary {
     pub last: Option<StepMetrics>,
     /// Mean loss of the last tenth of the job's steps so far (at least one).
     pub final_loss: f64,
-    /// Peak resident memory, bytes.
+    /// Most memory held, bytes: resident, or on the device ([`Trainer::peak_bytes`]).
     pub peak_bytes: u64,
     /// Trained elements.
     pub trained: usize,
@@ -122,7 +122,7 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
     }
     let result = if done { Some(trainer.write_result(options.dir)?) } else { None };
     if let Some(measured) = &mut profile.measured {
-        measured.peak_bytes = crate::memory::peak_resident();
+        measured.peak_bytes = trainer.peak_bytes();
         let text = profile.to_json().to_string();
         files::write_atomic(&options.dir.join(profile::FILE), |w| w.write_all(text.as_bytes()))?;
     }
@@ -137,7 +137,7 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
         cold_start: trainer.cold_start(),
         last,
         final_loss: tail.iter().sum::<f64>() / tail.len().max(1) as f64,
-        peak_bytes: crate::memory::peak_resident(),
+        peak_bytes: trainer.peak_bytes(),
         trained: trainer.trained_elements(),
         result,
         stopped: !done,

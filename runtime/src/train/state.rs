@@ -22,7 +22,9 @@ impl Trainer {
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn save(&self, run_dir: &Path) -> Result<()> {
+    pub fn save(&mut self, run_dir: &Path) -> Result<()> {
+        let names = self.state_names();
+        self.memory.pull(&mut self.store, &names)?;
         let tensors = self
             .state_names()
             .into_iter()
@@ -82,6 +84,7 @@ impl Trainer {
             }
             self.store.slice_mut::<u8>(slot).copy_from_slice(view.bytes);
         }
+        self.memory.push(&self.store, &self.state_names())?;
         self.loader.seek(&Cursor::from_json(&state["cursor"])?)?;
         self.step = number(state, "step")? as usize;
         self.updates = number(state, "updates")?;
@@ -122,7 +125,9 @@ impl Trainer {
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn write_result(&self, run_dir: &Path) -> Result<PathBuf> {
+    pub fn write_result(&mut self, run_dir: &Path) -> Result<PathBuf> {
+        let names = self.state_names();
+        self.memory.pull(&mut self.store, &names)?;
         let path = run_dir.join(if self.student.lora.is_some() { "adapter" } else { "model" });
         self.write_trained(&path)?;
         Ok(path)

@@ -12,7 +12,7 @@ pub mod text;
 use super::input::{Format, Item};
 use super::job::{Sink, Work};
 use super::row::{self, Fields, Rejected, Row};
-use dedup::{Bands, Copy, Kept, Print};
+use dedup::{Bands, CopyOf, Kept, Print};
 use pii::Pii;
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -263,10 +263,12 @@ impl Work for Clean {
     }
 }
 
-fn rejected_copy(copy: Copy) -> Rejected {
+fn rejected_copy(copy: CopyOf) -> Rejected {
     match copy {
-        Copy::Exact(row) => Rejected::new("duplicate", format!("the same as row {} of the output", row + 1)),
-        Copy::Near(row, similar) => {
+        CopyOf::Exact(row) => {
+            Rejected::new("duplicate", format!("the same as row {} of the output", row + 1))
+        }
+        CopyOf::Near(row, similar) => {
             Rejected::new("near_duplicate", format!("{similar:.2} like row {} of the output", row + 1))
         }
     }

@@ -177,66 +177,75 @@ fn id_card(rest: &[u8]) -> Option<usize> {
     (rest.get(17)?.to_ascii_uppercase() == check).then_some(18)
 }
 
-/// Digits with a space or hyphen between some of them: where each stands, and up to `most` of them.
-fn grouped(rest: &[u8], most: usize, separators: &[u8]) -> (Vec<u8>, usize) {
-    let (mut digits, mut end, mut at) = (Vec::new(), 0, 0);
-    while let Some(&b) = rest.get(at) {
-        if b.is_ascii_digit() && digits.len() < most {
-            digits.push(b - b'0');
-            end = at + 1;
-        } else if !(separators.contains(&b) && at == end && end > 0) {
-            break;
+/// Groups of digits with single spaces or hyphens between them: how long the text is and how many digits there are after
+/// each group.
+fn groups(rest: &[u8]) -> Vec<(usize, usize)> {
+    let (mut all, mut at, mut digits) = (Vec::new(), 0, 0);
+    loop {
+        let group = rest[at..].iter().take(20).take_while(|b| b.is_ascii_digit()).count();
+        if group == 0 || digits + group > 20 {
+            return all;
+        }
+        (at, digits) = (at + group, digits + group);
+        all.push((at, digits));
+        if !matches!(rest.get(at), Some(b' ' | b'-')) {
+            return all;
         }
         at += 1;
     }
-    (digits, end)
 }
 
-/// Thirteen to nineteen digits with Luhn's sum, as payment cards start.
+/// Thirteen to nineteen digits with Luhn's sum, as payment cards start: in one run, or in groups of which the first has four.
 fn card(rest: &[u8]) -> Option<usize> {
-    let (digits, length) = grouped(rest, 20, b" -");
-    let first = rest.iter().take_while(|b| b.is_ascii_digit()).count();
-    let in_groups = first == length || first == 4;
-    if !(13..=19).contains(&digits.len())
-        || !(2..=6).contains(&digits[0])
-        || !in_groups
-        || !ends(rest, length)
-    {
-        return None;
-    }
-    let sum: u32 = digits
-        .iter()
-        .rev()
-        .enumerate()
-        .map(|(i, &digit)| {
-            let value = u32::from(digit) * (1 + i as u32 % 2);
-            if value > 9 { value - 9 } else { value }
-        })
-        .sum();
-    // A row of one digit is no card.
-    (sum.is_multiple_of(10) && digits.iter().any(|d| *d != digits[0])).then_some(length)
+    let groups = groups(rest);
+    let &(first, _) = groups.first()?;
+    let whole = |&&(length, digits): &&(usize, usize)| {
+        (13..=19).contains(&digits)
+            && (digits == first || first == 4)
+            && ends(rest, length)
+            && luhn(&rest[..length])
+    };
+    groups.iter().find(whole).filter(|_| (b'2'..=b'6').contains(&rest[0])).map(|&(length, _)| length)
+}
+
+/// Whether the digits of a text have Luhn's sum. A row of one digit is no number of a card.
+fn luhn(text: &[u8]) -> bool {
+    let digits: Vec<u32> = text.iter().filter(|b| b.is_ascii_digit()).map(|b| u32::from(b - b'0')).collect();
+    let doubled = |(i, &digit): (usize, &u32)| match digit * (1 + i as u32 % 2) {
+        value @ 10.. => value - 9,
+        value => value,
+    };
+    let sum: u32 = digits.iter().rev().enumerate().map(doubled).sum();
+    sum.is_multiple_of(10) && digits.iter().any(|digit| *digit != digits[0])
 }
 
 fn phone(rest: &[u8]) -> Option<usize> {
-    let plus = usize::from(rest.first() == Some(&b'+'));
-    let (digits, length) = grouped(&rest[plus..], 16, b" -");
-    let length = plus + length;
-    if plus == 1 {
-        let international = (8..=15).contains(&digits.len()) && digits[0] != 0;
-        return (international && ends(rest, length)).then_some(length);
-    }
-    chinese_mobile(&digits)
-        .then_some(length)
-        .or_else(|| land_line(rest))
-        .or_else(|| north_american(rest))
-        .filter(|&length| ends(rest, length))
+    let all = [chinese_mobile(rest), international(rest), land_line(rest), north_american(rest)];
+    all.into_iter().flatten().find(|&length| ends(rest, length))
 }
 
-/// `1xx xxxx xxxx`, also behind `86` or `0086`.
-fn chinese_mobile(digits: &[u8]) -> bool {
-    let national = digits.strip_prefix(&[0, 0]).unwrap_or(digits);
-    let national = national.strip_prefix(&[8, 6]).unwrap_or(national);
-    national.len() == 11 && national[0] == 1 && national[1] >= 3
+/// `1xx xxxx xxxx`, with or without spaces or hyphens, also behind `86`, `+86` or `0086`.
+fn chinese_mobile(rest: &[u8]) -> Option<usize> {
+    let separator = |at: usize| usize::from(matches!(rest.get(at), Some(b' ' | b'-')));
+    let prefix = [&b"+86"[..], b"0086", b"86"].into_iter().find(|prefix| rest.starts_with(prefix));
+    let mut at = prefix.map_or(0, |prefix| prefix.len() + separator(prefix.len()));
+    let good_start = rest.get(at) == Some(&b'1') && rest.get(at + 1).is_some_and(|b| *b >= b'3');
+    for (index, length) in [3, 4, 4].into_iter().enumerate() {
+        at += if index > 0 { separator(at) } else { 0 };
+        let all_digits = rest.get(at..at + length)?.iter().all(u8::is_ascii_digit);
+        if !all_digits {
+            return None;
+        }
+        at += length;
+    }
+    good_start.then_some(at)
+}
+
+/// `+`, then 8 to 15 digits; as many groups as fit.
+fn international(rest: &[u8]) -> Option<usize> {
+    let groups = groups(rest.strip_prefix(b"+")?);
+    let fits = |&&(_, digits): &&(usize, usize)| (8..=15).contains(&digits);
+    groups.iter().rev().find(fits).filter(|_| rest[1] != b'0').map(|&(length, _)| 1 + length)
 }
 
 /// `010-12345678` and `0755-1234567`; also in brackets.
@@ -303,7 +312,8 @@ mod tests {
             ("+44 20 7946 0958", "[PHONE]"),
             ("身份证11010519491231002X号", "身份证[ID]号"),
             ("4111 1111 1111 1111 and 5500-0000-0000-0004", "[CARD] and [CARD]"),
-            ("6222021234567890128?", "[CARD]?"),
+            ("6222021234567890128? 13812345678", "[CARD]? [PHONE]"),
+            ("4111 1111 1111 1111 13812345678 2024", "[CARD] [PHONE] 2024"),
             ("from 192.168.1.254, 10.0.0.1:80 and 2001:db8::ff00:42:8329.", "from [IP], [IP]:80 and [IP]."),
             ("fe80:0:0:0:1:2:3:4", "[IP]"),
         ] {

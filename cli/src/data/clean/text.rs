@@ -97,7 +97,7 @@ pub fn strip_symbols(text: &str) -> String {
             }
         }
         let kept = &out[start..];
-        let decoration = kept.chars().count() >= 3 && !kept.chars().any(char::is_alphanumeric);
+        let decoration = kept.chars().count() >= 3 && kept.chars().all(|c| c.is_whitespace() || is_rule(c));
         let emptied = kept.trim().is_empty() && !line.trim().is_empty();
         if decoration && !kept.trim().is_empty() || emptied {
             out.truncate(start);
@@ -106,6 +106,11 @@ pub fn strip_symbols(text: &str) -> String {
     }
     out.pop();
     out
+}
+
+/// What lines are drawn with. Brackets and the like are not: `});` is code.
+fn is_rule(c: char) -> bool {
+    "-=_*~+#.|/\\<>^·•—–…".contains(c)
 }
 
 /// What a character becomes, `None` if it goes.
@@ -202,7 +207,7 @@ mod tests {
         );
         assert_eq!(strip_symbols("a\u{2028}b\n\nc"), "a\nb\n\nc");
         assert_eq!(strip_symbols("x² ≥ 3 → y ✓"), "x² ≥ 3 → y ");
-        assert_eq!(strip_symbols("}\n);"), "}\n);");
+        assert_eq!(strip_symbols("});\n-- * --\n？！！"), "});\n\n？！！");
     }
 
     #[test]

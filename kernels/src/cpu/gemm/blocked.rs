@@ -9,7 +9,7 @@
 
 use super::micro::{Block, Fetch, Isa};
 use super::pack::{self, Part};
-use super::tiling::{BLOCK, Parts, TILE_AREA, Tiling};
+use super::tiling::{BLOCK, Most, Parts, TILE_AREA, Tiling};
 use super::{Job, KC, Mat, Product};
 use crate::cpu::par::{self, Pipeline, Shared};
 use crate::cpu::reduce;
@@ -58,8 +58,13 @@ fn is_pair(p: &Product, isa: &Isa) -> bool {
     isa.pair.is_some() && is_plain(&p.a) && is_plain(&p.b)
 }
 
+/// Whether sums are kept in the result itself.
+fn is_in_place(job: &Job<'_>) -> bool {
+    job.c.dtype() == DType::F32 && !job.turned
+}
+
 /// Whether the left operand's rows are units as they lie in memory.
-fn is_direct(p: &Product, isa: &Isa) -> bool {
+pub(super) fn is_direct(p: &Product, isa: &Isa) -> bool {
     let is_pair = is_pair(p, isa);
     let is_plain = is_pair || (p.a.src.dtype() == DType::F32 && p.a.dropout.is_none());
     let is_whole = !is_pair || p.k.is_multiple_of(2);
@@ -126,7 +131,7 @@ fn phase<'a>(products: &'a [Product], isa: &Isa, mut number: usize) -> Phase<'a>
 
 /// Whether one task computes a product of these extents.
 pub(super) fn is_one_tile(m: usize, n: usize, k: usize, isa: &Isa) -> bool {
-    m <= BLOCK && n <= BLOCK && Tiling::new(m, n, k, isa).count() == 1
+    m <= BLOCK && n <= BLOCK && Tiling::new(m, n, k, isa, Most::default()).count() == 1
 }
 
 /// The first `n` floats of a piece that begin at a cache line.
@@ -142,7 +147,7 @@ fn aligned(piece: &mut [f32], n: usize) -> &mut [f32] {
 pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa, alone: bool) {
     let (count, deep) = phases(job.products, isa).fold((0, 0), |(n, d), p| (n + 1, d.max(p.units())));
     let packs_a = !job.products.iter().all(|p| is_direct(p, isa));
-    let keeps_c = count > 1 && job.c.dtype() != DType::F32;
+    let keeps_c = count > 1 && !is_in_place(job);
     // Without panels of rows or sums to keep, a block has all rows.
     let height = if packs_a || keeps_c { BLOCK } else { job.m };
     let width = if packs_a { BLOCK } else { BLOCK / 2 };
@@ -155,7 +160,8 @@ pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa, alone: bool) {
         let mut take = |n: usize| Shared::new(aligned(cut.take(n + LINE), n));
         let (a, b) = ([take(a_len), take(a_len)], [take(b_len), take(b_len)]);
         let depth = job.products.iter().map(|p| p.k).sum();
-        let blocks = Blocks { job, isa, rows, columns, depth, phases: count, packs_a, a, b, c: take(c_len) };
+        let (c, most) = (take(c_len), Most::chosen());
+        let blocks = Blocks { job, isa, rows, columns, most, depth, phases: count, packs_a, a, b, c };
         if alone { par::run_alone(&blocks) } else { par::run_steps(&blocks) }
     });
 }
@@ -166,6 +172,8 @@ struct Blocks<'a> {
     isa: &'a Isa,
     rows: Parts,
     columns: Parts,
+    /// Largest extents of a tile.
+    most: Most,
     depth: usize,
     phases: usize,
     packs_a: bool,
@@ -185,7 +193,7 @@ impl Blocks<'_> {
         // One phase of a block of rows is packed for all its columns.
         let is_packed = !self.packs_a || (j > 0 && self.phases == 1);
         let a = self.a[if self.phases == 1 { i % 2 } else { step % 2 }];
-        let tiling = Tiling::new(row.1, column.1, self.depth, self.isa);
+        let tiling = Tiling::new(row.1, column.1, self.depth, self.isa, self.most);
         Pass {
             job: self.job,
             isa: self.isa,
@@ -317,9 +325,10 @@ impl Pass<'_> {
         let (row, column) = (t % rows.count, t / rows.count);
         let ((i, m), (j, n)) = (rows.part(row), columns.part(column));
         let (top, left) = (self.row.0 + i, self.column.0 + j);
-        let in_place = self.job.c.dtype() == DType::F32;
+        let in_place = is_in_place(self.job);
         let c_len = if in_place || !(is_first && is_last) { 0 } else { m * n };
-        let d_len = if phase.iter().any(|s| s.product.dropout.is_some()) { m * n } else { 0 };
+        let has_dropout = phase.iter().any(|s| s.product.dropout.is_some());
+        let d_len = if has_dropout || (self.job.turned && is_last) { m * n } else { 0 };
         debug_assert!(m * n <= TILE_AREA);
         // SAFETY: the tile lies within the result and no other task writes it.
         unsafe {
@@ -327,7 +336,7 @@ impl Pass<'_> {
                 self.pack_a(phase, row);
             }
             // Panels that only this tile uses are packed one by one, into the same place, which stays in the cache.
-            let own_len = if rows.count == 1 && d_len == 0 { self.isa.nr * phase.units() } else { 0 };
+            let own_len = if rows.count == 1 && !has_dropout { self.isa.nr * phase.units() } else { 0 };
             scratch::with(c_len + d_len + own_len + LINE, |s| {
                 let mut cut = Cut(s);
                 let (pc, pd) = (cut.take(c_len), cut.take(d_len));
@@ -350,7 +359,8 @@ impl Pass<'_> {
                     }
                     let mut add = is_set;
                     for (number, s) in phase.iter().enumerate() {
-                        let out = !in_place && is_last && number + 1 == phase.iter().count();
+                        let out =
+                            !in_place && !self.job.turned && is_last && number + 1 == phase.iter().count();
                         let place = Place { a: self.shared_a(i), b, top, left, out };
                         if let Some(d) = s.product.dropout {
                             let part = Tile { c: pd.as_mut_ptr(), ldc: n, ..tile };
@@ -365,7 +375,9 @@ impl Pass<'_> {
                         add = true;
                     }
                 }
-                if is_last && !in_place {
+                if is_last && self.job.turned {
+                    self.store_turned(&tile, top, left, pd);
+                } else if is_last && !in_place {
                     (0..m).for_each(|r| self.job.c.store((top + r) * self.job.ldc + left, tile.row(r)));
                 }
             });
@@ -385,6 +397,14 @@ impl Pass<'_> {
             }
             if let Some(bias) = job.bias {
                 scratch::with(tile.n, |s| {
+                    if job.turned {
+                        let s = &mut s[..1];
+                        for r in 0..tile.m {
+                            bias.load(top + r, s);
+                            tile.row(r).fill(s[0]);
+                        }
+                        return;
+                    }
                     bias.load(left, s);
                     for r in 0..tile.m {
                         if job.accumulate {
@@ -452,6 +472,26 @@ impl Pass<'_> {
                     });
                 }
             }
+        }
+    }
+
+    /// Writes a tile to the transposed result.
+    ///
+    /// # Safety
+    /// As [`run`], for this tile; `turned` holds as many elements and is not part of it.
+    unsafe fn store_turned(&self, tile: &Tile, top: usize, left: usize, turned: &mut [f32]) {
+        let to = turned.as_mut_ptr();
+        // SAFETY: by contract.
+        unsafe {
+            for i in (0..tile.m).step_by(16) {
+                let rows = tile.c.add(i * tile.ldc).cast_const().cast();
+                let lines = 16.min(tile.m - i);
+                (self.isa.transpose)(rows, tile.ldc, lines, tile.n, false, to.add(i).cast(), tile.m);
+            }
+        }
+        for (j, line) in turned.chunks_exact(tile.m).take(tile.n).enumerate() {
+            // SAFETY: by contract.
+            unsafe { self.job.c.store((left + j) * self.job.ldc + top, line) }
         }
     }
 

@@ -10,7 +10,7 @@
 use crate::cpu::float::{Dst, Src};
 use crate::cpu::philox::Dropout;
 use crate::cpu::simd::{self, Level};
-use crate::cpu::{par, reduce, scratch};
+use crate::cpu::{choice, par, reduce, scratch};
 use kfc_graph::DType;
 use micro::Isa;
 
@@ -33,6 +33,9 @@ const KC: usize = 256;
 
 /// Rows of a result up to which columns are computed as dot products ([`Job::dots`]).
 const DOT_ROWS: usize = 4;
+
+/// Most products of a turned job.
+const TURNED_PRODUCTS: usize = 4;
 
 /// Columns of a task of dot products.
 const DOT_COLUMNS: usize = 32;
@@ -102,12 +105,14 @@ pub(crate) struct Job<'a> {
     pub(crate) c: Dst,
     /// Elements from one row of the result to the next.
     pub(crate) ldc: usize,
+    /// Whether the result is stored transposed: `c` then has `n` rows of `m`.
+    pub(crate) turned: bool,
 }
 
 impl<'a> Job<'a> {
     /// A dense result without bias.
     pub(crate) fn new(m: usize, n: usize, products: &'a [Product], c: Dst) -> Job<'a> {
-        Job { m, n, products, bias: None, accumulate: false, c, ldc: n }
+        Job { m, n, products, bias: None, accumulate: false, c, ldc: n, turned: false }
     }
 
     /// Runs all tiles in parallel.
@@ -131,8 +136,28 @@ impl<'a> Job<'a> {
             // SAFETY: by contract.
             return unsafe { self.dots(micro::isa(level)) };
         }
+        let isa = micro::isa(level);
+        if choice::current().turned && self.turns(isa) {
+            let turn = |p: &Product| Product { a: p.b.t(), b: p.a.t(), ..*p };
+            let mut products = [self.products[0]; TURNED_PRODUCTS];
+            products.iter_mut().zip(self.products).for_each(|(to, p)| *to = turn(p));
+            let products = &products[..self.products.len()];
+            let job = Job { m: self.n, n: self.m, products, turned: true, ..*self };
+            // SAFETY: by contract.
+            return unsafe { blocked::run(&job, isa, false) };
+        }
         // SAFETY: by contract.
-        unsafe { blocked::run(self, micro::isa(level), false) }
+        unsafe { blocked::run(self, isa, false) }
+    }
+
+    /// Whether the transposed result can be computed instead, with right operands read where they lie.
+    fn turns(&self, isa: &Isa) -> bool {
+        let fits = |p: &Product| {
+            let plain = p.dropout.is_none() && p.a.dropout.is_none() && p.b.dropout.is_none();
+            plain && blocked::is_direct(&Product { a: p.b.t(), b: p.a.t(), ..*p }, isa)
+        };
+        let count = self.products.len();
+        !self.accumulate && (1..=TURNED_PRODUCTS).contains(&count) && self.products.iter().all(fits)
     }
 
     /// Whether there are few rows and all operands are contiguous along the depth.

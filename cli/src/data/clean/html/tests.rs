@@ -80,7 +80,7 @@ fn broken_markup_is_text_all_the_same() {
     let all = |html| to_text(html, true).unwrap().text;
     assert_eq!(all(""), "");
     assert_eq!(all("a < b & c"), "a < b & c");
-    assert_eq!(all("<p>one<p>two</i><table>three<td>four"), "one\n\ntwo\n\nthree\n\nfour");
+    assert_eq!(all("<!doctype html><p>one<p>two</i><table>three<td>four"), "one\n\ntwo\n\nthree\n\nfour");
     assert_eq!(all("<b><p>bold</b> plain</p>"), "bold plain");
     assert_eq!(all("<a>x<a>y<template><p>z</template>"), "xy");
 }

@@ -1,25 +1,26 @@
 //! `kfc tune --calibrate`: measures this machine, and the kernels of a job where they run.
 
+use super::trainer;
 use crate::args::{Global, TuneArgs};
 use crate::config;
 use crate::error::Outcome;
 use crate::output;
 use kfc_runtime::calibration::{Calibration, Check};
-use kfc_runtime::config::JobConfig;
-use kfc_runtime::models::Model;
 use kfc_runtime::profile::Machine;
-use kfc_runtime::train::{Trainer, data};
 use serde_json::json;
 use std::time::Duration;
+
+/// How long a job's steps are timed unless told otherwise.
+const SECONDS: u64 = 10;
 
 /// Median error from which times are not worth much.
 const QUIET: f64 = 0.1;
 
-/// Runs `kfc tune`.
+/// Runs `kfc tune --calibrate`.
 ///
 /// # Errors
 /// If the job is wrong or fails. That the times cannot be kept is told, and no error.
-pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
     let mut calibration = Calibration::empty(Machine::this());
     let (steps, check) = match &args.config {
         None => {
@@ -28,7 +29,7 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
         }
         Some(path) => {
             let job = config::load(path, &args.set)?;
-            let budget = Duration::from_secs(args.seconds);
+            let budget = Duration::from_secs(args.seconds.unwrap_or(SECONDS));
             let steps = calibration.measure_job(&mut trainer(&job)?, budget)?;
             // The steps of another trainer were not used: what they show holds for runs.
             (steps, Some(calibration.check_job(&mut trainer(&job)?, budget / 2)?))
@@ -92,10 +93,4 @@ fn checked(calibration: &Calibration, check: Check) -> String {
         ));
     }
     text
-}
-
-fn trainer(job: &JobConfig) -> anyhow::Result<Trainer> {
-    let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
-    let rows = data::load(job, &model.config)?;
-    Ok(Trainer::new(job, data::loader(job, rows)?)?)
 }
