@@ -1,6 +1,7 @@
 //! Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
 
 use crate::cpu::simd::simd;
+use half::bf16;
 
 /// Counters computed side by side.
 const LANES: usize = 16;
@@ -52,9 +53,31 @@ impl Dropout {
             at += part.len() as u64;
         }
     }
+
+    /// Factor of elements that are kept.
+    pub(crate) fn keep(&self) -> f32 {
+        self.keep
+    }
+
+    /// Copies 16-bit floats that stand at elements `start..` of the tensor, with zeros for those that are dropped and without
+    /// the factor of the others.
+    pub(crate) fn copy_kept(&self, start: usize, x: &[bf16], out: &mut [bf16]) {
+        let mut u = [0.0; 512];
+        for (i, (x, out)) in x.chunks(512).zip(out.chunks_mut(512)).enumerate() {
+            let u = &mut u[..x.len()];
+            self.stream.uniform((start + 512 * i) as u64, u);
+            select(self.threshold, u, x, out);
+        }
+    }
 }
 
 simd! {
+    fn select(threshold: f32, u: &[f32], x: &[bf16], out: &mut [bf16]) {
+        for ((x, out), u) in x.iter().zip(out).zip(u) {
+            *out = if *u >= threshold { *x } else { bf16::ZERO };
+        }
+    }
+
     fn mask(threshold: f32, keep: f32, u: &[f32], x: &mut [f32]) {
         for (x, u) in x.iter_mut().zip(u) {
             *x = if *u >= threshold { *x * keep } else { 0.0 };

@@ -21,6 +21,9 @@ mod avx512;
 mod blocked;
 mod engine;
 mod micro;
+pub(crate) mod narrow;
+#[cfg(target_arch = "x86_64")]
+mod narrow_avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
