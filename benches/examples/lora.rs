@@ -1,7 +1,7 @@
 //! Linear layers with an adapter of rank 16: their time over that of the plain product, forward (`linear`) and backward (`dx`),
 //! without and with dropout. The operations of a line take turns, so that what disturbs one disturbs all; the best counts.
 //!
-//! `cargo run --release -p kfc-benches --example lora -- [--threads N] [bf16|f32]`
+//! `cargo run --release -p kfc-benches --example lora -- [--threads N] [bf16|f32] [INPUTS-OUTPUTS...]`
 #![allow(clippy::expect_used)]
 
 use kfc_benches::lora::{LAYERS, flops, operation};
@@ -12,15 +12,21 @@ use std::time::{Duration, Instant};
 const TIME: Duration = Duration::from_millis(1500);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let (mut threads, mut dtypes) = (2, vec![DType::Bf16, DType::F32]);
+    let (mut threads, mut dtypes, mut layers) = (2, vec![DType::Bf16, DType::F32], Vec::new());
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--threads" => threads = args.next().ok_or("a number of threads")?.parse()?,
             "bf16" => dtypes = vec![DType::Bf16],
             "f32" => dtypes = vec![DType::F32],
-            other => return Err(format!("`{other}` is neither bf16 nor f32").into()),
+            layer => {
+                let (inputs, outputs) = layer.split_once('-').ok_or("INPUTS-OUTPUTS")?;
+                layers.push((inputs.parse()?, outputs.parse()?));
+            }
         }
+    }
+    if layers.is_empty() {
+        layers = LAYERS.to_vec();
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     println!(
@@ -28,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "", "GFLOP/s", "lora", "dropout", "GFLOP/s", "lora", "dropout"
     );
     for dtype in dtypes {
-        for layer in LAYERS {
+        for layer in layers.iter().copied() {
             let cases = [("linear", 0.0), ("lora_linear", 0.0), ("lora_linear", 0.1)]
                 .into_iter()
                 .chain([("dx", 0.0), ("lora_linear_bwd", 0.0), ("lora_linear_bwd", 0.1)]);

@@ -59,7 +59,7 @@ fn is_pair(p: &Product, isa: &Isa) -> bool {
 }
 
 /// Whether the left operand's rows are units as they lie in memory.
-fn is_direct(p: &Product, isa: &Isa) -> bool {
+pub(super) fn is_direct(p: &Product, isa: &Isa) -> bool {
     let is_pair = is_pair(p, isa);
     let is_plain = is_pair || (p.a.src.dtype() == DType::F32 && p.a.dropout.is_none());
     let is_whole = !is_pair || p.k.is_multiple_of(2);
@@ -135,6 +135,11 @@ fn aligned(piece: &mut [f32], n: usize) -> &mut [f32] {
     &mut piece[skip..skip + n]
 }
 
+/// Whether sums are made in the result itself.
+fn is_in_place(job: &Job<'_>) -> bool {
+    job.c.dtype() == DType::F32 && !job.transposed
+}
+
 /// Computes a job, on the calling thread alone or in parallel.
 ///
 /// # Safety
@@ -142,7 +147,7 @@ fn aligned(piece: &mut [f32], n: usize) -> &mut [f32] {
 pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa, alone: bool) {
     let (count, deep) = phases(job.products, isa).fold((0, 0), |(n, d), p| (n + 1, d.max(p.units())));
     let packs_a = !job.products.iter().all(|p| is_direct(p, isa));
-    let keeps_c = count > 1 && job.c.dtype() != DType::F32;
+    let keeps_c = count > 1 && !is_in_place(job);
     // Without panels of rows or sums to keep, a block has all rows.
     let height = if packs_a || keeps_c { BLOCK } else { job.m };
     let width = if packs_a { BLOCK } else { BLOCK / 2 };
@@ -317,7 +322,7 @@ impl Pass<'_> {
         let (row, column) = (t % rows.count, t / rows.count);
         let ((i, m), (j, n)) = (rows.part(row), columns.part(column));
         let (top, left) = (self.row.0 + i, self.column.0 + j);
-        let in_place = self.job.c.dtype() == DType::F32;
+        let in_place = is_in_place(self.job);
         let c_len = if in_place || !(is_first && is_last) { 0 } else { m * n };
         let d_len = if phase.iter().any(|s| s.product.dropout.is_some()) { m * n } else { 0 };
         debug_assert!(m * n <= TILE_AREA);
@@ -350,7 +355,7 @@ impl Pass<'_> {
                     }
                     let mut add = is_set;
                     for (number, s) in phase.iter().enumerate() {
-                        let out = !in_place && is_last && number + 1 == phase.iter().count();
+                        let out = !in_place && !self.job.transposed && is_last && number + 1 == phase.iter().count();
                         let place = Place { a: self.shared_a(i), b, top, left, out };
                         if let Some(d) = s.product.dropout {
                             let part = Tile { c: pd.as_mut_ptr(), ldc: n, ..tile };
@@ -365,11 +370,34 @@ impl Pass<'_> {
                         add = true;
                     }
                 }
-                if is_last && !in_place {
+                if is_last && self.job.transposed {
+                    self.store_transposed(&tile, top, left);
+                } else if is_last && !in_place {
                     (0..m).for_each(|r| self.job.c.store((top + r) * self.job.ldc + left, tile.row(r)));
                 }
             });
         }
+    }
+
+    /// Writes a tile to a column-major result.
+    ///
+    /// # Safety
+    /// As [`run`], for this tile.
+    unsafe fn store_transposed(&self, tile: &Tile, top: usize, left: usize) {
+        let &Tile { c, ldc, m, n } = tile;
+        scratch::with(m * n, |columns| {
+            for i in (0..m).step_by(16) {
+                // SAFETY: by contract.
+                unsafe {
+                    let to = columns.as_mut_ptr().add(i).cast();
+                    (self.isa.transpose)(c.add(i * ldc).cast(), ldc, 16.min(m - i), n, false, to, m);
+                }
+            }
+            for (j, column) in columns.chunks_exact(m).enumerate() {
+                // SAFETY: by contract.
+                unsafe { self.job.c.store((left + j) * self.job.ldc + top, column) };
+            }
+        });
     }
 
     /// Sets a tile to what is there before the first product; false if that is nothing and it is not set.
