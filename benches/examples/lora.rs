@@ -35,9 +35,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     for dtype in dtypes {
         for layer in layers.iter().copied() {
-            let cases = [("linear", 0.0), ("lora_linear", 0.0), ("lora_linear", 0.1)]
-                .into_iter()
-                .chain([("dx", 0.0), ("lora_linear_bwd", 0.0), ("lora_linear_bwd", 0.1)]);
+            let cases = [("linear", 0.0), ("lora_linear", 0.0), ("lora_linear", 0.1)].into_iter().chain([
+                ("dx", 0.0),
+                ("lora_linear_bwd", 0.0),
+                ("lora_linear_bwd", 0.1),
+            ]);
             let mut operations = Vec::new();
             for (what, dropout) in cases {
                 operations.push(operation(what, dtype, layer, dropout).ok_or("no memory")??);

@@ -50,7 +50,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 print!("{:<24}", format!("{dtype} {m}x{n}x{k}"));
                 for transposed in [(false, true), (false, false), (true, false)] {
                     let product = Operation::product((m, n, k), transposed, [dtype; 3]);
-                    print!(" {:>12}", share(product.expect("memory").expect("operands that fit"), dtype, m * n * k));
+                    print!(
+                        " {:>12}",
+                        share(product.expect("memory").expect("operands that fit"), dtype, m * n * k)
+                    );
                 }
                 println!();
             }

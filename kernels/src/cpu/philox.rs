@@ -103,7 +103,11 @@ fn runs(stream: Stream, start: u64, n: usize, mut f: impl FnMut(usize, &[u32])) 
         let skip = (at % 4) as usize;
         let end = WORDS.min(skip + n - done);
         // Runs of constant length become straight code.
-        if (skip, end) == (0, WORDS) { f(done, words) } else { f(done, &words[skip..end]) }
+        if (skip, end) == (0, WORDS) {
+            f(done, words)
+        } else {
+            f(done, &words[skip..end])
+        }
         done += end - skip;
     }
 }
@@ -152,10 +156,7 @@ mod tests {
         let mut pairs = [0; WORDS / 2];
         block(Stream { key: [0, 0], stream: 0 }, 0, &mut pairs);
         let words: &[u32; WORDS] = bytemuck::cast_ref(&pairs);
-        assert_eq!(
-            words[..4],
-            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
-        );
+        assert_eq!(words[..4], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
     }
 
     #[test]
@@ -168,6 +169,21 @@ mod tests {
             let mut part = vec![0.0; n];
             s.uniform(start as u64, &mut part);
             assert_eq!(part, all[start..start + n]);
+        }
+    }
+
+    #[test]
+    fn dropout_of_floats_and_of_16_bit_floats_keeps_the_same_elements() {
+        let dropout = Dropout::new(Stream { key: [7, 9], stream: 3 }, 0.3);
+        let x: Vec<bf16> = (1..=700).map(|i| bf16::from_f32(i as f32)).collect();
+        for (start, n) in [(0, 700), (1, 10), (64, 64), (130, 601)] {
+            let mut floats: Vec<f32> = x[..n].iter().map(|x| x.to_f32()).collect();
+            dropout.apply(start, &mut floats);
+            let mut kept = vec![bf16::NAN; n];
+            dropout.copy_kept(start, &x[..n], &mut kept);
+            let scaled: Vec<f32> = kept.iter().map(|x| x.to_f32() * dropout.keep()).collect();
+            assert_eq!(scaled, floats, "{start} {n}");
+            assert!(floats.contains(&0.0) && floats.iter().any(|x| *x != 0.0));
         }
     }
 }

@@ -29,8 +29,7 @@ pub(super) static F32: Isa = Isa {
 };
 
 /// `f32`, and `bf16` by its own instruction.
-pub(super) static BF16: Isa =
-    Isa {
+pub(super) static BF16: Isa = Isa {
     pair: Some(pair::<false>),
     dot: Some(dot),
     direct: Some([single::<true>, pair::<true>]),

@@ -355,7 +355,10 @@ impl Pass<'_> {
                     }
                     let mut add = is_set;
                     for (number, s) in phase.iter().enumerate() {
-                        let out = !in_place && !self.job.transposed && is_last && number + 1 == phase.iter().count();
+                        let out = !in_place
+                            && !self.job.transposed
+                            && is_last
+                            && number + 1 == phase.iter().count();
                         let place = Place { a: self.shared_a(i), b, top, left, out };
                         if let Some(d) = s.product.dropout {
                             let part = Tile { c: pd.as_mut_ptr(), ldc: n, ..tile };

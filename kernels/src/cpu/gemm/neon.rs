@@ -19,7 +19,8 @@ const VR: usize = 3;
 const NR: usize = 4 * VR;
 
 /// `f32` only.
-pub(super) static F32: Isa = Isa { mr: MR, nr: NR, single, pair: None, dot: None, direct: None, transpose, narrow: None };
+pub(super) static F32: Isa =
+    Isa { mr: MR, nr: NR, single, pair: None, dot: None, direct: None, transpose, narrow: None };
 
 /// `f32`, and `bf16` by its own instructions.
 pub(super) static BF16: Isa =

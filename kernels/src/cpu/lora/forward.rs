@@ -104,8 +104,7 @@ impl LoraLinear {
                 }
                 convert(s, s_rounded.slice(first * rank, n * rank));
             };
-            let stages =
-                [Stage((splits + round_tasks(b.len()), &prepare), (rows.div_ceil(ROWS), &multiply))];
+            let stages = [Stage((splits + round_tasks(b.len()), &prepare), (rows.div_ceil(ROWS), &multiply))];
             par::run_steps(&stages);
             (bf16_rows(s16, rank), bf16_rows(b16, rank))
         }
@@ -120,10 +119,8 @@ impl Kernel for LoraLinear {
         // SAFETY: by contract of `run`.
         unsafe {
             let (s, b) = self.low_rank(call);
-            let products = [
-                Product::new(x, w.t(), inputs),
-                Product { alpha: scale, ..Product::new(s, b.t(), rank) },
-            ];
+            let products =
+                [Product::new(x, w.t(), inputs), Product { alpha: scale, ..Product::new(s, b.t(), rank) }];
             let bias = self.bias.map(|t| call.src(4, t));
             Job { bias, ..Job::new(rows, outputs, &products, call.dst(0, self.lora.x)) }.run();
         }
