@@ -1,13 +1,18 @@
-//! Data: reading and tokenising JSON rows, packing documents, and building the batches of a step.
+//! Data: reading and tokenising JSON rows, packing documents, building the batches of a step, and streaming shards.
 #![allow(clippy::expect_used)]
 
 use criterion::{BatchSize, Criterion, Throughput};
 use kfc_benches::temp::TempFolder;
+use kfc_runtime::data::shards::{Limit, Pattern, RowSource, ShardConfig, ShardFormat, write_shards};
 use kfc_runtime::data::{
-    DataConfig, Documents, Loader, LoaderConfig, OnError, RowSet, load, save_word_level, words_of,
+    DataConfig, Documents, Loader, LoaderConfig, OnError, RowSet, RowStream, StreamConfig, Tokenizer, load,
+    save_word_level, train_byte_level, words_of,
 };
 use kfc_runtime::random::uniform;
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 const SEQ_LEN: usize = 1024;
 
@@ -40,13 +45,67 @@ fn main() {
     });
 
     let rows = RowSet::new(documents, SEQ_LEN, true).expect("rows");
-    let config = LoaderConfig { batch: 4, accumulation: 8, shuffle: true, seed: 0, general_fraction: 0.0 };
+    let config = LoaderConfig {
+        batch: 4,
+        accumulation: 8,
+        shuffle: true,
+        seed: 0,
+        general_fraction: 0.0,
+        rank: 0,
+        world: 1,
+    };
     group.throughput(Throughput::Elements((config.batch * config.accumulation * SEQ_LEN) as u64));
-    let mut loader = Loader::new(rows, None, config).expect("a loader");
-    group.bench_function("step", |b| b.iter(|| loader.next_step()));
+    let mut loader = Loader::new(rows, None, config.clone()).expect("a loader");
+    group.bench_function("step", |b| b.iter(|| loader.next_step().expect("a step")));
+    group.finish();
 
+    // Steps as training takes them, as fast as they come: the rate is that of reading, tokenising and packing.
+    let mut group = criterion.benchmark_group("stream");
+    group.throughput(Throughput::Elements((config.batch * config.accumulation * SEQ_LEN) as u64));
+    let tokenizer = train_byte_level(std::slice::from_ref(&path), 2048, &folder.path().join("bpe"));
+    let tokenizer = Arc::new(tokenizer.expect("a tokenizer"));
+    for (name, format) in [
+        ("jsonl", ShardFormat::Jsonl),
+        ("tar", ShardFormat::WebDataset),
+        ("tokens", ShardFormat::Tokens(&tokenizer)),
+    ] {
+        let files = [write_as(&folder, &path, name, format)];
+        let mut loader = streamed(&files, &tokenizer, config.clone());
+        group.bench_function(name, |b| b.iter(|| loader.next_step().expect("a step")));
+    }
     group.finish();
     criterion.final_summary();
+}
+
+/// The rows of a file in shards of a format: a pattern for them.
+fn write_as(folder: &TempFolder, rows: &Path, name: &str, format: ShardFormat<'_>) -> PathBuf {
+    let extension = if name == "tokens" { "safetensors" } else { name };
+    let pattern = folder.path().join(format!("{{0..3}}.{extension}"));
+    let shards = ShardConfig {
+        pattern: Pattern::parse(&pattern).expect("a pattern"),
+        limit: Limit::Even,
+        format,
+        on_error: OnError::Stop,
+        resume: false,
+    };
+    let source = RowSource::open(&[rows.to_path_buf()], None).expect("rows");
+    write_shards(&source, &shards, &AtomicBool::new(false), &mut |_, _| ()).expect("shards");
+    pattern
+}
+
+/// A loader of files that are read as they are used, with the workers that training has by default.
+fn streamed(files: &[PathBuf], tokenizer: &Arc<Tokenizer>, config: LoaderConfig) -> Loader {
+    let data = DataConfig {
+        format: None,
+        seq_len: Some(SEQ_LEN),
+        packing: true,
+        long_rows: None,
+        on_error: OnError::Stop,
+        vocab: tokenizer.vocab_size(),
+    };
+    let stream = StreamConfig { data, shuffle: true, seed: 0, workers: 8, prefetch: 4, rank: 0, world: 1 };
+    let stream = RowStream::open(files, stream, Some(Arc::clone(tokenizer))).expect("a stream");
+    Loader::streamed(stream, None, config).expect("a loader")
 }
 
 const WORDS: [&str; 12] =

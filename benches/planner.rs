@@ -6,7 +6,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use kfc_benches::workloads::Shape;
 use kfc_graph::cost::Rates;
 use kfc_graph::{DType, Graph};
-use kfc_kernels::compile::{CompileOptions, Recompute, compile, compile_with, frontier};
+use kfc_kernels::compile::{Backend, CompileOptions, Recompute, compile, compile_with, frontier};
 use kfc_ops::model::{LoraSpec, ModelConfig, resolve_targets};
 use kfc_ops::step::train::{TrainSpec, train_graph};
 use std::time::Instant;
@@ -42,7 +42,8 @@ fn quality() {
     let mut slowest = 0.0f64;
     for layers in LAYERS {
         let graph = graph(layers);
-        let tightest = frontier(&graph, &Rates::default().seconds_of()).expect("choices").choices;
+        let tightest =
+            frontier(&graph, Backend::Cpu, &Rates::default().seconds_of()).expect("choices").choices;
         let tightest = tightest.last().expect("a choice").arena_bytes;
         for (name, recompute) in
             [("everything", Recompute::Off), ("the least", Recompute::WithinBudget(tightest))]

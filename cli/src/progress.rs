@@ -5,7 +5,7 @@ use crate::args::Global;
 use crate::config::format_bytes;
 use crate::output;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -162,28 +162,55 @@ impl Summary {
         rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
+    /// As one object.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "event": "summary",
+            "steps": self.steps,
+            "total_steps": self.total,
+            "stopped": self.stopped,
+            "tokens": self.tokens,
+            "loss": self.loss,
+            "tokens_per_s": self.tokens_per_s,
+            "peak_bytes": self.peak_bytes,
+            "predicted_peak_bytes": self.predicted_peak_bytes,
+            "seconds": self.seconds,
+            "cold_start_seconds": self.cold_start,
+            "skipped": self.skipped,
+            "result": self.result,
+            "report": self.report,
+        })
+    }
+
+    /// Reads what [`Summary::to_json`] gave; `None` if something is missing.
+    pub fn from_json(json: &Value) -> Option<Summary> {
+        let count = |key: &str| json.get(key)?.as_u64();
+        let number = |key: &str| json.get(key)?.as_f64();
+        let path = |key: &str| Some(PathBuf::from(json.get(key)?.as_str()?));
+        Some(Summary {
+            steps: count("steps")? as usize,
+            total: count("total_steps")? as usize,
+            tokens: count("tokens")?,
+            loss: number("loss").unwrap_or(f64::NAN),
+            tokens_per_s: number("tokens_per_s").unwrap_or(f64::NAN),
+            peak_bytes: count("peak_bytes")?,
+            predicted_peak_bytes: count("predicted_peak_bytes")?,
+            seconds: number("seconds")?,
+            cold_start: number("cold_start_seconds"),
+            skipped: count("skipped")? as usize,
+            result: path("result")?,
+            report: path("report")?,
+            stopped: json.get("stopped")?.as_bool()?,
+        })
+    }
+
     /// Prints the summary to standard output, as a table or with `--json` as one line with an `event` of `"summary"`.
     ///
     /// # Errors
     /// If standard output cannot be written.
     pub fn print(&self, global: &Global) -> std::io::Result<()> {
         if global.json {
-            return output::json_line(&json!({
-                "event": "summary",
-                "steps": self.steps,
-                "total_steps": self.total,
-                "stopped": self.stopped,
-                "tokens": self.tokens,
-                "loss": self.loss,
-                "tokens_per_s": self.tokens_per_s,
-                "peak_bytes": self.peak_bytes,
-                "predicted_peak_bytes": self.predicted_peak_bytes,
-                "seconds": self.seconds,
-                "cold_start_seconds": self.cold_start,
-                "skipped": self.skipped,
-                "result": self.result,
-                "report": self.report,
-            }));
+            return output::json_line(&self.to_json());
         }
         let rows = self.rows();
         let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);

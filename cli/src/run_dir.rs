@@ -108,6 +108,21 @@ impl RunDir {
         self.path.join(kfc_runtime::profile::FILE)
     }
 
+    /// What the run came to.
+    pub fn summary(&self) -> PathBuf {
+        self.path.join("summary.json")
+    }
+
+    /// Answers to prompts before and after.
+    pub fn samples(&self) -> PathBuf {
+        self.path.join("samples.json")
+    }
+
+    /// Reports of evaluations of what was trained.
+    pub fn evaluations(&self) -> PathBuf {
+        self.path.join("eval")
+    }
+
     /// The page with curves.
     pub fn report(&self) -> PathBuf {
         self.path.join("report.html")

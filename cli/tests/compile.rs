@@ -82,14 +82,15 @@ fn cuda_kernels_are_written() {
         return;
     };
     let world = World::new();
-    let compile = |out: &str, nvrtc: &Path| {
+    let compile = |out: &str, nvrtc: &Path, cache: &str| {
         let mut c = command();
         c.args(["compile".as_ref(), job(&world).as_os_str(), "--target".as_ref(), "cuda:sm_90a".as_ref()])
             .args(["--emit".as_ref(), world.join(out).as_os_str()])
-            .env("KFC_NVRTC", nvrtc);
+            .env("KFC_NVRTC", nvrtc)
+            .env("XDG_CACHE_HOME", world.join(cache));
         c.output().unwrap()
     };
-    let output = compile("out", &nvrtc);
+    let output = compile("out", &nvrtc, "cache");
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let kernels = world.join("out/kernels");
     let files = names(&kernels);
@@ -98,7 +99,17 @@ fn cuda_kernels_are_written() {
     let about = json(&kernels.join("lora_linear.json"));
     assert_eq!((&about["spill_bytes"], &about["target"]), (&0.into(), &"sm_90a".into()));
 
-    let output = compile("none", Path::new("/no/nvrtc"));
+    // A machine that has compiled them before needs no compiler.
+    let output = compile("again", Path::new("/no/nvrtc"), "cache");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let same = |name: &str| {
+        let [a, b] =
+            ["out", "again"].map(|d| std::fs::read(world.join(d).join("kernels").join(name)).unwrap());
+        a == b
+    };
+    assert!(files.iter().filter(|n| n.ends_with(".cubin")).all(|n| same(n)));
+
+    let output = compile("none", Path::new("/no/nvrtc"), "empty");
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.contains("NVRTC") && message.trim_end().lines().count() == 1, "{message}");

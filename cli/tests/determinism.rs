@@ -11,11 +11,13 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, SystemTime};
 
 /// Everything that a run leaves and that time does not change: every file of the run by name, `metrics.jsonl` without
-/// timings; not the report and the profile, which have timings in them (the profile only if the last start took a step).
+/// timings; not the report, the summary and the profile, which have timings in them (the profile only if the last start took
+/// a step).
 fn outcome(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     gather(run, "", &mut files);
     files.remove("report.html").unwrap();
+    files.remove("summary.json").unwrap();
     files.remove("profile.json");
     let mut lines = metrics(run);
     for line in &mut lines {
@@ -69,6 +71,20 @@ fn full_job(world: &World, steps: usize, every: usize) -> PathBuf {
     world.job(&format!(
         "[model]\npath = \"student\"\ndtype = \"bf16\"\n[data]\ntrain = [\"rows.jsonl\"]\nseq_len = 32\n\
          [train]\nsteps = {steps}\nbatch = 2\naccumulation = 1\nlr = 1e-3\nwarmup_steps = 2\nsave_every = {every}\n"
+    ))
+}
+
+/// Rows streamed from archives, several blocks of them.
+fn streamed_job(world: &World, steps: usize, every: usize) -> PathBuf {
+    let rows = std::fs::read_to_string(world.join("rows.jsonl")).unwrap();
+    let many = rows.repeat((600 << 10) / rows.len());
+    std::fs::write(world.join("many.jsonl"), many).unwrap();
+    let shards = world.join("{0..3}.tar");
+    succeeds(&args!["data", "shard", world.join("many.jsonl"), "--out", shards]);
+    world.job(&format!(
+        "[model]\npath = \"student\"\n[lora]\nr = 4\n\
+         [data]\ntrain = [\"{{0..3}}.tar\"]\nseq_len = 32\nstreaming = \"on\"\n\
+         [train]\nsteps = {steps}\nbatch = 16\naccumulation = 2\nlr = 1e-2\nwarmup_steps = 2\nsave_every = {every}\n"
     ))
 }
 
@@ -213,6 +229,43 @@ fn killed_full_runs_resume_bit_for_bit() {
     let world = World::new();
     let job = full_job(&world, 150, 8);
     kills_leave_no_trace(&world, &job);
+}
+
+#[test]
+fn killed_streamed_runs_resume_bit_for_bit() {
+    let world = World::new();
+    let job = streamed_job(&world, 120, 7);
+    kills_leave_no_trace(&world, &job);
+}
+
+#[test]
+fn workers_and_threads_do_not_matter_for_streamed_rows() {
+    let world = World::new();
+    let job = streamed_job(&world, 60, 25);
+    let run = |workers: &str, threads: &str| {
+        let run = world.join(&format!("run-{workers}-{threads}"));
+        let set = |key: &str, value: &str| format!("data.{key}={value}");
+        let (workers, prefetch) = (set("workers", workers), set("prefetch", threads));
+        succeeds(&args![
+            "train",
+            job,
+            "--out",
+            run,
+            "--threads",
+            threads,
+            "--set",
+            workers,
+            "--set",
+            prefetch
+        ]);
+        let mut files = outcome(&run);
+        files.remove("config.toml").unwrap();
+        files
+    };
+    let one = run("1", "1");
+    for (workers, threads) in [("8", "2"), ("3", "4")] {
+        assert_same(&format!("{workers} workers"), &run(workers, threads), &one);
+    }
 }
 
 /// An interrupt ends the run after its step, with a checkpoint, and counts as success.

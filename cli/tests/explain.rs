@@ -83,6 +83,8 @@ fn a_run_is_attributed_and_a_calibration_is_used() {
     near(sum(&rough["kernels"], "measured_ms"), measured["kernel_ms"].as_f64().unwrap());
     near(sum(&rough["parts"], "measured_ms"), measured["kernel_ms"].as_f64().unwrap());
     assert!(rough["kernels"].as_array().unwrap().iter().all(|k| k["source"] == "roofline"));
+    let waited = measured["host_ms"]["waiting for data"].as_f64().unwrap();
+    assert!(waited <= 0.05 * measured["step_ms"].as_f64().unwrap(), "batches are made ahead: {measured}");
 
     let tuned = object(&cache, &args!["tune", config, "--calibrate", "--seconds", "1"]);
     assert!(tuned["steps"].as_u64().unwrap() >= 5 && tuned["kernels"].as_u64().unwrap() > 20);
@@ -107,6 +109,26 @@ fn a_run_is_attributed_and_a_calibration_is_used() {
     // A damaged cache is no error, only no calibration.
     std::fs::write(tuned["file"].as_str().unwrap(), "{\"cpu\":").unwrap();
     assert_eq!(object(&cache, &args!["explain", run])["limits"]["measured"], false);
+}
+
+#[test]
+fn steps_that_wait_for_data_are_explained_as_such() {
+    let (folder, case) = (Folder::new(), case("llama"));
+    let run = folder.join("run");
+    succeeds(&args!["train", case.join("config.toml"), "--out", run, "--set", "train.steps=5"]);
+    // As if the loader had taken as long again as all else.
+    let path = run.join("profile.json");
+    let mut profile: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let wall = profile["measured"]["wall_ns"].as_u64().unwrap();
+    let (host, waited) = (&profile["measured"]["host"], "waiting for data");
+    let mut host: Vec<(String, u64)> = serde_json::from_value(host.clone()).unwrap();
+    host.iter_mut().filter(|(what, _)| what == waited).for_each(|(_, ns)| *ns = wall);
+    profile["measured"]["host"] = serde_json::to_value(host).unwrap();
+    profile["measured"]["wall_ns"] = (2 * wall).into();
+    std::fs::write(&path, profile.to_string()).unwrap();
+    let text = succeeds(&args!["explain", run]);
+    let line = text.lines().find(|l| l.starts_with(waited)).unwrap();
+    assert!(line.ends_with("50.0 %"), "{line}");
 }
 
 #[test]

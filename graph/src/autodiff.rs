@@ -206,6 +206,14 @@ fn prim_vjp(
             let slope = b.mul(y, rest)?;
             one(b.mul(g, slope))
         }
+        Prim::Erf => {
+            // 2/√π · e^(-x²)
+            let square = b.mul(x[0], x[0])?;
+            let power = b.neg(square)?;
+            let bell = b.exp(power)?;
+            let slope = b.scale(bell, std::f64::consts::FRAC_2_SQRT_PI)?;
+            one(b.mul(g, slope))
+        }
         Prim::Cast(_) => {
             let dtype = b.ty(x[0]).dtype;
             if dtype.is_float() { one(b.cast(g, dtype)) } else { Ok(vec![None]) }

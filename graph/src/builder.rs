@@ -113,6 +113,11 @@ impl<'g> Builder<'g> {
         self.prim(Prim::Sigmoid, &[a])
     }
 
+    /// The error function.
+    pub fn erf(&mut self, a: ValueId) -> Result<ValueId> {
+        self.prim(Prim::Erf, &[a])
+    }
+
     /// `a` as `to`; `a` itself if it already is.
     pub fn cast(&mut self, a: ValueId, to: DType) -> Result<ValueId> {
         if self.ty(a).dtype == to { Ok(a) } else { self.prim(Prim::Cast(to), &[a]) }

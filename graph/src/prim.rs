@@ -51,6 +51,8 @@ pub enum Prim {
     Sqrt,
     /// `1 / (1 + e^-a)`
     Sigmoid,
+    /// The error function, `2/√π · ∫₀ᵃ e^(-t²) dt`
+    Erf,
     /// Conversion to another element type (floats to integers truncate).
     Cast(DType),
     /// `a + b`
@@ -145,6 +147,7 @@ impl Prim {
             Prim::Log => "log",
             Prim::Sqrt => "sqrt",
             Prim::Sigmoid => "sigmoid",
+            Prim::Erf => "erf",
             Prim::Cast(_) => "cast",
             Prim::Add => "add",
             Prim::Sub => "sub",
@@ -198,7 +201,7 @@ impl Prim {
                 }
                 Ok(TensorType::new(DType::F32, dims.clone()))
             }
-            Prim::Neg | Prim::Exp | Prim::Log | Prim::Sqrt | Prim::Sigmoid => {
+            Prim::Neg | Prim::Exp | Prim::Log | Prim::Sqrt | Prim::Sigmoid | Prim::Erf => {
                 arity(1)?;
                 float(self.name(), &inputs[0])?;
                 Ok(inputs[0].clone())
@@ -356,6 +359,7 @@ impl Prim {
                 | Prim::Log
                 | Prim::Sqrt
                 | Prim::Sigmoid
+                | Prim::Erf
                 | Prim::Cast(_)
                 | Prim::Add
                 | Prim::Sub

@@ -38,6 +38,7 @@ impl Prim {
             | Prim::Log
             | Prim::Sqrt
             | Prim::Sigmoid
+            | Prim::Erf
             | Prim::Add
             | Prim::Sub
             | Prim::Mul

@@ -80,7 +80,9 @@ fn check_prim(prim: Prim, inputs: &[(TensorType, Tensor)]) {
 fn pointwise() {
     let x = random(&[2, 3], 0.3, 2.0);
     let y = (x.0.clone(), Rng(1).uniform(&[2, 3], 0.4, 2.0));
-    for prim in [Prim::Neg, Prim::Exp, Prim::Log, Prim::Sqrt, Prim::Sigmoid, Prim::Cast(DType::Bf16)] {
+    for prim in
+        [Prim::Neg, Prim::Exp, Prim::Log, Prim::Sqrt, Prim::Sigmoid, Prim::Erf, Prim::Cast(DType::Bf16)]
+    {
         check_prim(prim, std::slice::from_ref(&x));
     }
     for prim in [Prim::Add, Prim::Sub, Prim::Mul, Prim::Div, Prim::Max] {

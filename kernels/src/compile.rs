@@ -101,13 +101,13 @@ pub fn compile_with(
     Ok(Compiled { plan: lower(&graph, &facts_of, decisions), frontier })
 }
 
-/// The choices between memory and time that a graph leaves.
+/// The choices between memory and time that a graph leaves with the kernels of a backend.
 ///
 /// # Errors
 /// As [`compile`].
-pub fn frontier(graph: &Graph, seconds: &SecondsOf<'_>) -> Result<Frontier, KernelError> {
-    let facts = FactsTable::new(Backend::Cpu);
-    let graph = optimised(graph, Backend::Cpu, &mut |_, _| ())?;
+pub fn frontier(graph: &Graph, backend: Backend, seconds: &SecondsOf<'_>) -> Result<Frontier, KernelError> {
+    let facts = FactsTable::new(backend);
+    let graph = optimised(graph, backend, &mut |_, _| ())?;
     Ok(Frontier::new(&graph, &|graph, node| facts.of(graph, node), seconds))
 }
 

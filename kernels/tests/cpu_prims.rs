@@ -21,7 +21,7 @@ fn pointwise() {
         for x in FLOATS {
             let one = [t(x, dims)];
             let two = [t(x, dims), t(x, dims)];
-            for p in [Prim::Neg, Prim::Exp, Prim::Sigmoid] {
+            for p in [Prim::Neg, Prim::Exp, Prim::Sigmoid, Prim::Erf] {
                 check_uniform(&Op::Prim(p), &one, -3.0, 3.0);
             }
             for p in [Prim::Log, Prim::Sqrt] {

@@ -11,8 +11,10 @@ mod programs;
 mod tile_cases;
 
 mod common;
+#[path = "common/elements.rs"]
+mod elements;
 
-use half::{bf16, f16};
+use elements::encode;
 use kfc_graph::{Attrs, Composite, DType, Op, SampleInput, TensorType};
 use kfc_kernels::cuda::{Arch, Nvrtc};
 use kfc_kernels::tile::Program;
@@ -177,33 +179,6 @@ fn kernels_compile_without_spills() {
     eprintln!("{} kernels compiled, {} of them for all architectures", kernels.len(), everywhere.len());
 }
 
-/// Bytes of a buffer.
-fn encode(values: &[f64], elem: Elem) -> Vec<u8> {
-    let each = |&x: &f64| match elem {
-        Elem::F32 => (x as f32).to_le_bytes().to_vec(),
-        Elem::Bf16 => bf16::from_f64(x).to_le_bytes().to_vec(),
-        Elem::F16 => f16::from_f64(x).to_le_bytes().to_vec(),
-        Elem::I32 => (x as i32).to_le_bytes().to_vec(),
-        Elem::U32 => (x as u32).to_le_bytes().to_vec(),
-        Elem::Bool => vec![u8::from(x != 0.0)],
-    };
-    values.iter().flat_map(each).collect()
-}
-
-fn decode(bytes: &[u8], elem: Elem) -> Vec<f64> {
-    let two = |b: &[u8]| [b[0], b[1]];
-    let four = |b: &[u8]| [b[0], b[1], b[2], b[3]];
-    let each = |b: &[u8]| match elem {
-        Elem::F32 => f64::from(f32::from_le_bytes(four(b))),
-        Elem::Bf16 => bf16::from_le_bytes(two(b)).to_f64(),
-        Elem::F16 => f16::from_le_bytes(two(b)).to_f64(),
-        Elem::I32 => f64::from(i32::from_le_bytes(four(b))),
-        Elem::U32 => f64::from(u32::from_le_bytes(four(b))),
-        Elem::Bool => f64::from(b[0]),
-    };
-    bytes.chunks_exact(elem.bytes()).map(each).collect()
-}
-
 /// All kernels as one C++ program for the CPU.
 fn host_source(kernels: &[(Program, Source)]) -> String {
     let mut t = String::from("#include \"host.h\"\n#include \"kfc.cuh\"\n");
@@ -246,15 +221,6 @@ fn host_cases(kernels: &[(Program, Source)], cases: &[Case]) -> Vec<u8> {
     bytes
 }
 
-fn tolerance(elem: Elem) -> f64 {
-    match elem {
-        Elem::F32 => 1e-5,
-        Elem::Bf16 => 1e-2,
-        Elem::F16 => 2e-3,
-        _ => 0.0,
-    }
-}
-
 /// Results that differ from those of the tile interpreter.
 fn differences(kernels: &[(Program, Source)], cases: &[Case], mut results: &[u8]) -> String {
     let mut faults = String::new();
@@ -262,19 +228,8 @@ fn differences(kernels: &[(Program, Source)], cases: &[Case], mut results: &[u8]
         for (values, param) in c.after.iter().zip(&kernels[c.kernel].0.params) {
             let (bytes, rest) = results.split_at(values.len() * param.elem.bytes());
             results = rest;
-            let finite = values.iter().filter(|v| v.is_finite());
-            let scale = finite.fold(1e-3f64, |m, v| m.max(v.abs()));
-            let got = decode(bytes, param.elem);
-            let wrong = |(g, v): &(&f64, &f64)| {
-                // Not a number: nobody wrote it.
-                !((*g - *v).abs() <= tolerance(param.elem) * scale || g == v || v.is_nan())
-            };
-            let count = got.iter().zip(values).filter(wrong).count();
-            if let Some(i) = got.iter().zip(values).position(|p| wrong(&p)) {
-                let (label, name, n) = (&c.label, &param.name, values.len());
-                let _ =
-                    writeln!(faults, "{label}: {count} of {n} of {name}; {i}: {} for {}", got[i], values[i]);
-            }
+            faults +=
+                &elements::difference(&format!("{} of {}", param.name, c.label), values, bytes, param.elem);
         }
     }
     assert!(results.is_empty(), "{} bytes too many", results.len());

@@ -75,7 +75,10 @@ fn samples_in_place() {
             }
         }
     }
-    assert_eq!(names.into_iter().collect::<Vec<_>>(), ["rms_norm_bwd", "rope", "swiglu", "swiglu_bwd"]);
+    assert_eq!(
+        names.into_iter().collect::<Vec<_>>(),
+        ["layer_norm", "rms_norm_bwd", "rope", "swiglu", "swiglu_bwd"]
+    );
 }
 
 /// Long enough for several blocks and tasks.
@@ -88,7 +91,7 @@ fn long_operands_in_place() {
         let composite = |name: &str, attrs| {
             Op::Composite(Composite { def: kfc_ops::registry().get(name).unwrap(), attrs })
         };
-        for p in [Prim::Neg, Prim::Exp, Prim::Log, Prim::Sqrt, Prim::Sigmoid] {
+        for p in [Prim::Neg, Prim::Exp, Prim::Log, Prim::Sqrt, Prim::Sigmoid, Prim::Erf] {
             assert_eq!(check(&Op::Prim(p), &[rows(70)], &uniform(&[rows(70)])), 1);
         }
         for p in [Prim::Add, Prim::Sub, Prim::Mul, Prim::Div, Prim::Max] {

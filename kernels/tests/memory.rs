@@ -7,7 +7,7 @@ mod common;
 use common::llama::{Job, large, train};
 use kfc_graph::DType;
 use kfc_graph::cost::Rates;
-use kfc_kernels::compile::{compile, frontier};
+use kfc_kernels::compile::{Backend, compile, frontier};
 use std::time::Instant;
 
 const MIB: f64 = 1024.0 * 1024.0;
@@ -44,7 +44,7 @@ fn frontiers_are_found_in_seconds() {
     for layers in [12, 32] {
         let graph = train(large(layers), job(true));
         let start = Instant::now();
-        let all = frontier(&graph, &Rates::default().seconds_of()).unwrap();
+        let all = frontier(&graph, Backend::Cpu, &Rates::default().seconds_of()).unwrap();
         let took = start.elapsed();
         println!("{layers} layers: planned in {took:.2?}");
         for c in &all.choices {

@@ -11,7 +11,7 @@ use kfc_graph::interp::{self, Tensor};
 use kfc_graph::passes::recompute::{Cut, Policy, dropped, run};
 use kfc_graph::{DType, Graph, Op, Phase, passes};
 use kfc_kernels::KernelError;
-use kfc_kernels::compile::{CompileOptions, Recompute, compile, compile_with, frontier};
+use kfc_kernels::compile::{Backend, CompileOptions, Recompute, compile, compile_with, frontier};
 
 const SEQ: usize = 6;
 
@@ -69,7 +69,7 @@ fn plans_give_the_same_bytes() {
         let plain = compile(&graph, &mut |_, _| ()).unwrap();
         assert!(run_plan(&plain, &data) == expected, "sharing memory changes a result");
         let mut choices: Vec<Recompute> = policies().into_iter().map(Recompute::Named).collect();
-        let points = frontier(&graph, &Rates::default().seconds_of()).unwrap().choices;
+        let points = frontier(&graph, Backend::Cpu, &Rates::default().seconds_of()).unwrap().choices;
         choices.extend(points.iter().step_by(7).map(|c| Recompute::WithinBudget(c.arena_bytes)));
         for recompute in choices {
             let what = format!("{recompute:?}");
@@ -83,7 +83,7 @@ fn plans_give_the_same_bytes() {
 #[test]
 fn budgets_are_kept_or_refused() {
     let graph = train(TINY, jobs()[0]);
-    let all = frontier(&graph, &Rates::default().seconds_of()).unwrap();
+    let all = frontier(&graph, Backend::Cpu, &Rates::default().seconds_of()).unwrap();
     let compiled = |bytes| {
         let options =
             CompileOptions { recompute: Recompute::WithinBudget(bytes), ..CompileOptions::default() };
@@ -110,7 +110,7 @@ fn cheap_values_go_first() {
         common::llama::large(2),
         Job { dtype: DType::Bf16, lora: true, teacher: false, batch: 1, seq: 1024 },
     ));
-    let all = frontier(&graph, &Rates::default().seconds_of()).unwrap();
+    let all = frontier(&graph, Backend::Cpu, &Rates::default().seconds_of()).unwrap();
     let first = all.choices.iter().find(|c| !c.dropped.is_empty()).unwrap();
     for v in &first.dropped {
         let kfc_graph::Def::Node(id, _) = graph.def(*v) else { panic!("an input is dropped") };

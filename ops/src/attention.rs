@@ -1,7 +1,8 @@
 //! `attention` and `attention_bwd`: causal attention within segments, with grouped key and value heads.
 //!
 //! Query i sees key j iff `seg_q[i] >= 0`, `seg_q[i] == seg_k[j]` and `pos_k[j] <= pos_q[i]`; this covers
-//! packed rows, padding (segment -1) and a key-value cache. A query that sees nothing has o = 0 and lse = 0.
+//! packed rows, padding (segment -1) and a key-value cache; where all positions are equal, attention sees both ways.
+//! A query that sees nothing has o = 0 and lse = 0.
 //! Query head h reads key head `h / (heads / kv_heads)`. Scores are f32.
 
 use crate::common::{Operands, take, unit, zero_unless};
@@ -57,13 +58,18 @@ pub struct Attention {
     pub scale: f64,
 }
 
+impl Attention {
+    fn attrs(&self) -> Attrs {
+        Attrs::new().with("heads", self.heads).with("kv_heads", self.kv_heads).with("scale", self.scale)
+    }
+}
+
 /// Softmax attention: `[B,Tq,heads·Dv]`.
 ///
 /// # Errors
 /// If the operands do not fit.
 pub fn attention(b: &mut Builder<'_>, a: &Attention) -> Result<ValueId> {
-    let attrs = Attrs::new().with("heads", a.heads).with("kv_heads", a.kv_heads).with("scale", a.scale);
-    Ok(b.composite(&ATTENTION, attrs, &[a.q, a.k, a.v, a.seg_q, a.pos_q, a.seg_k, a.pos_k])?[0])
+    Ok(b.composite(&ATTENTION, a.attrs(), &[a.q, a.k, a.v, a.seg_q, a.pos_q, a.seg_k, a.pos_k])?[0])
 }
 
 /// Extents of one application.
@@ -184,6 +190,45 @@ fn masked_scores(
     Ok((b.select(mask, scores, low)?, mask))
 }
 
+/// What a masked softmax over keys gives: probabilities `[B,heads,Tq,Tk]`, and of each row `[..,1]` the largest score, the
+/// sum of exponentials (1 where nothing is seen) and whether anything is seen.
+struct Softmax {
+    p: ValueId,
+    max: ValueId,
+    sum: ValueId,
+    sees: ValueId,
+}
+
+fn softmax(b: &mut Builder<'_>, e: Extents, scores: ValueId, mask: ValueId) -> Result<Softmax> {
+    let max = row_max(b, scores)?;
+    let spread_max = spread(b, max, e.tk)?;
+    let shifted = b.sub(scores, spread_max)?;
+    let weights = b.exp(shifted)?;
+    let weights = zero_unless(b, mask, weights)?;
+    let sum = row_sum(b, weights)?;
+    let zero = b.full_like(sum, 0.0)?;
+    let sees = b.compare(CmpOp::Lt, zero, sum)?;
+    let one = b.full_like(sum, 1.0)?;
+    let sum = b.select(sees, sum, one)?;
+    let spread_sum = spread(b, sum, e.tk)?;
+    let p = b.div(weights, spread_sum)?;
+    Ok(Softmax { p, max, sum, sees })
+}
+
+/// The weights that [`attention`] gives to keys, `f32 [B,heads,Tq,Tk]`, made of primitives: no attention kernel ever holds
+/// them.
+///
+/// # Errors
+/// If the operands do not fit.
+pub fn attention_weights(b: &mut Builder<'_>, a: &Attention) -> Result<ValueId> {
+    let e = Extents::new(NAME, &a.attrs(), b.ty(a.q), b.ty(a.k), b.ty(a.v))?;
+    let q = split_heads(b, a.q, e.heads)?;
+    let k = split_heads(b, a.k, e.kv_heads)?;
+    let k = repeat_heads(b, k, e.group())?;
+    let (scores, mask) = masked_scores(b, e, a.scale, q, k, [a.seg_q, a.pos_q, a.seg_k, a.pos_k])?;
+    Ok(softmax(b, e, scores, mask)?.p)
+}
+
 impl OpDef for AttentionDef {
     fn name(&self) -> &'static str {
         NAME
@@ -211,19 +256,7 @@ impl OpDef for AttentionDef {
         let (k, v) = (repeat_heads(b, k, e.group())?, repeat_heads(b, v, e.group())?);
 
         let (scores, mask) = masked_scores(b, e, attrs.f64("scale")?, q, k, [seg_q, pos_q, seg_k, pos_k])?;
-        let max = row_max(b, scores)?;
-        let spread_max = spread(b, max, e.tk)?;
-        let shifted = b.sub(scores, spread_max)?;
-        let weights = b.exp(shifted)?;
-        let weights = zero_unless(b, mask, weights)?;
-        let sum = row_sum(b, weights)?;
-        let zero = b.full_like(sum, 0.0)?;
-        let sees = b.compare(CmpOp::Lt, zero, sum)?;
-        let one = b.full_like(sum, 1.0)?;
-        let sum = b.select(sees, sum, one)?;
-
-        let spread_sum = spread(b, sum, e.tk)?;
-        let p = b.div(weights, spread_sum)?;
+        let Softmax { p, max, sum, sees } = softmax(b, e, scores, mask)?;
         let o = b.matmul(p, v, false, false, DType::F32)?;
         let log_sum = b.log(sum)?;
         let lse = b.add(max, log_sum)?;
@@ -245,7 +278,7 @@ impl OpDef for AttentionDef {
 }
 
 /// FLOPs of products over all query-key pairs: `n_d` products of depth D and `n_dv` of depth Dv. A square
-/// causal problem computes half of them.
+/// problem counts half of them, as a causal one computes.
 fn pair_flops(op: &str, attrs: &Attrs, qkv: &[TensorType], n_d: u64, n_dv: u64) -> u64 {
     let Ok(e) = Extents::new(op, attrs, &qkv[0], &qkv[1], &qkv[2]) else { return 0 };
     let rows = e.batch * e.heads * e.tq;
@@ -410,21 +443,22 @@ fn cases() -> Vec<Case> {
         pos_k: pos,
     }];
     for dtype in [DType::F32, DType::Bf16, DType::F16] {
-        // Two documents and padding in the first row, one document in the second.
+        // Two documents and padding in the first row, one document in the second; causal, and with all positions equal.
         let seg = vec![0., 0., 0., 1., 1., -1., -1., 0., 0., 0., 0., 0., 0., 0.];
-        let pos = vec![0., 1., 2., 0., 1., 0., 0., 0., 1., 2., 3., 4., 5., 6.];
-        cases.push(Case {
-            dtype,
-            batch: 2,
-            heads: 4,
-            kv_heads: 2,
-            d: 3,
-            dv: 5,
-            seg_q: seg.clone(),
-            pos_q: pos.clone(),
-            seg_k: seg,
-            pos_k: pos,
-        });
+        for pos in [vec![0., 1., 2., 0., 1., 0., 0., 0., 1., 2., 3., 4., 5., 6.], vec![0.; 14]] {
+            cases.push(Case {
+                dtype,
+                batch: 2,
+                heads: 4,
+                kv_heads: 2,
+                d: 3,
+                dv: 5,
+                seg_q: seg.clone(),
+                pos_q: pos.clone(),
+                seg_k: seg.clone(),
+                pos_k: pos,
+            });
+        }
         // Two new queries over a cache of five with one free slot; the second row's query sees nothing.
         cases.push(Case {
             dtype,

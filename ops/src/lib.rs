@@ -13,6 +13,7 @@
 mod common;
 
 pub mod accumulate;
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod embedding;
@@ -21,6 +22,7 @@ pub mod ewc_delta;
 pub mod feature_alignment;
 pub mod head;
 pub mod kv_append;
+pub mod layer_norm;
 pub mod linear;
 pub mod lora_linear;
 pub mod model;

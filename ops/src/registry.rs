@@ -1,7 +1,8 @@
 //! All composite operations, in one place.
 
 use crate::{
-    accumulate, adamw, attention, embedding, ewc, ewc_delta, feature_alignment, head, kv_append, linear,
+    accumulate, adamw, attention, embedding, ewc, ewc_delta, feature_alignment, head, kv_append, layer_norm,
+    linear,
 };
 use crate::{lora_linear, penalised_norm, rms_norm, rope, select_rows, sum_squares, swiglu, token_scores};
 use kfc_graph::Registry;
@@ -13,6 +14,7 @@ pub fn registry() -> Registry {
         &linear::LINEAR,
         &lora_linear::LORA_LINEAR,
         &lora_linear::LORA_LINEAR_BWD,
+        &layer_norm::LAYER_NORM,
         &rms_norm::RMS_NORM,
         &rms_norm::RMS_NORM_BWD,
         &rope::ROPE,

@@ -4,11 +4,13 @@
 //! ([`crate::exec::HostBuffer`]), mapped weights become resident when they are first read, and nothing is allocated in a
 //! step but each thread's bounded tiles.
 
+use crate::device;
 use crate::exec::Store;
 use kfc_graph::{Graph, TensorType};
 use kfc_kernels::cpu::gemm::{SCRATCH_BYTES, SHARED_BYTES};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// Something that takes memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,11 +22,33 @@ pub struct Item {
 }
 
 /// Everything that a run holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
     /// What there is, the largest first.
     pub items: Vec<Item>,
+    /// What sizes are rounded up to, bytes.
+    unit: u64,
 }
+
+impl Default for Account {
+    fn default() -> Account {
+        Account { items: Vec::new(), unit: 1 }
+    }
+}
+
+impl fmt::Display for Account {
+    /// Sizes of the largest items, of 1 MiB and more, in words.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let large = self.items.iter().filter(|i| i.bytes >= 1 << 20);
+        let items: Vec<String> = large.map(|i| format!("{} MiB {}", mib(i.bytes), i.what)).collect();
+        f.write_str(if items.is_empty() { "less than 1 MiB of each kind" } else { "" })?;
+        f.write_str(&items.join(", "))
+    }
+}
+
+/// The item of blocks of streamed files, in use and read ahead.
+pub const READ_AHEAD: &str = "training rows read ahead";
 
 /// The item of the arena.
 const ARENA: &str = "activations (arena)";
@@ -64,10 +88,22 @@ impl Account {
         Account::of(before, 0, tensors.into_iter())
     }
 
+    /// The account of the tensors that graphs will be bound to on a GPU; no arena. Its total, with the arena, is what is
+    /// allocated there, in one piece.
+    pub fn on_device(graphs: [&Graph; 2]) -> Account {
+        let inputs =
+            graphs.into_iter().flat_map(|g| g.inputs().iter().map(|i| (i.name.as_str(), g.ty(i.value))));
+        let tensors: BTreeMap<&str, &TensorType> = inputs.collect();
+        let mut account = Account { items: Vec::new(), unit: device::cuda::ALIGN as u64 };
+        account.add_tensors(tensors.into_iter());
+        account.sort();
+        account
+    }
+
     /// The same with an arena.
     pub fn with_arena(&self, bytes: u64) -> Account {
         let mut account = self.clone();
-        account.add(ARENA, bytes);
+        account.add(ARENA, bytes.next_multiple_of(self.unit));
         account.sort();
         account
     }
@@ -77,15 +113,19 @@ impl Account {
         account.add("program and training rows", before + TO_COME);
         account.add(ARENA, arena);
         account.add("tiles of threads", (rayon::current_num_threads() * SCRATCH_BYTES + SHARED_BYTES) as u64);
+        account.add_tensors(tensors);
+        account.sort();
+        account
+    }
+
+    fn add_tensors<'a>(&mut self, tensors: impl Iterator<Item = (&'a str, &'a TensorType)>) {
         for (name, ty) in tensors {
             let kind = KINDS
                 .iter()
                 .find(|(prefix, _)| name.starts_with(prefix))
                 .map_or("step data", |(_, kind)| kind);
-            account.add(kind, ty.bytes() as u64);
+            self.add(kind, (ty.bytes() as u64).next_multiple_of(self.unit));
         }
-        account.sort();
-        account
     }
 
     fn sort(&mut self) {
@@ -109,7 +149,8 @@ impl Account {
         json!({"predicted_peak_bytes": self.total(), "items": items})
     }
 
-    fn add(&mut self, what: &'static str, bytes: u64) {
+    /// Adds to an item.
+    pub(crate) fn add(&mut self, what: &'static str, bytes: u64) {
         match self.items.iter_mut().find(|i| i.what == what) {
             Some(item) => item.bytes += bytes,
             None if bytes > 0 => self.items.push(Item { what, bytes }),

@@ -11,6 +11,7 @@ use crate::train::Trainer;
 use kfc_graph::{Cost, DType};
 use kfc_kernels::calibrate::rates;
 use kfc_kernels::cpu::simd;
+use kfc_kernels::cuda::Arch;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -119,8 +120,18 @@ pub struct Calibration {
     kernels: BTreeMap<String, Timed>,
 }
 
-/// Guesses for a machine that nobody measured, a thread: from figures of recent server cores.
+/// Guesses for a machine that nobody measured: of a thread, from figures of recent server cores; of a GPU, what its maker
+/// says it does at best (A100, H100 and B200 with HBM).
 fn guess(machine: &Machine) -> Rates {
+    if let Ok(arch) = machine.isa.parse::<Arch>() {
+        let (f32, narrow, bytes) = match arch {
+            Arch::Sm80 => (1.8e11, 2.9e12, 2.0e12),
+            Arch::Sm90a => (5.1e11, 7.5e12, 3.35e12),
+            Arch::Sm100a => (5.0e11, 1.5e13, 8.0e12),
+        };
+        let processors = machine.threads as f64;
+        return Rates { flops_f32: f32 * processors, flops_16: narrow * processors, bytes };
+    }
     let level = simd::Level::named(&machine.isa).unwrap_or(simd::Level::Portable);
     let (f32, narrow) = match level {
         simd::Level::Avx512Bf16 => (9e10, 1.7e11),

@@ -22,6 +22,17 @@ pub struct JobConfig {
     pub data: DataSection,
     /// Steps, optimiser and schedule.
     pub train: TrainSection,
+    /// What the run's page shows beside curves.
+    pub report: Option<ReportSection>,
+}
+
+/// `[report]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReportSection {
+    /// Prompts that the model goes on from before and after training.
+    pub prompts: Vec<String>,
+    /// Longest answer, in tokens.
+    pub max_new_tokens: usize,
 }
 
 /// `[model]`
@@ -184,6 +195,27 @@ pub struct DataSection {
     pub on_error: OnError,
     /// What happens to documents longer than `seq_len`.
     pub long_rows: LongRows,
+    /// Whether files are read while training runs.
+    pub streaming: Streaming,
+    /// Threads that read streamed files.
+    pub workers: usize,
+    /// Blocks that each of them reads ahead.
+    pub prefetch: usize,
+    /// Which share of the data this process takes, from 0.
+    pub rank: usize,
+    /// How many processes share the data.
+    pub world: usize,
+}
+
+/// `data.streaming`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streaming {
+    /// What is larger than 64 MiB, where the job's length is in steps and its teacher is no cache.
+    Auto,
+    /// Always.
+    On,
+    /// Never: all rows are in memory before the first step.
+    Off,
 }
 
 /// `data.format`
@@ -193,8 +225,10 @@ pub enum DataFormat {
     Jsonl,
     /// Plain text, one document a file.
     Text,
-    /// Safetensors with `input_ids` and optional `labels`.
+    /// Safetensors with `input_ids` and optional `labels`, or token shards.
     Tokens,
+    /// Tar archives of samples.
+    WebDataset,
 }
 
 /// `data.on_error`

@@ -1,6 +1,7 @@
 //! The error of a whole run.
 
 use crate::data::DataError;
+use crate::device::cuda::CudaError;
 use crate::exec::{ExecError, StoreError};
 use crate::files::FileError;
 use kfc_graph::GraphError;
@@ -37,6 +38,9 @@ pub enum RunError {
     /// Compiling a graph.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// A CUDA device.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// Building a graph.
     #[error(transparent)]
     Graph(#[from] GraphError),
@@ -49,10 +53,19 @@ impl From<StoreError> for RunError {
 }
 
 impl RunError {
+    /// The same with the optimiser step in which it happened, where that is part of it.
+    pub(crate) fn at_step(self, step: usize) -> RunError {
+        match self {
+            RunError::Cuda(e) => RunError::Cuda(e.at_step(step)),
+            other => other,
+        }
+    }
+
     /// Whether the user's input is at fault, rather than the run itself.
     pub fn is_input(&self) -> bool {
         match self {
             RunError::Input(_) | RunError::Model { .. } | RunError::Data(_) => true,
+            RunError::Cuda(e) => e.is_input(),
             RunError::File(FileError::Invalid { .. }) => true,
             RunError::File(FileError::Io { reason, .. }) => reason.kind() == std::io::ErrorKind::NotFound,
             RunError::File(FileError::DiskFull { .. }) => false,

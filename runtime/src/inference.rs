@@ -35,6 +35,11 @@ impl Served {
         Ok(Served { model, lora: Some(lora), adapter: Some(adapter) })
     }
 
+    /// The adapter, if one is applied.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
     /// The tokenizer of the model folder.
     ///
     /// # Errors

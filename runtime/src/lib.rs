@@ -6,10 +6,13 @@
 //! - a tensor that a file already holds in the right type is mapped, not copied.
 
 pub mod accounting;
+pub mod alone;
 pub mod calibration;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+pub mod device;
+pub mod encoder;
 pub mod error;
 pub mod eval;
 pub mod exec;
@@ -18,15 +21,19 @@ pub mod fisher;
 pub mod generate;
 pub mod hf;
 pub mod inference;
+pub mod inspect;
+mod kernel_cache;
 pub mod logits;
 pub mod machine;
 pub mod memory;
 pub mod merge;
 pub mod models;
+pub mod nvrtc;
 pub mod plan_set;
 pub mod profile;
 pub mod quantile;
 pub mod random;
+pub mod samples;
 pub mod session;
 pub mod teach;
 pub mod teacher_cache;
@@ -34,5 +41,6 @@ pub mod teacher_cache;
 pub(crate) mod testing;
 pub mod train;
 pub mod triton;
+pub mod tuning;
 
 pub use error::{Result, RunError};

@@ -110,6 +110,22 @@ impl Model {
         Ok(())
     }
 
+    /// Frobenius norm of a stored weight; the same for any number of threads. `None` for weights that are not in a file.
+    ///
+    /// # Errors
+    /// If there is no such weight, or its file is damaged.
+    pub fn frobenius_norm(&self, name: &str, dims: &[usize]) -> Result<Option<f64>> {
+        let Source::Mapped(weights) = &self.weights else { return Ok(None) };
+        let view = weights.require(name, dims)?;
+        let Some(dtype) = dtype_of(view.dtype) else { return Ok(None) };
+        let sums: Vec<f64> = view
+            .bytes
+            .par_chunks(BLOCK * dtype.size())
+            .map(|block| read_f32(block, dtype).iter().map(|v| f64::from(*v).powi(2)).sum())
+            .collect();
+        Ok(Some(sums.iter().sum::<f64>().sqrt()))
+    }
+
     /// Names the first weight that is NaN or infinite.
     pub fn find_non_finite(&self) -> Option<String> {
         match &self.weights {

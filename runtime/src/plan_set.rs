@@ -71,6 +71,11 @@ impl PlanSet {
         Ok(())
     }
 
+    /// Size of the arena.
+    pub const fn arena_bytes(&self) -> usize {
+        self.arena_bytes
+    }
+
     /// The tensors.
     pub fn store(&self) -> &Store {
         &self.store

@@ -2,6 +2,8 @@
 
 use crate::error::Result;
 use crate::exec::{BoundPlan, HostBuffer, Store, StoreError};
+use crate::profile::Machine;
+use crate::tuning::Tuning;
 use kfc_graph::Graph;
 use kfc_kernels::compile::compile;
 use kfc_kernels::plan::Plan;
@@ -20,7 +22,7 @@ pub fn arena_bytes(plans: &[Plan]) -> usize {
     plans.iter().map(|p| p.arena_bytes).max().unwrap_or(0)
 }
 
-/// Binds compiled plans to `store`; they share one arena.
+/// Binds compiled plans to `store`; they share one arena. Kernels cut their work as [`Tuning`] found best on this machine.
 ///
 /// # Errors
 /// If a tensor is missing, or memory runs out.
@@ -29,5 +31,11 @@ pub fn bind(plans: &[Plan], store: &Store) -> Result<Vec<BoundPlan>> {
     let arena =
         HostBuffer::zeroed(bytes).ok_or_else(|| StoreError::OutOfMemory { name: "arena".into(), bytes })?;
     let arena = Arc::new(arena);
-    plans.iter().map(|p| Ok(BoundPlan::new(p, store, &arena)?)).collect()
+    let tuning = Tuning::load(&Machine::this());
+    let bound = |plan: &Plan| {
+        let mut bound = BoundPlan::new(plan, store, &arena)?;
+        bound.tune(plan, &tuning);
+        Ok(bound)
+    };
+    plans.iter().map(bound).collect()
 }

@@ -54,7 +54,14 @@ pub fn write_cache(
         )));
     }
     let seq = loader.seq_len();
-    let (main, general) = (loader.rows(), loader.general_rows());
+    let general = loader.general_rows();
+    let Some(main) = loader.rows() else {
+        return Err(RunError::Input(
+            "data.streaming: the answers to rows are kept by their number, which streamed rows do not have; set it to \
+             \"off\""
+                .into(),
+        ));
+    };
     let mut store = Store::new();
     teacher.place(&mut store, "teacher.", false)?;
     teacher.place_rope(&mut store, "teacher.", seq)?;

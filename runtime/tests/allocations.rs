@@ -45,6 +45,7 @@ static ALLOCATOR: Counting = Counting;
 fn job() -> JobConfig {
     let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/tests/parity/cases/llama");
     JobConfig {
+        report: None,
         model: ModelSection {
             path: case.join("student"),
             init: ModelInit::Pretrained,
@@ -91,6 +92,11 @@ fn job() -> JobConfig {
             tokenizer: None,
             on_error: OnError::Fail,
             long_rows: LongRows::Split,
+            streaming: Streaming::Off,
+            workers: 1,
+            prefetch: 1,
+            rank: 0,
+            world: 1,
         },
         train: TrainSection {
             length: Length::Steps(100),

@@ -5,6 +5,7 @@ use crate::bench::generate::Lengths;
 use crate::bench::workloads::{ALL, SMALL, Workload};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use kfc_graph::DType;
+use kfc_kernels::cpu::choice::{self, Choice};
 use std::path::PathBuf;
 
 /// Arguments of `kfc bench`.
@@ -14,6 +15,8 @@ pub struct BenchArgs {
     pub workload: Workload,
     /// Where to run.
     pub device: Device,
+    /// Folder that a GPU's kernels come from.
+    pub kernels: Option<PathBuf>,
     /// Element type of weights and activations.
     pub dtype: DType,
     /// Memory that it may take.
@@ -22,6 +25,19 @@ pub struct BenchArgs {
     pub keep: Option<PathBuf>,
     /// Generate with the student instead of training.
     pub generate: Option<Lengths>,
+    /// Time one kernel of the step alone, or list them.
+    pub kernel: Option<KernelArgs>,
+}
+
+/// Which kernel is timed alone, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelArgs {
+    /// Its name; all are listed without it.
+    pub name: Option<String>,
+    /// The job that it is of, instead of the workload's.
+    pub job: Option<PathBuf>,
+    /// How it cuts its work, instead of what `kfc tune` found.
+    pub choice: Option<Choice>,
 }
 
 const EXAMPLES: &str = "\
@@ -31,6 +47,9 @@ Examples:
   kfc bench small --mem-budget 1GiB
   kfc bench small --generate --prompt 512 --new 128
   kfc bench small --keep work       keeps models, rows, adapter and job; then: kfc train work/job.toml
+  kfc bench short --list            the kernels of the step
+  kfc bench short --kernel linear.1 one of them alone, beside its limit
+  kfc bench --job job.toml --kernel lora_linear.2 --choice 'turned, tile 64x512'
 
 Two steps of warm-up, then the median of five: LoRA, distillation and EWC on random weights and tokens
 (llama1b and llama8b have no teacher, and write a model of that size to the temporary folder).";
@@ -51,9 +70,10 @@ pub(super) fn command() -> Command {
                 .value_name("WORKLOAD")
                 .value_parser(workload)
                 .default_value(SMALL.name)
-                .help("tiny, small, llama1b or llama8b"),
+                .help("tiny, short, small, llama1b or llama8b"),
         )
         .arg(super::device())
+        .arg(super::kernels())
         .arg(
             Arg::new("dtype")
                 .long("dtype")
@@ -77,8 +97,50 @@ pub(super) fn command() -> Command {
                 .conflicts_with("mem-budget")
                 .help("Time the student's greedy generation instead: reading a prompt, making tokens"),
         )
+        .arg(super::flag("list", "List the kernels of the step").conflicts_with_all(["kernel", "generate"]))
+        .arg(
+            Arg::new("kernel")
+                .long("kernel")
+                .value_name("NAME")
+                .conflicts_with("generate")
+                .help("Time this kernel of the step alone, on the operands that it has there"),
+        )
+        .arg(
+            super::path("job", "CONFIG.toml", "With --list or --kernel: the kernels of this job")
+                .conflicts_with_all(["workload", "dtype", "mem-budget", "keep", "generate"]),
+        )
+        .arg(
+            Arg::new("choice")
+                .long("choice")
+                .value_name("CHOICE")
+                .value_parser(choice)
+                .requires("kernel")
+                .help("How the kernel cuts its work, as in 'turned, 1 thread' [default: as tuned]"),
+        )
         .arg(length("prompt", "512", "Tokens of the prompt"))
         .arg(length("new", "128", "Tokens that are made"))
+}
+
+fn choice(text: &str) -> Result<Choice, String> {
+    Choice::named(text).ok_or_else(|| {
+        let tiles: Vec<String> = choice::tiles().map(|(rows, columns)| format!("{rows}x{columns}")).collect();
+        format!(
+            "use built-in, or `turned`, `tile RxC` and `N threads`, with commas; tiles are {}",
+            tiles.join(", ")
+        )
+    })
+}
+
+fn kernel(matches: &ArgMatches) -> Result<Option<KernelArgs>, clap::Error> {
+    let name: Option<String> = matches.get_one("kernel").cloned();
+    let job: Option<PathBuf> = matches.get_one("job").cloned();
+    if name.is_none() && !matches.get_flag("list") {
+        return match job {
+            Some(_) => Err(super::usage_error("--job goes with --list or --kernel; `kfc train` runs a job")),
+            None => Ok(None),
+        };
+    }
+    Ok(Some(KernelArgs { name, job, choice: matches.get_one("choice").copied() }))
 }
 
 fn length(name: &'static str, default: &'static str, help: &'static str) -> Arg {
@@ -92,9 +154,15 @@ fn length(name: &'static str, default: &'static str, help: &'static str) -> Arg 
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<BenchArgs, clap::Error> {
+    let device = super::required(matches, "device")?;
+    if device != Device::Cpu && matches.get_flag("generate") {
+        let message = "--generate runs on the CPU alone: use --device cpu with it\n";
+        return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message));
+    }
     Ok(BenchArgs {
         workload: super::required(matches, "workload")?,
-        device: super::required(matches, "device")?,
+        device,
+        kernels: super::kernels_of(matches, device)?,
         dtype: super::required(matches, "dtype")?,
         mem_budget: matches.get_one("mem-budget").copied(),
         keep: matches.get_one("keep").cloned(),
@@ -105,5 +173,6 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<BenchArgs, clap::Erro
             }),
             false => None,
         },
+        kernel: kernel(matches)?,
     })
 }

@@ -5,30 +5,36 @@
 mod bench;
 mod compile;
 mod completions;
+mod data;
 mod doctor;
 mod eval;
 mod explain;
 mod fisher;
 mod generate;
+mod inspect;
 mod logits;
 mod merge;
 mod parse;
+mod report;
 mod rollback;
 mod teach;
 mod tokenizer;
 mod train;
 mod tune;
 
-pub use bench::BenchArgs;
+pub use bench::{BenchArgs, KernelArgs};
 pub use compile::{CompileArgs, Target};
 pub use completions::CompletionsArgs;
+pub use data::{AugmentArgs, CleanArgs, DataArgs, FilterArgs, Judge, Keep, RowArgs, ShardArgs};
 pub use doctor::DoctorArgs;
-pub use eval::{EvalArgs, Task};
+pub use eval::EvalArgs;
 pub use explain::ExplainArgs;
 pub use fisher::FisherArgs;
 pub use generate::GenerateArgs;
+pub use inspect::InspectArgs;
 pub use logits::LogitsArgs;
 pub use merge::MergeArgs;
+pub use report::ReportArgs;
 pub use rollback::RollbackArgs;
 pub use teach::TeachArgs;
 pub use tokenizer::TokenizerArgs;
@@ -36,6 +42,7 @@ pub use train::TrainArgs;
 pub use tune::TuneArgs;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use std::path::{Path, PathBuf};
 
 /// What every subcommand understands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +60,20 @@ pub struct Global {
 pub enum Device {
     /// The CPU.
     Cpu,
+    /// An NVIDIA GPU, by its number.
+    Cuda(usize),
+}
+
+impl Device {
+    /// The device, whose kernels come from the folder `kernels` if that is given.
+    pub fn with_kernels(self, kernels: Option<&Path>) -> kfc_runtime::device::Device {
+        match self {
+            Device::Cpu => kfc_runtime::device::Device::Cpu,
+            Device::Cuda(index) => {
+                kfc_runtime::device::Device::Cuda { index, kernels: kernels.map(Path::to_path_buf) }
+            }
+        }
+    }
 }
 
 /// A subcommand with its arguments.
@@ -72,6 +93,8 @@ pub enum Invocation {
     Merge(MergeArgs),
     /// `kfc generate`
     Generate(GenerateArgs),
+    /// `kfc inspect`
+    Inspect(InspectArgs),
     /// `kfc compile`
     Compile(CompileArgs),
     /// `kfc explain`
@@ -80,12 +103,16 @@ pub enum Invocation {
     Tune(TuneArgs),
     /// `kfc doctor`
     Doctor(DoctorArgs),
+    /// `kfc report`
+    Report(ReportArgs),
     /// `kfc rollback`
     Rollback(RollbackArgs),
     /// `kfc bench`
     Bench(BenchArgs),
     /// `kfc tokenizer`
     Tokenizer(TokenizerArgs),
+    /// `kfc data`
+    Data(DataArgs),
     /// `kfc completions`
     Completions(CompletionsArgs),
 }
@@ -134,13 +161,16 @@ pub fn command() -> Command {
         .subcommand(teach::command())
         .subcommand(merge::command())
         .subcommand(generate::command())
+        .subcommand(inspect::command())
         .subcommand(compile::command())
         .subcommand(explain::command())
         .subcommand(tune::command())
         .subcommand(doctor::command())
+        .subcommand(report::command())
         .subcommand(rollback::command())
         .subcommand(bench::command())
         .subcommand(tokenizer::command())
+        .subcommand(data::command())
         .subcommand(completions::command())
 }
 
@@ -165,13 +195,16 @@ pub fn from_matches(matches: &ArgMatches) -> Result<(Global, Invocation), clap::
         "teach" => Invocation::Teach(teach::from_matches(sub)?),
         "merge" => Invocation::Merge(merge::from_matches(sub)?),
         "generate" => Invocation::Generate(generate::from_matches(sub)?),
+        "inspect" => Invocation::Inspect(inspect::from_matches(sub)?),
         "compile" => Invocation::Compile(compile::from_matches(sub)?),
         "explain" => Invocation::Explain(explain::from_matches(sub)?),
         "tune" => Invocation::Tune(tune::from_matches(sub)?),
         "doctor" => Invocation::Doctor(doctor::from_matches(sub)?),
+        "report" => Invocation::Report(report::from_matches(sub)?),
         "rollback" => Invocation::Rollback(rollback::from_matches(sub)?),
         "bench" => Invocation::Bench(bench::from_matches(sub)?),
         "tokenizer" => Invocation::Tokenizer(tokenizer::from_matches(sub)?),
+        "data" => Invocation::Data(data::from_matches(sub)?),
         "completions" => Invocation::Completions(completions::from_matches(sub)?),
         other => {
             return Err(usage_error(&format!("unknown command `{other}`; `kfc --help` lists them")));
@@ -210,7 +243,25 @@ fn device() -> Arg {
         .value_name("DEVICE")
         .value_parser(parse::device)
         .default_value("cpu")
-        .help("Where to run: cpu")
+        .help("Where to run: cpu, cuda or cuda:N")
+}
+
+fn kernels() -> Arg {
+    path(
+        "kernels",
+        "DIR",
+        "GPU kernels that `kfc compile --target … --emit DIR` wrote, instead of compiling them",
+    )
+}
+
+/// `--kernels` is for GPUs.
+fn kernels_of(matches: &ArgMatches, device: Device) -> Result<Option<PathBuf>, clap::Error> {
+    let kernels: Option<PathBuf> = matches.get_one("kernels").cloned();
+    if kernels.is_some() && device == Device::Cpu {
+        let message = "--kernels is for GPUs: use --device cuda with it\n";
+        return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message));
+    }
+    Ok(kernels)
 }
 
 fn mem_budget() -> Arg {

@@ -14,10 +14,14 @@ pub(super) fn threads(text: &str) -> Result<usize, String> {
 
 /// `--device D`
 pub(super) fn device(text: &str) -> Result<Device, String> {
-    match text.split(':').next() {
-        Some("cpu") if text == "cpu" => Ok(Device::Cpu),
-        Some("cuda") => Err("this build runs on the CPU only; use --device cpu".into()),
-        _ => Err("there is no such device; use --device cpu".into()),
+    let number = |n: &str| n.parse::<usize>().ok().filter(|n| *n < 1024);
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(Device::Cpu),
+        None if text == "cuda" => Ok(Device::Cuda(0)),
+        Some(("cuda", n)) => number(n)
+            .map(Device::Cuda)
+            .ok_or_else(|| "after cuda: comes a device's number, as in cuda:1".into()),
+        _ => Err("there is no such device; use --device cpu, cuda or cuda:N".into()),
     }
 }
 
@@ -31,6 +35,14 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(count @ 1..=1_073_741_824) => Ok(count),
         _ => Err("give a whole number from 1 to 1073741824".into()),
+    }
+}
+
+/// A place in a row or a file, from 0.
+pub(super) fn index(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(index @ 0..1_073_741_824) => Ok(index),
+        _ => Err("give a whole number from 0 to 1073741823".into()),
     }
 }
 

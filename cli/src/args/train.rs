@@ -17,6 +17,8 @@ pub struct TrainArgs {
     pub resume: bool,
     /// Where to run.
     pub device: Device,
+    /// Folder that a GPU's kernels come from.
+    pub kernels: Option<PathBuf>,
     /// Replaces `train.mem_budget`.
     pub mem_budget: Option<u64>,
     /// Only print the reference of the configuration.
@@ -40,6 +42,7 @@ Examples:
   kfc train job.toml                     a job, in runs/job
   kfc train job.toml --out runs/b --set train.lr=1e-4 --set lora.r=32
   kfc train job.toml --mem-budget 8GiB   under a memory budget
+  kfc train job.toml --device cuda       on the first NVIDIA GPU
   kfc train job.toml --resume            go on after an interruption
   kfc train --help-config                every key of a configuration
 
@@ -54,17 +57,20 @@ pub(super) fn command() -> Command {
         .arg(super::path("out", "DIR", "The run directory [default: runs/NAME-OF-CONFIG]"))
         .arg(super::flag("resume", "Go on from the newest checkpoint in the run directory"))
         .arg(super::device())
+        .arg(super::kernels())
         .arg(super::mem_budget())
         .arg(super::flag("help-config", "Print the reference of the configuration and stop"))
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<TrainArgs, clap::Error> {
+    let device = super::required(matches, "device")?;
     Ok(TrainArgs {
         config: matches.get_one("config").cloned(),
         set: super::all(matches, "set"),
         out: matches.get_one("out").cloned(),
         resume: matches.get_flag("resume"),
-        device: super::required(matches, "device")?,
+        device,
+        kernels: super::kernels_of(matches, device)?,
         mem_budget: matches.get_one("mem-budget").copied(),
         help_config: matches.get_flag("help-config"),
     })

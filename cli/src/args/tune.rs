@@ -6,22 +6,32 @@ use std::path::PathBuf;
 /// Arguments of `kfc tune`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TuneArgs {
-    /// The job whose kernels are timed; only the machine's rates without it.
+    /// The job whose kernels are tuned or timed; only the machine's rates are measured without it.
     pub config: Option<PathBuf>,
     /// `key=value` overrides, in order.
     pub set: Vec<String>,
-    /// Seconds to spend on timing.
-    pub seconds: u64,
+    /// Whether kernels are only timed, as they run.
+    pub calibrate: bool,
+    /// Whether earlier findings are forgotten.
+    pub fresh: bool,
+    /// Seconds to spend.
+    pub seconds: Option<u64>,
 }
 
 const EXAMPLES: &str = "\
 Examples:
+  kfc tune job.toml                look for faster ways to run the job's kernels
+  kfc tune job.toml --seconds 300  the same with more time; goes on where the last search ended
   kfc tune --calibrate             how fast this machine multiplies and streams
   kfc tune job.toml --calibrate    and how long each kernel of the job takes in its place
 
-What is measured is kept in $XDG_CACHE_HOME/kfc (or ~/.cache/kfc), for this CPU, level of instructions and number of
-threads, and makes the predictions of `kfc explain` exact; budgets are planned with it, too. The job is run for some
-steps, and then for half as many to tell how far off predictions are; nothing of them is kept.";
+The search tries, in training steps that nobody keeps, how each kernel may cut its work: tiles of products, which operand of
+a product is read in place, threads. No choice changes a bit of any result. A choice is used from then on if it is faster
+than the built-in one by more than the noise, and if the whole step is faster; `kfc explain` shows it beside the runners-up.
+
+What is found and measured is kept in $XDG_CACHE_HOME/kfc (or ~/.cache/kfc), for this CPU, level of instructions and number
+of threads. KFC_TUNING names another file for what is found, or is `off`: kernels run as built in then. Times make the
+predictions of `kfc explain` exact; what to recompute under a budget is planned with them.";
 
 fn seconds(text: &str) -> Result<u64, String> {
     match text.parse::<u64>() {
@@ -32,18 +42,18 @@ fn seconds(text: &str) -> Result<u64, String> {
 
 pub(super) fn command() -> Command {
     Command::new("tune")
-        .about("Measure how fast this machine runs a job's kernels")
+        .about("Look for faster ways to run a job's kernels here, or only time them")
         .after_help(EXAMPLES)
-        .arg(super::config())
+        .arg(super::config().required_unless_present("calibrate"))
         .arg(super::set())
-        .arg(super::flag("calibrate", "Time kernels and keep the times for predictions").required(true))
+        .arg(super::flag("calibrate", "Only time kernels, as they run, and keep the times for predictions"))
+        .arg(super::flag("fresh", "Forget what earlier searches tried").conflicts_with("calibrate"))
         .arg(
             Arg::new("seconds")
                 .long("seconds")
                 .value_name("N")
                 .value_parser(seconds)
-                .default_value("10")
-                .help("How long to time the job's steps"),
+                .help("How long to search, or to time the job's steps [default: 60, with --calibrate 10]"),
         )
 }
 
@@ -51,6 +61,8 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<TuneArgs, clap::Error
     Ok(TuneArgs {
         config: matches.get_one("config").cloned(),
         set: super::all(matches, "set"),
-        seconds: super::required(matches, "seconds")?,
+        calibrate: matches.get_flag("calibrate"),
+        fresh: matches.get_flag("fresh"),
+        seconds: matches.get_one("seconds").copied(),
     })
 }

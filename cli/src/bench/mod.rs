@@ -1,6 +1,7 @@
 //! `kfc bench`: training steps of known shape, timed, and generation. The criterion benches use the same workloads.
 
 pub mod generate;
+pub mod kernel;
 pub mod temp;
 pub mod workloads;
 
@@ -10,8 +11,8 @@ use crate::run_dir::write_atomically;
 use anyhow::Context;
 use kfc_graph::DType;
 use kfc_runtime::config::JobConfig;
+use kfc_runtime::device::Device;
 use kfc_runtime::error::RunError;
-use kfc_runtime::memory;
 use std::path::Path;
 use temp::TempFolder;
 use workloads::Workload;
@@ -31,7 +32,7 @@ pub struct Timing {
     pub cold_start_ms: f64,
     /// The first step alone.
     pub first_step_ms: f64,
-    /// Peak resident memory, bytes.
+    /// Most memory held, bytes: resident, or on the device.
     pub peak_bytes: u64,
     /// What was predicted of it.
     pub predicted_peak_bytes: u64,
@@ -45,6 +46,7 @@ pub struct Timing {
 /// # Errors
 /// If files cannot be written, the budget is too small, or a step fails.
 pub fn run(
+    device: &Device,
     workload: &Workload,
     dtype: DType,
     budget: Option<u64>,
@@ -53,7 +55,7 @@ pub fn run(
 ) -> anyhow::Result<Timing> {
     let mut place = Place::of(workload, dtype, keep)?;
     place.job.train.mem_budget = budget;
-    let mut trainer = workload.trainer_of(&place.job)?;
+    let mut trainer = workload.trainer_on(device, &place.job)?;
     if let Some(dir) = keep {
         trainer.write_snapshot(dir)?;
     }
@@ -72,7 +74,7 @@ pub fn run(
         step_ms,
         cold_start_ms: trainer.cold_start().unwrap_or(f64::NAN) * 1e3,
         first_step_ms: all[0],
-        peak_bytes: memory::peak_resident(),
+        peak_bytes: trainer.peak_bytes(),
         predicted_peak_bytes: trainer.account().total(),
         losses,
     })

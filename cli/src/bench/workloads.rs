@@ -10,8 +10,10 @@ use kfc_ops::head::Divergence;
 use kfc_ops::model::{ModelConfig, resolve_targets};
 use kfc_runtime::config::{
     DataSection, DistillSection, EwcMode, EwcSection, Important, JobConfig, Length, LongRows, LoraInit,
-    LoraSection, LoraTargets, ModelInit, ModelSection, OnError, RecomputePolicy, Schedule, TrainSection,
+    LoraSection, LoraTargets, ModelInit, ModelSection, OnError, RecomputePolicy, Schedule, Streaming,
+    TrainSection,
 };
+use kfc_runtime::device::Device;
 use kfc_runtime::hf::{TensorOut, file_dtype, write_model, write_safetensors};
 use kfc_runtime::models::write_f32;
 use kfc_runtime::random::{normal_tensor, stream_of, uniform_tensor};
@@ -74,6 +76,9 @@ pub const TINY: Workload = Workload {
     seq: 128,
 };
 
+/// The models of [`TINY`] on one short row, as when facts are trained on one by one: products of few rows.
+pub const SHORT: Workload = Workload { name: "short", batch: 1, seq: 32, ..TINY };
+
 /// The size at which arithmetic dominates.
 pub const SMALL: Workload = Workload {
     name: "small",
@@ -105,7 +110,7 @@ pub const LLAMA_8B: Workload = Workload {
 };
 
 /// Every workload.
-pub const ALL: [Workload; 4] = [TINY, SMALL, LLAMA_1B, LLAMA_8B];
+pub const ALL: [Workload; 5] = [TINY, SHORT, SMALL, LLAMA_1B, LLAMA_8B];
 
 impl Shape {
     /// The `config.json` of a llama model of this shape with `vocab` tokens.
@@ -148,9 +153,17 @@ impl Workload {
     /// # Errors
     /// If files are missing or memory runs out.
     pub fn trainer_of(&self, job: &JobConfig) -> anyhow::Result<Trainer> {
+        self.trainer_on(&Device::Cpu, job)
+    }
+
+    /// [`Workload::trainer_of`] on a device.
+    ///
+    /// # Errors
+    /// As there; and if there is no such device.
+    pub fn trainer_on(&self, device: &Device, job: &JobConfig) -> anyhow::Result<Trainer> {
         let model = ModelConfig::from_json(&self.student.config(self.vocab))?;
         let rows = data::load(job, &model)?;
-        Ok(Trainer::new(job, data::loader(job, rows)?)?)
+        Ok(Trainer::on(device, job, data::loader(job, rows)?)?)
     }
 
     /// Writes models, Fisher diagonals and rows into `dir`.
@@ -169,6 +182,7 @@ impl Workload {
     /// How to train on what [`Workload::write`] wrote into `dir`.
     pub fn job(&self, dir: &Path, dtype: DType) -> JobConfig {
         JobConfig {
+            report: None,
             model: ModelSection { path: dir.join(STUDENT), init: ModelInit::Pretrained, dtype: Some(dtype) },
             lora: Some(LoraSection {
                 r: RANK,
@@ -206,6 +220,11 @@ impl Workload {
                 tokenizer: None,
                 on_error: OnError::Fail,
                 long_rows: LongRows::Error,
+                streaming: Streaming::Off,
+                workers: 1,
+                prefetch: 1,
+                rank: 0,
+                world: 1,
             },
             train: TrainSection {
                 length: Length::Steps(super::steps()),

@@ -1,6 +1,6 @@
 //! `kfc bench`
 
-use crate::args::{BenchArgs, Device, Global};
+use crate::args::{BenchArgs, Global};
 use crate::bench;
 use crate::bench::generate::Lengths;
 use crate::config::format_bytes;
@@ -15,18 +15,27 @@ use serde_json::json;
 /// # Errors
 /// If the workload does not fit the budget or the disk, or a step fails.
 pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<Outcome> {
-    let Device::Cpu = args.device;
+    if let Some(kernel) = &args.kernel {
+        return bench::kernel::run(args, kernel, global);
+    }
     if let Some(lengths) = args.generate {
         return generate(args, lengths, global);
     }
     let mut progress = Progress::new("step", 0, bench::steps(), global);
-    let timing =
-        bench::run(&args.workload, args.dtype, args.mem_budget, args.keep.as_deref(), &mut progress)?;
+    let device = args.device.with_kernels(args.kernels.as_deref());
+    let timing = bench::run(
+        &device,
+        &args.workload,
+        args.dtype,
+        args.mem_budget,
+        args.keep.as_deref(),
+        &mut progress,
+    )?;
     progress.finish();
     if global.json {
         let losses: Vec<f64> = timing.losses.iter().map(|l| (l * 1e6).round() / 1e6).collect();
         output::json_line(&json!({
-            "peer": "kfc", "workload": args.workload.name, "device": "cpu", "dtype": args.dtype.name(),
+            "peer": "kfc", "workload": args.workload.name, "device": device.name(), "dtype": args.dtype.name(),
             "tokens_per_s": (timing.tokens_per_s * 10.0).round() / 10.0,
             "step_ms": (timing.step_ms * 10.0).round() / 10.0, "peak_bytes": timing.peak_bytes, "losses": losses,
             "predicted_peak_bytes": timing.predicted_peak_bytes,

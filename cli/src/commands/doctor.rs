@@ -111,6 +111,7 @@ fn object(memory: Memory, disks: &[std::io::Result<Speed>], gpu: &Gpu, fit: Opti
         machine::features().into_iter().map(|(name, has)| (name.to_string(), json!(has))).collect();
     let libraries: serde_json::Map<String, Value> =
         gpu.libraries.iter().map(|(name, path)| (name.to_string(), json!(path))).collect();
+    let cuda: Vec<Value> = gpu.cuda.iter().flatten().map(gpu::to_json).collect();
     let calibration = Calibration::load(&Machine::this());
     json!({
         "cpu": machine::cpu_model(),
@@ -126,7 +127,7 @@ fn object(memory: Memory, disks: &[std::io::Result<Speed>], gpu: &Gpu, fit: Opti
             "group_left_bytes": memory.group.map(|g| g.1),
         },
         "disks": disks.iter().map(disk_json).collect::<Vec<_>>(),
-        "gpu": {"devices": gpu.devices, "driver": gpu.driver, "libraries": libraries, "usable": false},
+        "gpu": {"devices": gpu.devices, "driver": gpu.driver, "libraries": libraries, "usable": gpu.is_usable(), "cuda": cuda},
         "calibration": {"measured": calibration.is_measured(), "kernels": calibration.kernels()},
         "job": fit.map(|f| {
             let account: serde_json::Map<String, Value> =

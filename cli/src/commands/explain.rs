@@ -13,6 +13,7 @@ use kfc_runtime::memory;
 use kfc_runtime::models::Model;
 use kfc_runtime::profile::Profile;
 use kfc_runtime::train::{data, setup};
+use kfc_runtime::tuning::Tuning;
 
 /// Runs `kfc explain`.
 ///
@@ -28,7 +29,8 @@ pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Outcome> {
         predict(&config::load(&args.target, &args.set)?)?
     };
     let calibration = Calibration::load(&profile.machine);
-    let explanation = Explanation::new(&profile, &calibration);
+    let tuning = Tuning::load(&profile.machine);
+    let explanation = Explanation::new(&profile, &calibration, &tuning);
     if let Some(path) = &args.html {
         let title = format!("kfc explain {}", args.target.display());
         write_atomically(path, page::render(&explanation, &title).as_bytes())?;
@@ -69,6 +71,6 @@ pub fn rows(job: &JobConfig) -> anyhow::Result<(usize, u64)> {
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let rows = data::load(job, &model.config)?;
     memory::release_unused();
-    let before = memory::resident();
+    let before = memory::resident() + rows.to_come();
     Ok((data::loader(job, rows)?.seq_len(), before))
 }

@@ -19,12 +19,11 @@ pub fn run(args: &FisherArgs, global: &Global) -> anyhow::Result<Outcome> {
     job.data.packing = false;
     job.distill = None;
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
-    let rows = data::load(&job, &model.config)?;
+    let rows = data::load_rows(&job, &model.config)?;
     drop(model);
-    let total = args.rows.unwrap_or(rows.rows.len()).min(rows.rows.len());
+    let total = args.rows.unwrap_or(rows.len()).min(rows.len());
     let mut progress = Progress::new("row", 0, total, global);
-    let summary =
-        write_fisher(&job, &rows.rows, args.rows, &args.out, &mut |done, _| progress.update(done, ""))?;
+    let summary = write_fisher(&job, &rows, args.rows, &args.out, &mut |done, _| progress.update(done, ""))?;
     progress.finish();
     if global.json {
         output::json_line(&json!({

@@ -5,6 +5,7 @@ use crate::config;
 use crate::error::Outcome;
 use crate::output;
 use crate::progress::Progress;
+use kfc_runtime::config::Streaming;
 use kfc_runtime::models::Model;
 use kfc_runtime::teach::write_cache;
 use kfc_runtime::train::data;
@@ -14,10 +15,12 @@ use kfc_runtime::train::data;
 /// # Errors
 /// If the input is wrong or the work fails.
 pub fn run(args: &TeachArgs, global: &Global) -> anyhow::Result<Outcome> {
-    let job = config::load(&args.config, &args.set)?;
+    let mut job = config::load(&args.config, &args.set)?;
+    // Answers are kept by the number of their row.
+    job.data.streaming = Streaming::Off;
     let student = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let rows = data::load(&job, &student.config)?;
-    let total = rows.rows.len() + rows.general.as_ref().map_or(0, |g| g.len());
+    let total = rows.len().unwrap_or_default() + rows.general.as_ref().map_or(0, |g| g.len());
     let loader = data::loader(&job, rows)?;
     let mut progress = Progress::new("row", 0, total, global);
     let made =

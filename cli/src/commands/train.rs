@@ -5,10 +5,11 @@ use crate::config::{self, format_bytes};
 use crate::error::Outcome;
 use crate::output;
 use crate::progress::{Progress, Summary};
-use crate::report::{self, Report};
 use crate::run_dir::{RunDir, write_atomically};
+use crate::run_report::{self, samples};
 use crate::stop;
 use kfc_runtime::config::JobConfig;
+use kfc_runtime::device::Device;
 use kfc_runtime::models::Model;
 use kfc_runtime::train::{self, Observer, RunOptions, StepMetrics, Trainer, data};
 
@@ -25,7 +26,8 @@ pub fn run(args: &TrainArgs, global: &Global) -> anyhow::Result<Outcome> {
     let mut job = config::load(path, &args.set)?;
     job.train.mem_budget = args.mem_budget.or(job.train.mem_budget);
     let run_dir = RunDir::check(&args.run_dir(), args.resume)?;
-    let outcome = train_job(&job, &run_dir, args.resume, global, Chatter::Full)?;
+    let device = args.device.with_kernels(args.kernels.as_deref());
+    let outcome = train_job(&job, &device, &run_dir, args.resume, global, Chatter::Full)?;
     outcome.print(global)?;
     Ok(Outcome::Done)
 }
@@ -45,12 +47,13 @@ pub enum Chatter {
 /// If the job does not fit its models or data, or the work fails.
 pub fn train_job(
     job: &JobConfig,
+    device: &Device,
     run_dir: &RunDir,
     resume: bool,
     global: &Global,
     chatter: Chatter,
 ) -> anyhow::Result<Summary> {
-    let mut trainer = prepare(job, chatter == Chatter::Full && !global.quiet)?;
+    let mut trainer = prepare(job, device, chatter == Chatter::Full && !global.quiet)?;
     let predicted = trainer.account().total();
     run_dir.create()?;
     let mut display = Display { progress: None, first: None, global, metrics: chatter == Chatter::Full };
@@ -84,23 +87,18 @@ pub fn train_job(
         report: run_dir.report(),
         stopped: done.stopped,
     };
-    let title = run_dir.path().file_name().map_or("run".into(), |n| n.to_string_lossy().into_owned());
-    let rows = report::read_metrics(&run_dir.metrics())?;
-    report::write(
-        &run_dir.report(),
-        &Report {
-            title: format!("kfc: {title}"),
-            summary: summary.rows(),
-            tables: Vec::new(),
-            charts: report::run_charts(&rows),
-            config_toml: config::to_toml(job),
-        },
-    )?;
+    write_atomically(&run_dir.summary(), summary.to_json().to_string().as_bytes())?;
+    // Only now, so that no step waits for it and no memory of the step is held.
+    drop(trainer);
+    if let (Some(section), false) = (&job.report, summary.stopped) {
+        samples::take(job, run_dir, &summary.result, &section.prompts, section.max_new_tokens)?;
+    }
+    run_report::write(run_dir)?;
     Ok(summary)
 }
 
 /// Reads data and models and compiles the step; says on the way what was found.
-fn prepare(job: &JobConfig, speak: bool) -> anyhow::Result<Trainer> {
+fn prepare(job: &JobConfig, device: &Device, speak: bool) -> anyhow::Result<Trainer> {
     let say = |line: &str| {
         if speak {
             output::stderr_line(line);
@@ -108,11 +106,11 @@ fn prepare(job: &JobConfig, speak: bool) -> anyhow::Result<Trainer> {
     };
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let data = data::load(job, &model.config)?;
-    say(&format!("data      {}", data.report));
+    say(&format!("data      {}", data.describe()));
     if let Some(general) = &data.general_report {
         say(&format!("general   {general}"));
     }
-    let trainer = Trainer::new(job, data::loader(job, data)?)?;
+    let trainer = Trainer::on(device, job, data::loader(job, data)?)?;
     say(&format!("model     {}: {}", job.model.path.display(), trainer.describe()));
     for note in config::warnings(job).into_iter().chain(trainer.notes()) {
         say(&format!("note      {note}"));
@@ -120,7 +118,11 @@ fn prepare(job: &JobConfig, speak: bool) -> anyhow::Result<Trainer> {
     let account = trainer.account();
     let items: Vec<String> =
         account.items.iter().take(4).map(|i| format!("{} {}", format_bytes(i.bytes), i.what)).collect();
-    say(&format!("memory    {} predicted: {}, …", format_bytes(account.total()), items.join(", ")));
+    let place = match device {
+        Device::Cpu => String::new(),
+        device => format!(" on {}", device.name()),
+    };
+    say(&format!("memory    {} predicted{place}: {}, …", format_bytes(account.total()), items.join(", ")));
     Ok(trainer)
 }
 

@@ -12,11 +12,11 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    pub(super) fn new(place: String, field: Option<String>, problem: impl Into<String>) -> Self {
+    pub(crate) fn new(place: String, field: Option<String>, problem: impl Into<String>) -> Self {
         ConfigError { place, field, problem: problem.into() }
     }
 
-    pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Self {
+    pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> Self {
         let problem = match error.kind() {
             std::io::ErrorKind::NotFound => {
                 "there is no such file; give the path of a configuration (TOML)".into()

@@ -6,7 +6,7 @@ use super::units;
 use kfc_graph::DType;
 use kfc_runtime::config::{
     DataFormat, Divergence, EwcMode, Important, LongRows, LoraInit, LoraTargets, LossScale, ModelInit,
-    OnError, RecomputePolicy, Schedule,
+    OnError, RecomputePolicy, Schedule, Streaming,
 };
 use std::path::{Path, PathBuf};
 
@@ -303,7 +303,10 @@ choice!(Divergence:
     "forward_kl" => Divergence::ForwardKl, "reverse_kl" => Divergence::ReverseKl, "jsd" => Divergence::Jsd);
 choice!(EwcMode: "delta" => EwcMode::Delta, "adapter" => EwcMode::Adapter, "weights" => EwcMode::Weights);
 choice!(Important: "keep" => Important::Keep, "slow" => Important::Slow, "freeze" => Important::Freeze);
-choice!(DataFormat: "jsonl" => DataFormat::Jsonl, "text" => DataFormat::Text, "tokens" => DataFormat::Tokens);
+choice!(DataFormat:
+    "jsonl" => DataFormat::Jsonl, "text" => DataFormat::Text, "tokens" => DataFormat::Tokens,
+    "webdataset" => DataFormat::WebDataset);
+choice!(Streaming: "auto" => Streaming::Auto, "on" => Streaming::On, "off" => Streaming::Off);
 choice!(OnError: "fail" => OnError::Fail, "skip" => OnError::Skip);
 choice!(LongRows: "split" => LongRows::Split, "truncate" => LongRows::Truncate, "error" => LongRows::Error);
 choice!(Schedule: "cosine" => Schedule::Cosine, "linear" => Schedule::Linear, "constant" => Schedule::Constant);

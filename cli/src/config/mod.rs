@@ -12,7 +12,7 @@
 
 mod error;
 mod field;
-mod node;
+pub(crate) mod node;
 mod print;
 mod reference;
 mod relations;

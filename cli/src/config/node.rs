@@ -6,7 +6,7 @@ use toml::de::{DeTable, DeValue};
 
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(crate) enum Origin {
     /// Line of the file, from 1.
     Line(usize),
     /// The whole `key=value` text of an override.
@@ -15,14 +15,14 @@ pub(super) enum Origin {
 
 /// A value and where it was written.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
-    pub(super) value: Value,
-    pub(super) at: Origin,
+pub(crate) struct Node {
+    pub(crate) value: Value,
+    pub(crate) at: Origin,
 }
 
 /// A TOML value. Integers are wide enough for both `i64` and `u64`.
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Str(String),
     Int(i128),
     Float(f64),
@@ -34,15 +34,15 @@ pub(super) enum Value {
 
 /// A key of a table and its value.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub(super) key: String,
-    pub(super) at: Origin,
-    pub(super) node: Node,
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) at: Origin,
+    pub(crate) node: Node,
 }
 
 impl Node {
     /// The entries of a table; none if it is something else.
-    pub(super) fn entries(&self) -> &[Entry] {
+    pub(crate) fn entries(&self) -> &[Entry] {
         match &self.value {
             Value::Table(entries) => entries,
             _ => &[],
@@ -50,7 +50,7 @@ impl Node {
     }
 
     /// The value of `key` in a table.
-    pub(super) fn get(&self, key: &str) -> Option<&Node> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         self.entries().iter().find(|entry| entry.key == key).map(|entry| &entry.node)
     }
 
@@ -65,7 +65,7 @@ impl Node {
     }
 
     /// What it is, for "found ..." in an error: the type, and the value where that is short.
-    pub(super) fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match &self.value {
             Value::Str(text) => format!("the string \"{}\"", shorten(text)),
             Value::Int(value) => format!("the integer {value}"),
@@ -87,7 +87,7 @@ fn shorten(text: &str) -> String {
 }
 
 /// Reads `text`; `path` names the file in errors.
-pub(super) fn from_toml(text: &str, path: &Path) -> Result<Node, ConfigError> {
+pub(crate) fn from_toml(text: &str, path: &Path) -> Result<Node, ConfigError> {
     let lines = Lines { starts: text.match_indices('\n').map(|(at, _)| at + 1).collect() };
     let table = DeTable::parse(text).map_err(|error| {
         let line = lines.of(error.span().map_or(0, |span| span.start));

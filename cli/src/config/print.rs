@@ -23,6 +23,9 @@ pub fn to_toml(job: &JobConfig) -> String {
     }
     print_section(&mut text, &schema::data(), &job.data);
     print_section(&mut text, &schema::train(), &job.train);
+    if let Some(report) = &job.report {
+        print_section(&mut text, &schema::report(), report);
+    }
     text
 }
 

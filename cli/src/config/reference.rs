@@ -22,6 +22,7 @@ pub fn reference_markdown() -> String {
     markdown_section(&mut page, &schema::ewc(), "");
     markdown_section(&mut page, &schema::data(), "Required.");
     markdown_section(&mut page, &schema::train(), "Required.");
+    markdown_section(&mut page, &schema::report(), "");
     page
 }
 
@@ -48,6 +49,7 @@ pub fn reference_text() -> String {
     text_section(&mut text, &schema::ewc());
     text_section(&mut text, &schema::data());
     text_section(&mut text, &schema::train());
+    text_section(&mut text, &schema::report());
     text
 }
 

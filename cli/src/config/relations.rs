@@ -3,12 +3,14 @@
 use super::error::ConfigError;
 use super::field::Context;
 use super::node::{Node, Origin};
-use kfc_runtime::config::{EwcMode, EwcSection, Important, JobConfig, Length};
+use kfc_runtime::config::{EwcMode, EwcSection, Important, JobConfig, Length, ModelInit, Streaming};
 
 /// Checks everything that spans several keys.
 pub(super) fn check(job: &JobConfig, root: &Node, context: &Context) -> Result<(), ConfigError> {
     check_length(root, context)?;
     check_general(job, root, context)?;
+    check_report(job, root, context)?;
+    check_streaming(job, root, context)?;
     match &job.ewc {
         Some(ewc) => check_ewc(ewc, job.lora.is_some(), root, context),
         None => Ok(()),
@@ -50,6 +52,16 @@ fn check_length(root: &Node, context: &Context) -> Result<(), ConfigError> {
     }
 }
 
+/// An adapter of random weights can be asked nothing: the weights are in no file.
+fn check_report(job: &JobConfig, root: &Node, context: &Context) -> Result<(), ConfigError> {
+    if job.report.is_none() || job.lora.is_none() || job.model.init != ModelInit::Random {
+        return Ok(());
+    }
+    let problem =
+        "needs a model that is in a file, and [lora] with `model.init = \"random\"` leaves none; drop it";
+    Err(context.error(origin(root, "report", "prompts"), "report.prompts", problem))
+}
+
 fn check_general(job: &JobConfig, root: &Node, context: &Context) -> Result<(), ConfigError> {
     match &job.distill {
         Some(distill) if !distill.general.is_empty() && distill.alpha == 0.0 => {
@@ -59,6 +71,21 @@ fn check_general(job: &JobConfig, root: &Node, context: &Context) -> Result<(), 
         }
         _ => Ok(()),
     }
+}
+
+fn check_streaming(job: &JobConfig, root: &Node, context: &Context) -> Result<(), ConfigError> {
+    let data = &job.data;
+    if data.rank >= data.world {
+        let problem =
+            format!("is {}, but `world` is {}: ranks go from 0 to {}", data.rank, data.world, data.world - 1);
+        return Err(context.error(origin(root, "data", "rank"), "data.rank", problem));
+    }
+    if data.streaming == Streaming::On && matches!(job.train.length, Length::Epochs(_)) {
+        let problem = "is \"on\", but the length is in `epochs`, and streamed rows are not counted before they are read; \
+                       give `steps`, or use \"off\"";
+        return Err(context.error(origin(root, "data", "streaming"), "data.streaming", problem));
+    }
+    Ok(())
 }
 
 fn check_ewc(ewc: &EwcSection, has_lora: bool, root: &Node, context: &Context) -> Result<(), ConfigError> {

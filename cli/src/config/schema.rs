@@ -7,7 +7,7 @@ use super::suggest::nearest;
 use kfc_runtime::config::{
     DataSection, DistillSection, Divergence, EwcMode, EwcSection, FeatureSection, Important, JobConfig,
     Length, LongRows, LoraInit, LoraSection, LoraTargets, ModelInit, ModelSection, OnError, RecomputePolicy,
-    Schedule, TrainSection,
+    ReportSection, Schedule, Streaming, TrainSection,
 };
 use std::path::PathBuf;
 
@@ -305,6 +305,11 @@ pub fn data_defaults() -> DataSection {
         tokenizer: None,
         on_error: OnError::Fail,
         long_rows: LongRows::Split,
+        streaming: Streaming::Auto,
+        workers: 8,
+        prefetch: 4,
+        rank: 0,
+        world: 1,
     }
 }
 
@@ -315,7 +320,7 @@ pub(super) fn data() -> Section<DataSection> {
         doc: "What is learnt.",
         defaults: data_defaults,
         keys: vec![
-            key!(S, train, "Files or folders.")
+            key!(S, train, "Files or folders; `{000..009}` stands for each number, `{a,b}` for each name.")
                 .required()
                 .must_be("at least one file", |s| !s.train.is_empty()),
             key!(S, format, "How the files are read.").otherwise("by the files' extension"),
@@ -327,6 +332,19 @@ pub(super) fn data() -> Section<DataSection> {
             key!(S, tokenizer, "A `tokenizer.json` or its folder.").otherwise("the model's"),
             key!(S, on_error, "Stop at a bad line, or count it and go on."),
             key!(S, long_rows, "Documents longer than `seq_len` are split, cut, or an error."),
+            key!(
+                S,
+                streaming,
+                "Read files while training runs, a block of about 64 rows at a time; `auto` does it above 64 MiB of \
+                 files, if the length is in `steps` and the teacher is no cache."
+            ),
+            key!(S, workers, "Threads that read and tokenise streamed files; they change no row.")
+                .must_be("from 1 to 256", |s| (1..=256).contains(&s.workers)),
+            key!(S, prefetch, "Blocks that each of them reads ahead.")
+                .must_be("from 1 to 1024", |s| (1..=1024).contains(&s.prefetch)),
+            key!(S, rank, "Which share of the data this process takes, from 0."),
+            key!(S, world, "Processes that share the data.")
+                .must_be("from 1 to 65536", |s| (1..=65536).contains(&s.world)),
         ],
     }
 }
@@ -400,6 +418,29 @@ pub(super) fn train() -> Section<TrainSection> {
     Section { name: "train", doc: "Steps, optimiser and schedule.", defaults: train_defaults, keys }
 }
 
+/// `[report]` with no key given (`prompts` is required).
+fn report_defaults() -> ReportSection {
+    ReportSection { prompts: Vec::new(), max_new_tokens: 48 }
+}
+
+pub(super) fn report() -> Section<ReportSection> {
+    type S = ReportSection;
+    Section {
+        name: "report",
+        doc: "What `report.html` shows beside curves, memory and kernels.",
+        defaults: report_defaults,
+        keys: vec![
+            key!(S, prompts, "Texts that the model goes on from, before training and after it.")
+                .required()
+                .must_be("at least one text, none of them empty", |s| {
+                    !s.prompts.is_empty() && s.prompts.iter().all(|p| !p.trim().is_empty())
+                }),
+            key!(S, max_new_tokens, "Longest of these answers, in tokens.")
+                .must_be("from 1 to 1048576", |s| (1..=MANY).contains(&s.max_new_tokens)),
+        ],
+    }
+}
+
 /// `steps` and `epochs` fill one field; that exactly one is given is checked with the other relations.
 fn length_keys() -> Vec<Key<TrainSection>> {
     vec![
@@ -439,14 +480,23 @@ fn length_keys() -> Vec<Key<TrainSection>> {
 }
 
 /// Names of the sections at the top of a file.
-const SECTIONS: [&str; 6] = ["model", "lora", "distill", "ewc", "data", "train"];
+const SECTIONS: [&str; 7] = ["model", "lora", "distill", "ewc", "data", "train", "report"];
 
 /// Every key with its section, for "did you mean".
 fn all_keys() -> Vec<(&'static str, &'static str)> {
     fn names<T>(section: Section<T>) -> Vec<(&'static str, &'static str)> {
         section.keys.iter().map(|key| (section.name, key.name)).collect()
     }
-    [names(model()), names(lora()), names(distill()), names(ewc()), names(data()), names(train())].concat()
+    [
+        names(model()),
+        names(lora()),
+        names(distill()),
+        names(ewc()),
+        names(data()),
+        names(train()),
+        names(report()),
+    ]
+    .concat()
 }
 
 /// What other tools call our keys.
@@ -484,6 +534,7 @@ pub(super) fn decode_job(root: &Node, context: &Context) -> Result<JobConfig, Co
         ewc: decode_optional(&ewc(), root, context)?.map(|ewc| with_default_mode(ewc, root)),
         data: decode_required(&data(), root, context)?,
         train: decode_required(&train(), root, context)?,
+        report: decode_optional(&report(), root, context)?,
     })
 }
 

@@ -173,12 +173,22 @@ fn ewc() -> impl Strategy<Value = EwcSection> {
 }
 
 fn data() -> impl Strategy<Value = DataSection> {
-    let format = prop_oneof![Just(DataFormat::Jsonl), Just(DataFormat::Text), Just(DataFormat::Tokens)];
+    let formats = [DataFormat::Jsonl, DataFormat::Text, DataFormat::Tokens, DataFormat::WebDataset];
+    let format = prop::sample::select(formats.to_vec());
     let choices = (prop::option::of(format), prop_oneof![Just(OnError::Fail), Just(OnError::Skip)]);
     let long_rows = prop_oneof![Just(LongRows::Split), Just(LongRows::Truncate), Just(LongRows::Error)];
     let paths = (prop::collection::vec(path(), 1..3), prop::option::of(path()));
-    (paths, choices, prop::option::of(2..4096usize), any::<bool>(), any::<bool>(), long_rows).prop_map(
-        |((train, tokenizer), (format, on_error), seq_len, packing, shuffle, long_rows)| DataSection {
+    let rows = (prop::option::of(2..4096usize), any::<bool>(), any::<bool>(), long_rows);
+    // Streaming and a length in epochs exclude each other, which is not for here.
+    let streaming = prop_oneof![Just(Streaming::Auto), Just(Streaming::Off)];
+    let reading = (streaming, 1..256usize, 1..1024usize, 0..5usize, 5..9usize);
+    (paths, choices, rows, reading).prop_map(
+        |(
+            (train, tokenizer),
+            (format, on_error),
+            (seq_len, packing, shuffle, long_rows),
+            (streaming, workers, prefetch, rank, world),
+        )| DataSection {
             train,
             format,
             seq_len,
@@ -187,6 +197,11 @@ fn data() -> impl Strategy<Value = DataSection> {
             tokenizer,
             on_error,
             long_rows,
+            streaming,
+            workers,
+            prefetch,
+            rank,
+            world,
         },
     )
 }
@@ -227,23 +242,38 @@ fn train() -> impl Strategy<Value = TrainSection> {
     )
 }
 
+fn report() -> impl Strategy<Value = ReportSection> {
+    (prop::collection::vec("[a-z中][a-z \"\\\\中]{0,8}", 1..3), 1..99usize)
+        .prop_map(|(prompts, max_new_tokens)| ReportSection { prompts, max_new_tokens })
+}
+
 fn job() -> impl Strategy<Value = JobConfig> {
     let init = prop_oneof![Just(ModelInit::Pretrained), Just(ModelInit::Random)];
     let dtype = prop::option::of(prop_oneof![Just(DType::F32), Just(DType::Bf16), Just(DType::F16)]);
     let model = (path(), init, dtype).prop_map(|(path, init, dtype)| ModelSection { path, init, dtype });
-    let optional = (prop::option::of(lora()), prop::option::of(distill()), prop::option::of(ewc()));
-    (model, optional, data(), train()).prop_map(|(model, (lora, distill, mut ewc), data, train)| {
-        if let Some(ewc) = &mut ewc {
-            if lora.is_none() {
-                ewc.mode = EwcMode::Weights;
+    let optional = (
+        prop::option::of(lora()),
+        prop::option::of(distill()),
+        prop::option::of(ewc()),
+        prop::option::of(report()),
+    );
+    (model, optional, data(), train()).prop_map(
+        |(model, (lora, distill, mut ewc, mut report), data, train)| {
+            if lora.is_some() && model.init == ModelInit::Random {
+                report = None;
             }
-            if ewc.mode == EwcMode::Delta {
-                ewc.anchor = None;
-                ewc.important = Important::Keep;
+            if let Some(ewc) = &mut ewc {
+                if lora.is_none() {
+                    ewc.mode = EwcMode::Weights;
+                }
+                if ewc.mode == EwcMode::Delta {
+                    ewc.anchor = None;
+                    ewc.important = Important::Keep;
+                }
             }
-        }
-        JobConfig { model, lora, distill, ewc, data, train }
-    })
+            JobConfig { model, lora, distill, ewc, data, train, report }
+        },
+    )
 }
 
 proptest! {

@@ -5,7 +5,7 @@
 mod recall;
 mod world;
 
-use crate::args::{Global, TrainArgs};
+use crate::args::{self, Global, TrainArgs};
 use crate::commands::train::{Chatter, train_job};
 use crate::config::{
     data_defaults, distill_defaults, ewc_defaults, format_bytes, lora_defaults, model_defaults,
@@ -20,6 +20,7 @@ use crate::stop;
 use kfc_runtime::config::{
     DistillSection, EwcMode, EwcSection, JobConfig, Length, LoraSection, ModelInit, ModelSection,
 };
+use kfc_runtime::device::Device;
 use kfc_runtime::fisher::write_fisher;
 use kfc_runtime::memory;
 use kfc_runtime::models::Model;
@@ -89,6 +90,11 @@ pub fn run(args: &TrainArgs, global: &Global) -> anyhow::Result<Outcome> {
     if !args.set.is_empty() || args.resume || args.mem_budget.is_some() {
         return Err(input_error(
             "the demo takes no --set, --resume or --mem-budget; give a configuration: kfc train job.toml",
+        ));
+    }
+    if args.device != args::Device::Cpu {
+        return Err(input_error(
+            "the demo runs on the CPU; give a configuration: kfc train job.toml --device cuda",
         ));
     }
     let run_dir = RunDir::check(&free_folder(args), false)?;
@@ -164,8 +170,8 @@ impl Demo<'_> {
         let out = self.dir.join("fisher.safetensors");
         job.ewc = Some(ewc(&out));
         let model = Model::open(base, None, ModelInit::Pretrained, SEED)?;
-        let data = data::load(&job, &model.config)?;
-        write_fisher(&job, &data.rows, Some(FISHER_ROWS), &out, &mut |_, _| ())?;
+        let rows = data::load_rows(&job, &model.config)?;
+        write_fisher(&job, &rows, Some(FISHER_ROWS), &out, &mut |_, _| ())?;
         Ok(out)
     }
 
@@ -213,6 +219,7 @@ impl Demo<'_> {
             ewc: None,
             data: data_defaults(),
             train: train_defaults(),
+            report: None,
         };
         job.data.tokenizer = Some(world.tokenizer.clone());
         job.data.seq_len = Some(world.longest);
@@ -233,7 +240,7 @@ impl Demo<'_> {
     fn train(&self, job: &JobConfig, folder: &str) -> anyhow::Result<(Summary, u64)> {
         memory::reset_peak();
         let run_dir = RunDir::check(&self.dir.join(folder), false)?;
-        let summary = train_job(job, &run_dir, false, self.global, Chatter::Progress)?;
+        let summary = train_job(job, &Device::Cpu, &run_dir, false, self.global, Chatter::Progress)?;
         if summary.stopped {
             return Err(anyhow::anyhow!("interrupted; the finished stages are in {}", self.dir.display()));
         }

@@ -1,9 +1,11 @@
-//! What there is of an NVIDIA GPU, found by looking at paths: nothing is loaded.
+//! What there is of an NVIDIA GPU: files, found by looking at paths, and what the driver says, if there is one.
 
+use crate::config::format_bytes;
+use kfc_runtime::device::cuda::{self, CudaError, Info};
 use std::path::{Path, PathBuf};
 
-/// Device files, the driver's version, libraries.
-#[derive(Clone, Debug, Default)]
+/// Device files, the driver's version, libraries, and devices that the driver shows.
+#[derive(Clone, Debug)]
 pub(crate) struct Gpu {
     /// `/dev/nvidia0` and so on.
     pub(crate) devices: Vec<String>,
@@ -11,6 +13,8 @@ pub(crate) struct Gpu {
     pub(crate) driver: Option<String>,
     /// Libraries and where they are.
     pub(crate) libraries: Vec<(&'static str, Option<PathBuf>)>,
+    /// What `--device cuda:N` can name, or why nothing.
+    pub(crate) cuda: Result<Vec<Info>, CudaError>,
 }
 
 /// Libraries that a CUDA device needs, or can use; the name that files begin with.
@@ -57,7 +61,7 @@ pub(crate) fn find() -> Gpu {
         });
         (library, found)
     };
-    Gpu { devices, driver, libraries: LIBRARIES.map(locate).to_vec() }
+    Gpu { devices, driver, libraries: LIBRARIES.map(locate).to_vec(), cuda: cuda::devices() }
 }
 
 impl Gpu {
@@ -74,6 +78,35 @@ impl Gpu {
                 None => format!("no {name}"),
             });
         }
-        format!("{}; this build runs on the CPU only and uses none of it", parts.join(", "))
+        let usable = match &self.cuda {
+            Ok(all) => all.iter().map(describe).collect::<Vec<_>>().join("; "),
+            Err(CudaError::NoDriver | CudaError::NoDevice { .. }) => "none usable, --device cpu it is".into(),
+            Err(e) => e.to_string(),
+        };
+        format!("{}; {usable}", parts.join(", "))
     }
+
+    /// Whether training can run on one.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.cuda.as_ref().is_ok_and(|all| all.iter().any(Info::is_supported))
+    }
+}
+
+fn describe(i: &Info) -> String {
+    let (major, minor) = i.capability;
+    let note = if i.is_supported() { "" } else { ", for which no kernels are compiled" };
+    format!(
+        "cuda:{} is {} with {} and capability {major}.{minor}{note}",
+        i.index,
+        i.name,
+        format_bytes(i.memory)
+    )
+}
+
+/// What `--json` shows of a device.
+pub(crate) fn to_json(i: &Info) -> serde_json::Value {
+    serde_json::json!({
+        "index": i.index, "name": i.name, "memory_bytes": i.memory, "multiprocessors": i.processors,
+        "capability": format!("{}.{}", i.capability.0, i.capability.1), "usable": i.is_supported(),
+    })
 }

@@ -92,7 +92,7 @@ fn legend(places: impl Iterator<Item = Place>) -> Vec<(String, usize)> {
 }
 
 /// Bytes alive over one run of a plan.
-pub(super) fn timeline(e: &Explanation<'_>, plan: &PlanProfile, memory: &PlanMemory) -> String {
+pub(crate) fn timeline(e: &Explanation<'_>, plan: &PlanProfile, memory: &PlanMemory) -> String {
     let at = times(e, plan);
     let (divisor, name) = unit(plan.arena_bytes);
     let note = format!(

@@ -36,7 +36,7 @@ pub(crate) fn object(e: &Explanation<'_>) -> Value {
         "measured": measured,
         "predicted_peak_bytes": p.predicted_peak(),
         "account": account,
-        "kernels": e.kernels.iter().map(kernel).collect::<Vec<_>>(),
+        "kernels": e.kernels.iter().map(|k| kernel(e, k)).collect::<Vec<_>>(),
         "phases": e.phases.iter().map(total).collect::<Vec<_>>(),
         "parts": e.places.iter().map(total).collect::<Vec<_>>(),
         "plans": p.plans.iter().zip(&e.memory).map(|(plan, memory)| json!({
@@ -58,7 +58,7 @@ pub(crate) fn object(e: &Explanation<'_>) -> Value {
     })
 }
 
-fn kernel(k: &super::Kernel<'_>) -> Value {
+fn kernel(e: &Explanation<'_>, k: &super::Kernel<'_>) -> Value {
     json!({
         "plan": k.plan.name,
         "op": k.kind.op,
@@ -80,6 +80,7 @@ fn kernel(k: &super::Kernel<'_>) -> Value {
         "saved_bytes": k.saved_bytes,
         "inplace_bytes": k.inplace_bytes,
         "why": k.why(),
+        "tuned": super::tuned::json(e, k),
     })
 }
 

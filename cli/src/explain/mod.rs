@@ -3,12 +3,13 @@
 //! A [`Profile`] says what there is, a [`Calibration`] how long it should take. Times are milliseconds a step and bytes are
 //! bytes, unless a name says otherwise. A kernel is a kind of launch in one plan.
 
-mod draw;
+pub(crate) mod draw;
 pub(crate) mod json;
 mod memory;
 pub(crate) mod page;
 mod places;
 pub(crate) mod text;
+mod tuned;
 mod why;
 
 pub(crate) use memory::PlanMemory;
@@ -17,12 +18,14 @@ pub use places::{Part, Place};
 use kfc_graph::Phase;
 use kfc_runtime::calibration::{Calibration, Errors, Source};
 use kfc_runtime::profile::{Kind, PlanProfile, Profile};
+use kfc_runtime::tuning::Tuning;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that is said of a step.
 pub(crate) struct Explanation<'a> {
     pub(crate) profile: &'a Profile,
     pub(crate) calibration: &'a Calibration,
+    pub(crate) tuning: &'a Tuning,
     /// Kernels, those that take the most time first.
     pub(crate) kernels: Vec<Kernel<'a>>,
     /// Predicted time of a step's kernels.
@@ -135,7 +138,11 @@ pub(crate) struct Total {
 
 impl<'a> Explanation<'a> {
     /// Puts everything together.
-    pub(crate) fn new(profile: &'a Profile, calibration: &'a Calibration) -> Explanation<'a> {
+    pub(crate) fn new(
+        profile: &'a Profile,
+        calibration: &'a Calibration,
+        tuning: &'a Tuning,
+    ) -> Explanation<'a> {
         let mut kernels: Vec<Kernel<'a>> = Vec::new();
         let (mut phases, mut places) = (BTreeMap::new(), BTreeMap::new());
         for plan in &profile.plans {
@@ -159,7 +166,7 @@ impl<'a> Explanation<'a> {
             places.into_iter().map(|(p, sum): (Place, Sum)| sum.total(p.name(), profile)).collect();
         places.sort_by(|a, b| b.ms().total_cmp(&a.ms()));
         let memory = profile.plans.iter().map(PlanMemory::of).collect();
-        Explanation { profile, calibration, kernels, predicted_ms, measured, phases, places, memory }
+        Explanation { profile, calibration, tuning, kernels, predicted_ms, measured, phases, places, memory }
     }
 
     /// Time of a step: measured, or that of its kernels as predicted.

@@ -1,10 +1,11 @@
 //! The explanation as text.
 
-use super::{Explanation, Total};
+use super::{Explanation, Total, tuned};
 use crate::config::format_bytes;
 use crate::output::table;
 use kfc_graph::budget::Decision;
-use kfc_runtime::profile::Profile;
+use kfc_kernels::cuda::Arch;
+use kfc_runtime::profile::{Machine, Profile};
 use std::fmt::Write;
 
 /// Kernels listed by default.
@@ -50,6 +51,12 @@ pub(crate) fn render(e: &Explanation<'_>) -> String {
         e.kernels.len()
     );
     out.push_str(&table(&kernel_rows(e, KERNELS)));
+    if let Some(rows) = tuned::rows(e, KERNELS) {
+        out.push_str(
+            "\nhow kernels cut their work, as `kfc tune` found it (µs a launch while it was tried)\n",
+        );
+        out.push_str(&table(&rows));
+    }
     out.push_str("\nby phase\n");
     out.push_str(&table(&totals(e, &e.phases)));
     out.push_str("\nby part\n");
@@ -141,7 +148,7 @@ pub(crate) fn summary(e: &Explanation<'_>) -> Vec<(String, String)> {
     let mut rows = vec![
         ("model", p.model.clone()),
         ("rows", format!("{batch} × {seq} tokens a micro-batch, {micro} a step")),
-        ("machine", format!("{}, {}, {} threads", p.machine.cpu, p.machine.isa, p.machine.threads)),
+        ("machine", machine(&p.machine)),
         (
             "limits",
             format!(
@@ -290,4 +297,9 @@ fn primitives(e: &Explanation<'_>) -> String {
         }
     }
     names.join(", ")
+}
+
+fn machine(m: &Machine) -> String {
+    let unit = if m.isa.parse::<Arch>().is_ok() { "multiprocessors" } else { "threads" };
+    format!("{}, {}, {} {unit}", m.cpu, m.isa, m.threads)
 }

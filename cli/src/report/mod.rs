@@ -92,17 +92,26 @@ pub fn page(report: &Report) -> String {
     for table in &report.tables {
         push_table(&mut html, table);
     }
-    let charts: Vec<String> = report.charts.iter().filter_map(svg::figure).collect();
-    if !charts.is_empty() {
-        let _ = writeln!(html, "<div class=\"charts\">\n{}</div>", charts.concat());
-    }
+    push_charts(&mut html, &report.charts);
     if !report.config_toml.is_empty() {
-        let config = escape(&report.config_toml);
-        let _ =
-            writeln!(html, "<details open><summary>Configuration</summary>\n<pre>{config}</pre></details>");
+        push_config(&mut html, &report.config_toml);
     }
     html.push_str(TAIL);
     html
+}
+
+/// Charts, two in a row where there is room.
+pub(crate) fn push_charts(html: &mut String, charts: &[Chart]) {
+    let charts: Vec<String> = charts.iter().filter_map(svg::figure).collect();
+    if !charts.is_empty() {
+        let _ = writeln!(html, "<div class=\"charts\">\n{}</div>", charts.concat());
+    }
+}
+
+/// A configuration as it is.
+pub(crate) fn push_config(html: &mut String, toml: &str) {
+    let config = escape(toml);
+    let _ = writeln!(html, "<details open><summary>Configuration</summary>\n<pre>{config}</pre></details>");
 }
 
 /// What a page begins with, up to its heading.

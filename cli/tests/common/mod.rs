@@ -1,6 +1,10 @@
 //! What the integration tests share: running the program, folders, tensors of files, small worlds to train on.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod browser;
+#[path = "../../../kernels/tests/common/standin.rs"]
+pub mod standin;
+
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -4,9 +4,11 @@
 //! precision; [`crate::Prim::Random`] gives exactly its `f32` values. `i32` values are exact and wrap.
 //! A composite means what its decomposition means. Speed does not matter here, clarity does.
 
+mod erf;
 mod philox;
 mod prims;
 
+pub use erf::erf;
 pub use philox::{philox4x32, uniform_block};
 
 use crate::error::{GraphError, Result};

@@ -1,6 +1,7 @@
 //! What each primitive computes, on row-major `f64` tensors.
 
 use super::Tensor;
+use super::erf::erf;
 use super::philox::uniform_block;
 use crate::prim::{CmpOp, Prim};
 use crate::types::{DType, TensorType};
@@ -23,6 +24,7 @@ pub(super) fn eval(
         Prim::Log => unary(x[0], f64::ln),
         Prim::Sqrt => unary(x[0], f64::sqrt),
         Prim::Sigmoid => unary(x[0], sigmoid),
+        Prim::Erf => unary(x[0], erf),
         Prim::Cast(to) => cast(x[0], types[0].dtype, *to),
         Prim::Add if integer => binary(x, |a, b| wrap(a as i64 + b as i64)),
         Prim::Sub if integer => binary(x, |a, b| wrap(a as i64 - b as i64)),

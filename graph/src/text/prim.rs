@@ -22,6 +22,7 @@ pub(super) fn prim_attrs(prim: &Prim) -> Attrs {
         | Prim::Log
         | Prim::Sqrt
         | Prim::Sigmoid
+        | Prim::Erf
         | Prim::Cast(_)
         | Prim::Add
         | Prim::Sub
@@ -50,6 +51,7 @@ pub(super) fn prim_from(name: &str, attrs: &Attrs, ty: &TensorType) -> Option<Re
         "log" => plain(Prim::Log),
         "sqrt" => plain(Prim::Sqrt),
         "sigmoid" => plain(Prim::Sigmoid),
+        "erf" => plain(Prim::Erf),
         "cast" => plain(Prim::Cast(ty.dtype)),
         "add" => plain(Prim::Add),
         "sub" => plain(Prim::Sub),

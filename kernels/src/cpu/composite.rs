@@ -2,7 +2,7 @@
 
 use crate::cpu::head::{Head, Mode, TokenScores};
 use crate::cpu::{Kernel, KernelError};
-use crate::cpu::{attention, ewc, feature, index, lora, matmul, norm, optim, rope, sums, swiglu};
+use crate::cpu::{attention, ewc, feature, index, layer_norm, lora, matmul, norm, optim, rope, sums, swiglu};
 use kfc_graph::{Composite, TensorType};
 
 /// Builds the kernel of a composite; `None` if it has none.
@@ -17,6 +17,9 @@ pub(super) fn build(
         "linear" => Ok(Box::new(matmul::Linear::new(i, &o[0]))),
         "lora_linear" => boxed(lora::LoraLinear::new(a, i)),
         "lora_linear_bwd" => boxed(lora::LoraLinearBwd::new(a, i)),
+        "layer_norm" => {
+            boxed(a.f64("eps").map_err(Into::into).map(|eps| layer_norm::LayerNorm::new(&i[0], eps)))
+        }
         "rms_norm" => {
             boxed(a.f64("eps").map_err(Into::into).map(|eps| norm::RmsNorm::new(&i[0], &i[1], eps)))
         }
@@ -49,7 +52,7 @@ pub(super) fn build(
 }
 
 /// Names that [`build`] knows.
-pub(super) const NAMES: [&str; 27] = [
+pub(super) const NAMES: [&str; 28] = [
     "accumulate",
     "accumulate_square",
     "adamw",
@@ -62,6 +65,7 @@ pub(super) const NAMES: [&str; 27] = [
     "ewc_penalty_bwd",
     "feature_alignment",
     "kv_append",
+    "layer_norm",
     "linear",
     "linear_cross_entropy_kd",
     "linear_cross_entropy_kd_bwd",

@@ -34,8 +34,8 @@ impl Elem for bf16 {
     fn put(x: f32) -> bf16 {
         let bits = x.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-        let quiet_nan = (bits | 0x0040_0000) >> 16;
-        bf16::from_bits((if x.is_nan() { quiet_nan } else { rounded >> 16 }) as u16)
+        let quiet_nan = bits | 0x0040_0000;
+        bf16::from_bits(((if x.is_nan() { quiet_nan } else { rounded }) >> 16) as u16)
     }
 }
 

@@ -13,6 +13,7 @@ use kfc_graph::{Composite, DType, GraphError, Op, Prim, TensorType};
 use thiserror::Error;
 
 mod attention;
+pub mod choice;
 mod composite;
 mod elem;
 mod ewc;
@@ -23,6 +24,7 @@ pub mod gemm;
 mod group;
 mod head;
 mod index;
+mod layer_norm;
 pub mod limits;
 mod list;
 mod lora;
@@ -209,6 +211,7 @@ fn prim(p: &Prim, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Box<d
         | Prim::Log
         | Prim::Sqrt
         | Prim::Sigmoid
+        | Prim::Erf
         | Prim::Add
         | Prim::Sub
         | Prim::Mul

@@ -1,5 +1,6 @@
 //! Parallel loops over fixed pieces.
 
+use crate::cpu::choice;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,13 +8,30 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Elements of one task of an element-wise loop: large enough to hide the cost of a task, small enough for L2.
 pub(crate) const GRAIN: usize = 16 * 1024;
 
-/// Calls `f(i)` for each `i < tasks`, in parallel when there is more than one.
+/// Calls `f(i)` for each `i < tasks`, in parallel when there is more than one; tasks have the caller's [`Choice`], and
+/// its number of threads.
+///
+/// [`Choice`]: choice::Choice
 pub(crate) fn tasks(tasks: usize, f: impl Fn(usize) + Sync + Send) {
-    if tasks == 1 {
-        f(0);
-    } else {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(f);
+    let choice = choice::current();
+    let run = |i| choice::with(choice, || f(i));
+    match choice.threads.map(usize::from) {
+        _ if tasks == 1 => f(0),
+        Some(1) => (0..tasks).for_each(f),
+        Some(threads) if threads < tasks => {
+            let next = AtomicUsize::new(0);
+            let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < tasks);
+            let each = |_| std::iter::from_fn(take).for_each(run);
+            (0..threads).into_par_iter().with_max_len(1).for_each(each);
+        }
+        _ => (0..tasks).into_par_iter().with_max_len(1).for_each(run),
     }
+}
+
+/// Threads that the kernel may use.
+fn threads() -> usize {
+    let all = rayon::current_num_threads();
+    choice::current().threads.map_or(all, |n| all.min(n.into()))
 }
 
 /// Cuts `0..n` into ranges of `grain` (the last may be shorter) and calls `f` for each.
@@ -85,7 +103,7 @@ pub(crate) fn run_alone(p: &impl Pipeline) {
 /// task needs. Tasks must not start parallel work themselves: they could be handed a task that waits for them.
 pub(crate) fn run_steps(p: &impl Pipeline) {
     let most = (0..p.steps()).map(|s| p.counts(s).iter().sum()).max().unwrap_or(0);
-    let threads = rayon::current_num_threads().min(most);
+    let threads = threads().min(most);
     if threads <= 1 {
         return run_alone(p);
     }

@@ -59,6 +59,7 @@ pub(crate) fn apply(p: &Prim, types: &[DType]) -> Option<Apply> {
         (Prim::Log, t) => of_type!(t, T => erased!(log::<T>, 1)),
         (Prim::Sqrt, t) => of_type!(t, T => erased!(sqrt::<T>, 1)),
         (Prim::Sigmoid, t) => of_type!(t, T => erased!(sigmoid::<T>, 1)),
+        (Prim::Erf, t) => of_type!(t, T => erased!(erf::<T>, 1)),
         (Prim::Add, t) => of_type!(t, T => erased!(add::<T>, 2)),
         (Prim::Sub, t) => of_type!(t, T => erased!(sub::<T>, 2)),
         (Prim::Mul, t) => of_type!(t, T => erased!(mul::<T>, 2)),
@@ -204,6 +205,7 @@ loops! {
     log(a) -> T = math::log(a);
     sqrt(a) -> T = a.sqrt();
     sigmoid(a) -> T = math::sigmoid(a);
+    erf(a) -> T = math::erf(a);
     add(a, b) -> T = a + b;
     sub(a, b) -> T = a - b;
     mul(a, b) -> T = a * b;

@@ -131,28 +131,29 @@ pub fn available() -> Vec<Level> {
 }
 
 /// Declares functions whose body is compiled once for each [`Level`] and dispatched on entry. The body must be plain
-/// loops that LLVM vectorises; what it calls must be `#[inline(always)]`. Type parameters have one bound each and are
-/// those of arguments.
+/// loops that LLVM vectorises; what it calls must be `#[inline(always)]`. Where instructions fuse multiplications and
+/// additions, `math` in the body is [`crate::cpu::math::fused`].
 macro_rules! simd {
     ($($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($t:ident: $bound:ident),+>)? ($($arg:ident: $ty:ty),* $(,)?)
         $(-> $ret:ty)? $body:block)+) => {$(
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
         $vis fn $name $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
-            #[inline(always)]
-            #[allow(clippy::too_many_arguments)]
-            fn body $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
                 #[allow(clippy::too_many_arguments)]
                 fn avx512 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
-                    body($($arg),*)
+                    #[allow(unused_imports)]
+                    use $crate::cpu::math::fused as math;
+                    $body
                 }
                 #[target_feature(enable = "avx2,fma,f16c")]
                 #[allow(clippy::too_many_arguments)]
                 fn avx2 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
-                    body($($arg),*)
+                    #[allow(unused_imports)]
+                    use $crate::cpu::math::fused as math;
+                    $body
                 }
                 match $crate::cpu::simd::level() {
                     $crate::cpu::simd::Level::Avx512 | $crate::cpu::simd::Level::Avx512Bf16 => {
@@ -165,7 +166,7 @@ macro_rules! simd {
                 }
             }
             #[allow(unreachable_code)]
-            body($($arg),*)
+            $body
         }
     )+};
 }

@@ -12,6 +12,10 @@ use std::sync::OnceLock;
 /// Environment variable with the folder of `libnvrtc.so`.
 const FOLDER: &str = "KFC_NVRTC";
 
+/// Options beside the architecture. Unused: what a program loads or computes and does not need.
+pub(super) const OPTIONS: [&str; 4] =
+    ["--std=c++17", "--ptxas-options=-v", "--diag-suppress=177", "--diag-suppress=550"];
+
 /// Why nothing was compiled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NvrtcError {
@@ -95,6 +99,14 @@ impl Nvrtc {
         }
     }
 
+    /// The compiler's version, such as `13.0`; empty if it does not say.
+    pub fn version(&self) -> String {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: both are places for a number.
+        let outcome = unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) };
+        outcome.result().map_or(String::new(), |()| format!("{major}.{minor}"))
+    }
+
     /// Tensor core instructions of each kernel of a cubin. `None` without `cuobjdump`, which is looked for in the folder
     /// `bin` beside that of the library and on the path.
     pub fn sass_counts(&self, cubin: &[u8]) -> Option<HashMap<String, SassCounts>> {
@@ -108,14 +120,7 @@ impl Nvrtc {
     pub fn compile(&self, source: &str, arch: Arch) -> Result<Object, NvrtcError> {
         let program = Compilation::new(source)?;
         let arch_option = format!("--gpu-architecture={arch}");
-        // Unused: what a program loads or computes and does not need.
-        let options = [
-            arch_option.as_str(),
-            "--std=c++17",
-            "--ptxas-options=-v",
-            "--diag-suppress=177",
-            "--diag-suppress=550",
-        ];
+        let options: Vec<&str> = [arch_option.as_str()].into_iter().chain(OPTIONS).collect();
         // SAFETY: the program is alive.
         let outcome = unsafe { result::compile_program(program.0, &options) };
         let log = program.log()?;

@@ -225,6 +225,7 @@ fn unary(op: Unary, x: f64) -> f64 {
         Unary::Log => x.ln(),
         Unary::Sqrt => x.sqrt(),
         Unary::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        Unary::Erf => kfc_graph::interp::erf(x),
         Unary::Not => f64::from(u8::from(x == 0.0)),
     }
 }

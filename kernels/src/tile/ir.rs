@@ -167,6 +167,8 @@ pub enum Unary {
     Sqrt,
     /// `1/(1 + e^-a)`
     Sigmoid,
+    /// The error function.
+    Erf,
     /// Negation of a truth.
     Not,
 }

@@ -180,6 +180,7 @@ fn unary(op: Unary, x: &str) -> String {
         Unary::Log => format!("tl.log({x})"),
         Unary::Sqrt => format!("tl.sqrt_rn({x})"),
         Unary::Sigmoid => format!("tl.sigmoid({x})"),
+        Unary::Erf => format!("tl.erf({x})"),
         Unary::Not => format!("{x} == 0"),
     }
 }

@@ -261,7 +261,7 @@ pub(crate) fn prims() -> Vec<Case> {
     };
     for x in [DType::F32, DType::Bf16, DType::F16] {
         let two = [t(x, &[3, 500]), t(x, &[3, 500])];
-        for p in [Prim::Neg, Prim::Exp, Prim::Sigmoid] {
+        for p in [Prim::Neg, Prim::Exp, Prim::Sigmoid, Prim::Erf] {
             add(p, &two[..1], -3.0, 3.0);
         }
         for p in [Prim::Log, Prim::Sqrt] {
@@ -348,6 +348,7 @@ pub(crate) fn realistic() -> Vec<(Op, Vec<TensorType>)> {
             composite("lora_linear_bwd", &lora),
             with_seed([&[w(&[n, i]), w(&[n, h])], &adapter[..], &[f(&[n, r])]].concat()),
         ),
+        (composite("layer_norm", &Attrs::new().with("eps", 1e-5)), vec![w(&[n, h]), w(&[h]), w(&[h])]),
         (composite("rms_norm", &Attrs::new().with("eps", 1e-5)), vec![w(&[n, h]), w(&[h])]),
         (
             composite("rms_norm_bwd", &Attrs::new().with("need_dw", true)),

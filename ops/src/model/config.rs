@@ -193,7 +193,7 @@ fn family(f: &Fields<'_>) -> Result<Family, ModelError> {
     }
 }
 
-fn dtype(f: &Fields<'_>) -> Result<Option<DType>, ModelError> {
+pub(super) fn dtype(f: &Fields<'_>) -> Result<Option<DType>, ModelError> {
     let name = match f.str("dtype")? {
         Some(name) => Some(name),
         None => f.str("torch_dtype")?,
@@ -291,14 +291,18 @@ fn rope(f: &Fields<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, M
     Ok(rope)
 }
 
-fn field(name: &str, message: impl Into<String>) -> ModelError {
+pub(super) fn field(name: &str, message: impl Into<String>) -> ModelError {
     ModelError::Field { field: name.to_string(), message: message.into() }
 }
 
+pub(super) fn unsupported(what: String, supported: &str) -> ModelError {
+    ModelError::Unsupported { what, supported: supported.into() }
+}
+
 /// Typed access to a JSON object; `null` counts as absent.
-struct Fields<'a> {
-    map: &'a Map<String, Value>,
-    prefix: &'static str,
+pub(super) struct Fields<'a> {
+    pub(super) map: &'a Map<String, Value>,
+    pub(super) prefix: &'static str,
 }
 
 /// Extents above this are a damaged file, and would overflow products of three.
@@ -309,11 +313,11 @@ impl<'a> Fields<'a> {
         format!("{}{name}", self.prefix)
     }
 
-    fn get(&self, name: &str) -> Option<&'a Value> {
+    pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
         self.map.get(name).filter(|v| !v.is_null())
     }
 
-    fn positive(&self, name: &str) -> Result<usize, ModelError> {
+    pub(super) fn positive(&self, name: &str) -> Result<usize, ModelError> {
         match self.get(name).map(|v| (v, v.as_u64())) {
             Some((_, Some(n))) if (1..=MAX_EXTENT).contains(&n) => Ok(n as usize),
             Some((v, _)) => {
@@ -323,7 +327,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn positive_or(&self, name: &str, default: usize) -> Result<usize, ModelError> {
+    pub(super) fn positive_or(&self, name: &str, default: usize) -> Result<usize, ModelError> {
         if self.get(name).is_none() { Ok(default) } else { self.positive(name) }
     }
 
@@ -337,7 +341,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn above_zero(&self, name: &str) -> Result<Option<f64>, ModelError> {
+    pub(super) fn above_zero(&self, name: &str) -> Result<Option<f64>, ModelError> {
         match self.number(name)? {
             Some(x) if x <= 0.0 => Err(field(&self.name(name), format!("must be above 0, is {x}"))),
             x => Ok(x),
@@ -348,7 +352,7 @@ impl<'a> Fields<'a> {
         self.number(name)?.ok_or_else(|| field(&self.name(name), "is missing"))
     }
 
-    fn str(&self, name: &str) -> Result<Option<&'a str>, ModelError> {
+    pub(super) fn str(&self, name: &str) -> Result<Option<&'a str>, ModelError> {
         match self.get(name) {
             None => Ok(None),
             Some(Value::String(s)) => Ok(Some(s)),
@@ -356,7 +360,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn bool(&self, name: &str, default: bool) -> Result<bool, ModelError> {
+    pub(super) fn bool(&self, name: &str, default: bool) -> Result<bool, ModelError> {
         match self.get(name) {
             None => Ok(default),
             Some(Value::Bool(b)) => Ok(*b),
@@ -365,7 +369,7 @@ impl<'a> Fields<'a> {
     }
 
     /// One token id or a list of them.
-    fn tokens(&self, name: &str) -> Result<Vec<u32>, ModelError> {
+    pub(super) fn tokens(&self, name: &str) -> Result<Vec<u32>, ModelError> {
         let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         match self.get(name) {
             None => Ok(Vec::new()),

@@ -31,9 +31,24 @@ pub struct CacheInputs {
     pub positions: ValueId,
 }
 
+/// What a decoder layer adds to the residual stream, and what its attention weighs.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts {
+    /// The operands of its attention, positions applied.
+    pub attends: attention::Attention,
+    /// Output of the attention block `[B,T,H]`.
+    pub attention: ValueId,
+    /// Output of the MLP block `[B,T,H]`.
+    pub mlp: ValueId,
+}
+
 /// What a forward pass gives.
 #[derive(Clone, Debug)]
 pub struct Hidden {
+    /// The embedded tokens `[B,T,H]`, where the residual stream begins.
+    pub embedded: ValueId,
+    /// The parts of each decoder layer.
+    pub parts: Vec<Parts>,
     /// Output of each decoder layer `[B,T,H]`, before any norm that follows.
     pub layers: Vec<ValueId>,
     /// Output of the last norm `[B,T,H]`, what the head reads.
@@ -98,15 +113,19 @@ impl<'a> Transformer<'a> {
     ) -> Result<Hidden> {
         b.set_scope(&format!("{}embed", self.prefix));
         let table = self.embedding(b)?;
-        let mut x = embedding::embedding(b, table, batch.tokens)?;
+        let embedded = embedding::embedding(b, table, batch.tokens)?;
+        let mut x = embedded;
         let mut layers = Vec::with_capacity(self.config.layers);
+        let mut parts = Vec::with_capacity(self.config.layers);
         for layer in 0..self.config.layers {
-            x = self.layer(b, layer, x, batch, cache)?;
-            layers.push(x);
+            let (after, added) = self.layer(b, layer, x, batch, cache)?;
+            x = after;
+            layers.push(after);
+            parts.push(added);
         }
         b.set_scope(&format!("{}norm", self.prefix));
         let last = self.norm(b, FINAL_NORM, x)?;
-        Ok(Hidden { layers, last })
+        Ok(Hidden { embedded, parts, layers, last })
     }
 
     /// The weight that the head multiplies with, `[V,H]`.
@@ -126,32 +145,34 @@ impl<'a> Transformer<'a> {
         x: ValueId,
         batch: BatchInputs,
         cache: Option<CacheInputs>,
-    ) -> Result<ValueId> {
+    ) -> Result<(ValueId, Parts)> {
         let [q, k, v, o, gate, up, down] = self.config.layer_modules(layer);
         b.set_scope(&format!("{}layers.{layer}.attn", self.prefix));
         let h = self.norm(b, &format!("model.layers.{layer}.input_layernorm.weight"), x)?;
         let (q, k, v) = (self.project(b, &q, h)?, self.project(b, &k, h)?, self.project(b, &v, h)?);
         let (q, k) = (self.rotate(b, q, batch.positions)?, self.rotate(b, k, batch.positions)?);
-        let a = self.attend(b, layer, [q, k, v], batch, cache)?;
-        let a = self.project(b, &o, a)?;
-        let x = b.add(x, a)?;
+        let attends = self.attends(b, layer, [q, k, v], batch, cache)?;
+        let a = attention::attention(b, &attends)?;
+        let attention = self.project(b, &o, a)?;
+        let x = b.add(x, attention)?;
 
         b.set_scope(&format!("{}layers.{layer}.mlp", self.prefix));
         let h = self.norm(b, &format!("model.layers.{layer}.post_attention_layernorm.weight"), x)?;
         let (gate, up) = (self.project(b, &gate, h)?, self.project(b, &up, h)?);
         let h = swiglu::swiglu(b, gate, up)?;
-        let h = self.project(b, &down, h)?;
-        b.add(x, h)
+        let mlp = self.project(b, &down, h)?;
+        Ok((b.add(x, mlp)?, Parts { attends, attention, mlp }))
     }
 
-    fn attend(
+    /// The operands of a layer's attention; with a cache, keys and values go into it first.
+    fn attends(
         &mut self,
         b: &mut Builder<'_>,
         layer: usize,
         [q, k, v]: [ValueId; 3],
         batch: BatchInputs,
         cache: Option<CacheInputs>,
-    ) -> Result<ValueId> {
+    ) -> Result<attention::Attention> {
         let (k, v, seg_k, pos_k) = match cache {
             None => (k, v, batch.segments, batch.positions),
             Some(c) => {
@@ -160,7 +181,7 @@ impl<'a> Transformer<'a> {
                 (k, v, c.segments, c.positions)
             }
         };
-        let args = attention::Attention {
+        Ok(attention::Attention {
             q,
             k,
             v,
@@ -171,8 +192,7 @@ impl<'a> Transformer<'a> {
             heads: self.config.heads,
             kv_heads: self.config.kv_heads,
             scale: 1.0 / (self.config.head_dim as f64).sqrt(),
-        };
-        attention::attention(b, &args)
+        })
     }
 
     fn append(

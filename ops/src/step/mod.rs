@@ -1,8 +1,8 @@
 //! Whole programs: the graphs that a run is made of.
 //!
 //! A training step runs [`train`] once a micro-batch (forward, losses, backward, gradients added to accumulators) and
-//! [`update`] once (penalties, gradient norm, clipping, AdamW). [`fisher`], [`score`], [`logits`] and [`decode`] are the
-//! programs of the other commands.
+//! [`update`] once (penalties, gradient norm, clipping, AdamW). [`fisher`], [`score`], [`logits`], [`inspect`] and
+//! [`decode`] are the programs of the other commands.
 //!
 //! Names of graph inputs are the interface to the runtime:
 //! `student.*`, `teacher.*` weights; `lora.*` adapters; `projector.N.weight`; `grad.P`, `m.P`, `v.P`, `lr_scale.P` of a
@@ -11,6 +11,7 @@
 
 pub mod decode;
 pub mod fisher;
+pub mod inspect;
 pub mod logits;
 pub mod score;
 pub mod train;

@@ -82,6 +82,17 @@ pub(super) fn lora_linear_bwd(attrs: &Attrs, t: &[Tensor]) -> Vec<Tensor> {
     vec![dx, da, db]
 }
 
+pub(super) fn layer_norm(attrs: &Attrs, x: &[Tensor]) -> Vec<Tensor> {
+    let (_, h) = matrix(&x[0]);
+    let y = rows_like(&x[0], h, |m, i| {
+        let row = &x[0].data[m * h..][..h];
+        let mean = row.iter().sum::<f64>() / h as f64;
+        let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / h as f64;
+        (row[i] - mean) * (variance + attrs.f64("eps").unwrap()).powf(-0.5) * x[1].data[i] + x[2].data[i]
+    });
+    vec![y]
+}
+
 pub(super) fn rms_norm(attrs: &Attrs, x: &[Tensor]) -> Vec<Tensor> {
     let (_, h) = matrix(&x[0]);
     let rstd = rows_like(&x[0], 1, |m, _| {

@@ -27,6 +27,7 @@ pub(crate) const REFERENCES: &[Reference] = &[
     forward("linear", layers::linear, &[0, 1, 2]),
     forward("lora_linear", layers::lora_linear, &[0, 1, 2, 3, 4]),
     zero("lora_linear_bwd", layers::lora_linear_bwd),
+    forward("layer_norm", layers::layer_norm, &[0, 1, 2]),
     forward("rms_norm", layers::rms_norm, &[0, 1]),
     zero("rms_norm_bwd", layers::rms_norm_bwd),
     forward("rope", layers::rope, &[0]),

@@ -27,6 +27,13 @@ impl Documents {
         self.ends.push(self.tokens.len());
     }
 
+    /// Gives back what was reserved for more documents.
+    pub(crate) fn shrink(&mut self) {
+        self.tokens.shrink_to_fit();
+        self.labels.shrink_to_fit();
+        self.ends.shrink_to_fit();
+    }
+
     /// The number of documents.
     pub fn len(&self) -> usize {
         self.ends.len()

@@ -13,6 +13,17 @@ pub enum DataError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// A file of a range of shards that is not there.
+    #[error(
+        "{path} is missing of {pattern}; fetch it, or name the shards that there are",
+        path = path.display(), pattern = pattern.display()
+    )]
+    MissingShard {
+        /// The file.
+        path: PathBuf,
+        /// The pattern that stands for it and others.
+        pattern: PathBuf,
+    },
     /// A file whose format cannot be told from its name.
     #[error(
         "{path}: cannot tell the format from the extension; set data.format to jsonl, text, tokens or webdataset, \
@@ -123,6 +134,15 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// The same error of a row at another place.
+    pub(crate) fn at(self, place: String) -> DataError {
+        match self {
+            DataError::BadRow { reason, .. } => DataError::BadRow { place, reason },
+            DataError::LongRow { tokens, seq_len, .. } => DataError::LongRow { place, tokens, seq_len },
+            other => other,
+        }
+    }
+
     /// An [`DataError::Io`] for `path`, to be used with `map_err`.
     pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> DataError + '_ {
         move |source| DataError::Io { path: path.to_path_buf(), source }

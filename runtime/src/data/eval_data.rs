@@ -4,6 +4,7 @@
 //! Every error names the file and the line. Each reader has a `…_of` twin that reads bytes.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -17,6 +18,8 @@ use super::source::JsonRows;
 pub struct ChoiceItem {
     /// What stands before the choice, without a blank at its end.
     pub context: String,
+    /// Where the question itself stands in it.
+    pub question: Range<usize>,
     /// What is scored after the context and a blank: letters where the context lists the options, else their texts.
     pub choices: Vec<String>,
     /// The index of the right one.
@@ -28,8 +31,12 @@ pub struct ChoiceItem {
 pub struct QaItem {
     /// What the model continues, without a blank at its end.
     pub prompt: String,
+    /// Where the question itself stands in it.
+    pub question: Range<usize>,
     /// Any of these is right.
     pub answers: Vec<String>,
+    /// The answer as the row has it, working included.
+    pub full: String,
     /// The row has the working with the answer behind `####` (GSM8K), so that the model is to show its own.
     pub worked: bool,
 }
@@ -89,6 +96,28 @@ pub fn entities_of(bytes: &[u8], name: &str) -> Result<Vec<EntityItem>> {
 
 /// [`read_entities`] for IOB lines; `name` is what errors name.
 pub fn iob_of(bytes: &[u8], name: &str) -> Result<Vec<EntityItem>> {
+    let mut out = sentences_of(bytes, name)?;
+    out.retain(|item| !item.entities.is_empty());
+    if out.is_empty() {
+        return Err(DataError::Empty { sources: name.into(), reason: "no sentence has a mention".into() });
+    }
+    Ok(out)
+}
+
+/// All sentences of a file of IOB lines, also those without a mention.
+pub fn read_sentences(path: &Path) -> Result<Vec<EntityItem>> {
+    let name = path.display().to_string();
+    let out = sentences_of(&read(path)?, &name)?;
+    if out.is_empty() {
+        return Err(DataError::Empty {
+            sources: name,
+            reason: "the file has no sentences; check the path".into(),
+        });
+    }
+    Ok(out)
+}
+
+fn sentences_of(bytes: &[u8], name: &str) -> Result<Vec<EntityItem>> {
     let mut out = Vec::new();
     let mut sentence = Sentence::default();
     for (i, line) in bytes.split(|&b| b == b'\n').enumerate() {
@@ -110,9 +139,6 @@ pub fn iob_of(bytes: &[u8], name: &str) -> Result<Vec<EntityItem>> {
         sentence.push(token, tag);
     }
     out.extend(sentence.item());
-    if out.is_empty() {
-        return Err(DataError::Empty { sources: name.into(), reason: "no sentence has a mention".into() });
-    }
     Ok(out)
 }
 
@@ -138,7 +164,7 @@ impl Sentence {
 
     fn item(self) -> Option<EntityItem> {
         let item = EntityItem { prompt: self.tokens.join(" "), entities: distinct(self.mentions) };
-        (!item.entities.is_empty()).then_some(item)
+        (!self.tokens.is_empty()).then_some(item)
     }
 }
 
@@ -196,7 +222,11 @@ fn choice_item(row: &Map<String, Value>) -> ItemResult<ChoiceItem> {
         Some(key) => string(row, key)?.trim_end().to_owned(),
         None => return Err("no question: set \"question\", \"ctx\", \"context\" or \"query\"".into()),
     };
-    Ok(ChoiceItem { context, choices: if lettered { names } else { texts }, gold })
+    let question = match first_key(row, &["question"]) {
+        Some(key) => span(&context, string(row, key)?.trim()),
+        None => 0..context.len(),
+    };
+    Ok(ChoiceItem { context, question, choices: if lettered { names } else { texts }, gold })
 }
 
 /// Names (letters) and texts of the choices.
@@ -273,7 +303,17 @@ fn qa_item(row: &Map<String, Value>) -> ItemResult<QaItem> {
         return Err(format!("\"{key}\" is empty; remove the row"));
     }
     let worked = row[key].as_str().is_some_and(|text| text.contains("####"));
-    Ok(QaItem { prompt, answers, worked })
+    let full = row[key].as_str().map_or_else(|| answers[0].clone(), |text| text.trim().to_owned());
+    let question = match first_key(row, &["question"]) {
+        Some(key) => span(&prompt, string(row, key)?.trim()),
+        None => 0..prompt.len(),
+    };
+    Ok(QaItem { prompt, question, answers, full, worked })
+}
+
+/// Where `question` first stands in `prompt`; all of it where it does not.
+fn span(prompt: &str, question: &str) -> Range<usize> {
+    prompt.find(question).map_or(0..prompt.len(), |at| at..at + question.len())
 }
 
 /// What follows the last `####`, with the commas of a number removed; without `####` the text.

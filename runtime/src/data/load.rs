@@ -5,7 +5,6 @@
 //! lost); rows of which only a part is trained are truncated at the end. Both are counted.
 
 use std::fs;
-use std::ops::Range;
 use std::path::PathBuf;
 
 use rayon::prelude::*;
@@ -13,13 +12,15 @@ use serde_json::Value;
 
 use super::documents::{Documents, IGNORE, is_trainable};
 use super::error::{DataError, Result};
+use super::intake::{Intake, Tokenised, encode, tokenise};
 use super::pack::RowSet;
 use super::report::{DataReport, remember};
-use super::rows::{Row, parse_row};
+use super::rows::Row;
 use super::source::{Format, JsonRows, Placed, Source, find, read_text};
-use super::token_file::read_token_file;
-use super::tokenizer::{Encoded, Tokenizer};
-use super::webdataset::samples;
+use super::token_file::{Layout, map, read_token_file};
+use super::token_shard::TokenShard;
+use super::tokenizer::Tokenizer;
+use super::webdataset::{NO_SAMPLES, samples};
 
 /// Rows that are tokenised before the next are looked at, which bounds the memory in between.
 const CHUNK: usize = 4096;
@@ -92,6 +93,18 @@ pub struct DataConfig {
     pub vocab: usize,
 }
 
+impl DataConfig {
+    /// The row length of text and token shards, which do not say one.
+    pub(crate) fn row_length(&self) -> Result<usize> {
+        let wrong = |reason: String| Err(DataError::Config { setting: "data.seq_len", reason });
+        match self.seq_len {
+            None => wrong("text needs a row length; set it".into()),
+            Some(n) if n < 2 => wrong(format!("{n} is too short: a row needs a token and the one after it")),
+            Some(n) => Ok(n),
+        }
+    }
+}
+
 /// Reads files and folders into training rows. Token files stand alone and need no tokenizer; everything else does.
 pub fn load(
     paths: &[PathBuf],
@@ -101,7 +114,10 @@ pub fn load(
     let sources = find(paths, config.format)?;
     let of_tokens = sources.iter().filter(|s| s.format == Format::Tokens).count();
     if of_tokens == sources.len() {
-        return load_tokens(&sources, config);
+        return match layout(&sources)? {
+            Layout::Rows => load_rows(&sources, config),
+            Layout::Documents => load_documents(&sources, config, tokenizer),
+        };
     }
     if of_tokens > 0 {
         let reason = "token files and text files cannot be mixed; name one kind".into();
@@ -112,31 +128,58 @@ pub fn load(
             "text needs a tokenizer and the model folder has none; set it to a folder with a tokenizer.json";
         return Err(DataError::Config { setting: "data.tokenizer", reason: reason.into() });
     };
-    let Some(seq_len) = config.seq_len else {
-        return Err(DataError::Config {
-            setting: "data.seq_len",
-            reason: "text needs a row length; set it".into(),
-        });
-    };
-    if seq_len < 2 {
-        let reason = format!("{seq_len} is too short: a row needs a token and the one after it");
-        return Err(DataError::Config { setting: "data.seq_len", reason });
-    }
-    let mut reader = Reader {
-        config,
-        tokenizer,
-        seq_len,
-        documents: Documents::new(),
-        report: DataReport { files: sources.len(), seq_len, ..DataReport::default() },
-    };
+    let seq_len = config.row_length()?;
+    let mut reader = Reader { tokenizer, intake: Intake::new(config, Some(tokenizer), seq_len) };
+    reader.intake.report.files = sources.len();
     for source in &sources {
         reader.read(source)?;
     }
-    let Reader { documents, report, .. } = reader;
+    let Intake { documents, report, .. } = reader.intake;
     finish(documents, report, config.packing, &sources)
 }
 
-fn load_tokens(sources: &[Source], config: &DataConfig) -> Result<(RowSet, DataReport)> {
+/// The layout of token files, which must all have the same.
+pub(crate) fn layout(sources: &[Source]) -> Result<Layout> {
+    let mut first: Option<(Layout, &Source)> = None;
+    for source in sources {
+        let layout = Layout::of(&map(&source.path)?, &source.path)?;
+        let (expected, at) = *first.get_or_insert((layout, source));
+        if layout != expected {
+            let reason = format!(
+                "{} has {}, {} has {}; one data set has one kind of file, convert one of them with `kfc data shard`",
+                at.path.display(),
+                expected.words(),
+                source.path.display(),
+                layout.words()
+            );
+            return Err(DataError::Config { setting: "data.train", reason });
+        }
+    }
+    Ok(first.map_or(Layout::Rows, |(layout, _)| layout))
+}
+
+/// Token shards: documents that are packed like those of text.
+fn load_documents(
+    sources: &[Source],
+    config: &DataConfig,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<(RowSet, DataReport)> {
+    let mut intake = Intake::new(config, None, config.row_length()?);
+    intake.report.files = sources.len();
+    for source in sources {
+        let bytes = map(&source.path)?;
+        let shard = TokenShard::parse(&bytes, &source.path)?;
+        shard.check_tokenizer(tokenizer)?;
+        for document in 0..shard.len() {
+            intake.admit(shard.tokenised(document)?)?;
+        }
+    }
+    let Intake { documents, report, .. } = intake;
+    finish(documents, report, config.packing, sources)
+}
+
+/// Token files whose rows are training rows already.
+fn load_rows(sources: &[Source], config: &DataConfig) -> Result<(RowSet, DataReport)> {
     let mut documents = Documents::new();
     let mut seq_len = config.seq_len;
     for source in sources {
@@ -191,17 +234,11 @@ fn names(sources: &[Source]) -> String {
     names.join(", ")
 }
 
-/// The state of reading text.
+/// Rows of all files, tokenised in parallel.
 struct Reader<'a> {
-    config: &'a DataConfig,
     tokenizer: &'a Tokenizer,
-    seq_len: usize,
-    documents: Documents,
-    report: DataReport,
+    intake: Intake<'a>,
 }
-
-/// A row with its tokens, and whether only a part of it is trained.
-type Tokenised = Placed<(Encoded, bool)>;
 
 impl Reader<'_> {
     fn read(&mut self, source: &Source) -> Result<()> {
@@ -209,21 +246,26 @@ impl Reader<'_> {
         match source.format {
             Format::Text => {
                 let text = match read_text(path) {
-                    Err(DataError::BadRow { place, reason }) => return self.admit((place, Err(reason))),
+                    Err(DataError::BadRow { place, reason }) => {
+                        return self.intake.admit((place, Err(reason)));
+                    }
                     other => other?,
                 };
                 let row = if text.trim().is_empty() {
                     Err("the file is empty; remove it from the data".to_owned())
                 } else {
-                    self.encode(&Row::plain(text))
+                    encode(self.tokenizer, &Row::plain(text))
                 };
-                self.admit((path.display().to_string(), row))
+                self.intake.admit((path.display().to_string(), row))
             }
             Format::WebDataset => {
                 let (bytes, name) =
                     (fs::read(path).map_err(DataError::io(path))?, path.display().to_string());
-                let rows =
-                    samples(&bytes, &name).map_err(|reason| DataError::BadRow { place: name, reason })?;
+                let rows = samples(&bytes, &name)
+                    .map_err(|reason| DataError::BadRow { place: name.clone(), reason })?;
+                if rows.is_empty() {
+                    return self.intake.admit((name, Err(NO_SAMPLES.to_owned())));
+                }
                 self.read_rows(rows.len(), &|i| rows[i].clone())
             }
             Format::Jsonl | Format::Tokens => {
@@ -236,101 +278,22 @@ impl Reader<'_> {
     }
 
     fn read_rows(&mut self, count: usize, row: &(dyn Fn(usize) -> Placed<Value> + Sync)) -> Result<()> {
-        let (style, eos) = (self.tokenizer.chat_style(), self.tokenizer.eos_text());
         for start in (0..count).step_by(CHUNK) {
-            let tokenise = |i: usize| {
-                let (place, value) = row(i);
-                let row = value.and_then(|v| parse_row(&v, style, eos));
-                (place, row.and_then(|row| self.encode(&row)))
-            };
+            let tokenise = |i: usize| tokenise(self.tokenizer, row(i));
             let tokenised: Vec<Tokenised> =
                 (start..count.min(start + CHUNK)).into_par_iter().map(tokenise).collect();
             for row in tokenised {
-                self.admit(row)?;
+                self.intake.admit(row)?;
             }
         }
         Ok(())
     }
-
-    fn encode(&self, row: &Row) -> std::result::Result<(Encoded, bool), String> {
-        let encoded = self.tokenizer.encode_row(&row.pieces, row.eos).map_err(|e| e.to_string())?;
-        Ok((encoded, row.is_masked()))
-    }
-
-    fn admit(&mut self, (place, row): Tokenised) -> Result<()> {
-        self.report.read += 1;
-        let (row, masked) = match (row, self.config.on_error) {
-            (Ok(row), _) => row,
-            (Err(reason), OnError::Stop) => return Err(DataError::BadRow { place, reason }),
-            (Err(reason), OnError::Skip) => {
-                self.report.skipped += 1;
-                remember(&mut self.report.skipped_examples, format!("{place}: {reason}"));
-                return Ok(());
-            }
-        };
-        if let Some(&id) = row.tokens.iter().find(|&&id| id as usize >= self.config.vocab) {
-            let token = self.tokenizer.token(id as u32).unwrap_or_default();
-            let vocab = self.config.vocab;
-            let reason = format!(
-                "token {id} ({token:?}) is outside the model's vocabulary of {vocab}; the tokenizer {} is not this model's",
-                self.tokenizer.path().display()
-            );
-            return Err(DataError::BadRow { place, reason });
-        }
-        if row.tokens.len() <= self.seq_len {
-            self.push(&place, &row, 0..row.tokens.len());
-            return Ok(());
-        }
-        let default = if masked { LongRows::Truncate } else { LongRows::Split };
-        match self.config.long_rows.unwrap_or(default) {
-            LongRows::Error => {
-                return Err(DataError::LongRow { place, tokens: row.tokens.len(), seq_len: self.seq_len });
-            }
-            LongRows::Truncate => {
-                self.report.truncated += 1;
-                remember(
-                    &mut self.report.truncated_examples,
-                    format!("{place} ({} tokens)", row.tokens.len()),
-                );
-                self.push(&place, &row, 0..self.seq_len);
-            }
-            LongRows::Split => {
-                self.report.split += 1;
-                for window in windows(row.tokens.len(), self.seq_len) {
-                    self.push(&place, &row, window);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn push(&mut self, place: &str, row: &Encoded, range: Range<usize>) {
-        if is_trainable(&row.labels[range.clone()]) {
-            self.documents.push(&row.tokens[range.clone()], &row.labels[range]);
-        } else {
-            self.report.unlabelled += 1;
-            remember(&mut self.report.unlabelled_examples, place.to_owned());
-        }
-    }
-}
-
-/// Windows of `seq_len` over `n` tokens. A last window of one token could not be trained, so the one before it gives it
-/// another (unless that would leave that one with a single token).
-fn windows(n: usize, seq_len: usize) -> Vec<Range<usize>> {
-    let mut out: Vec<Range<usize>> = (0..n).step_by(seq_len).map(|at| at..n.min(at + seq_len)).collect();
-    if seq_len > 2
-        && let [.., before, last] = &mut out[..]
-        && last.len() == 1
-    {
-        before.end -= 1;
-        last.start -= 1;
-    }
-    out
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::intake::windows;
     use super::super::testing::{TempDir, real_data};
     use super::super::word_level::{save_word_level, words_of};
     use super::*;

@@ -21,6 +21,10 @@ pub enum Stream {
     Main = 1,
     /// The rows of general text.
     General = 2,
+    /// The blocks of streamed files.
+    Blocks = 3,
+    /// The rows of a group of blocks.
+    Group = 4,
 }
 
 /// A permutation of `0..n`.

@@ -59,6 +59,20 @@ impl fmt::Display for DataReport {
 }
 
 impl DataReport {
+    /// Adds what was counted elsewhere in the same data.
+    pub(crate) fn add(&mut self, other: &DataReport) {
+        self.read += other.read;
+        self.documents += other.documents;
+        self.rows += other.rows;
+        self.tokens += other.tokens;
+        self.trained_tokens += other.trained_tokens;
+        self.skipped += other.skipped;
+        self.unlabelled += other.unlabelled;
+        self.truncated += other.truncated;
+        self.split += other.split;
+        other.skipped_examples.iter().for_each(|e| remember(&mut self.skipped_examples, e.clone()));
+    }
+
     /// Why nothing is left to train on, for the error.
     pub(crate) fn why_empty(&self) -> String {
         if self.read == 0 {

@@ -8,11 +8,15 @@
 //! | `webdataset` | `.tar`                     | samples of a `.json` or `.txt` member (see [`super::webdataset`])    |
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::error::{DataError, Result};
+
+/// A range of millions is a slip of the pen, not a data set.
+const MOST_FILES: usize = 1_000_000;
 
 /// How a file is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +69,16 @@ pub struct Source {
 
 /// The files of a list of paths. A folder stands for its files in the order of their names, those of known extensions
 /// (or, with a `format`, those whose extension stands for it) and not those of folders in it. `{000..009}` in a name
-/// stands for each number. A file whose extension is unknown is an error unless `format` says what it is.
+/// stands for each number, `{a,b}` for each name. A file whose extension is unknown is an error unless `format` says what it is.
 pub fn find(paths: &[PathBuf], format: Option<Format>) -> Result<Vec<Source>> {
     let mut sources = Vec::new();
-    for path in paths.iter().flat_map(|p| expand(p)) {
-        let meta = fs::metadata(&path).map_err(DataError::io(&path))?;
+    for (named, path) in paths.iter().flat_map(|p| expand(p).into_iter().map(move |path| (p, path))) {
+        let meta = fs::metadata(&path).map_err(|source| match source.kind() {
+            ErrorKind::NotFound if *named != path => {
+                DataError::MissingShard { path: path.clone(), pattern: named.clone() }
+            }
+            _ => DataError::Io { path: path.clone(), source },
+        })?;
         if !meta.is_dir() {
             let format = format.or_else(|| Format::of(&path));
             let format = format.ok_or_else(|| DataError::UnknownFormat { path: path.clone() })?;
@@ -99,22 +108,33 @@ pub fn find(paths: &[PathBuf], format: Option<Format>) -> Result<Vec<Source>> {
     Ok(sources)
 }
 
-/// `shard-{000..002}.tar` as three paths; other paths as they are.
-fn expand(path: &Path) -> Vec<PathBuf> {
-    let parts = || {
-        let text = path.to_str()?;
-        let (before, rest) = text.split_once('{')?;
-        let (range, after) = rest.split_once('}')?;
-        let (from, to) = range.split_once("..")?;
+/// `shard-{000..002}.tar` as three paths and `{a,b}.tar` as two, as many braces as there are; other paths as they are.
+pub fn expand(path: &Path) -> Vec<PathBuf> {
+    let Some(text) = path.to_str() else { return vec![path.to_path_buf()] };
+    let mut done = vec![String::new()];
+    let mut rest = text;
+    while let Some((before, (names, after))) =
+        rest.split_once('{').and_then(|(before, inner)| Some((before, inner.split_once('}')?)))
+    {
+        let names = alternatives(names).unwrap_or_else(|| vec![format!("{{{names}}}")]);
+        if done.len() * names.len() > MOST_FILES {
+            return vec![path.to_path_buf()];
+        }
+        done = done.iter().flat_map(|d| names.iter().map(move |n| format!("{d}{before}{n}"))).collect();
+        rest = after;
+    }
+    done.into_iter().map(|d| PathBuf::from(d + rest)).collect()
+}
+
+/// What stands in braces: numbers from the first to the last, as wide as the first is written, or names between commas.
+fn alternatives(names: &str) -> Option<Vec<String>> {
+    if let Some((from, to)) = names.split_once("..") {
         let (first, last): (u64, u64) = (from.parse().ok()?, to.parse().ok()?);
-        // A range of millions is a slip of the pen, not a data set.
-        (last >= first && last - first < 1_000_000).then(|| {
-            (first..=last)
-                .map(|n| PathBuf::from(format!("{before}{n:0width$}{after}", width = from.len())))
-                .collect()
-        })
-    };
-    parts().unwrap_or_else(|| vec![path.to_path_buf()])
+        let sensible = last >= first && last - first < MOST_FILES as u64;
+        return sensible
+            .then(|| (first..=last).map(|n| format!("{n:0width$}", width = from.len())).collect());
+    }
+    names.contains(',').then(|| names.split(',').map(str::to_owned).collect())
 }
 
 /// Where a row stands and what it is, or what is wrong with it.
@@ -140,17 +160,21 @@ impl<'a> JsonRows<'a> {
     /// Lines of JSON, or one array; `name` is what places start with. Blank lines are no rows.
     pub fn new(bytes: &'a [u8], name: &'a str) -> JsonRows<'a> {
         let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-        let first = bytes.iter().find(|b| !b.is_ascii_whitespace());
-        let content = if first == Some(&b'[') {
-            match serde_json::from_slice(bytes) {
-                Ok(rows) => Content::Array(rows),
-                Err(e) => Content::Broken(e.line(), format!("the JSON array cannot be read: {e}")),
-            }
-        } else {
-            let lines = (1..).zip(bytes.split(|&b| b == b'\n'));
-            Content::Lines(lines.filter(|(_, line)| line.iter().any(|b| !b.is_ascii_whitespace())).collect())
+        if !is_array(bytes) {
+            return JsonRows::lines(bytes, name, 1);
+        }
+        let content = match serde_json::from_slice(bytes) {
+            Ok(rows) => Content::Array(rows),
+            Err(e) => Content::Broken(e.line(), format!("the JSON array cannot be read: {e}")),
         };
         JsonRows { name, content }
+    }
+
+    /// Lines of JSON of which the first is line `first` of its file.
+    pub fn lines(bytes: &'a [u8], name: &'a str, first: usize) -> JsonRows<'a> {
+        let lines = (first..).zip(bytes.split(|&b| b == b'\n'));
+        let lines = lines.filter(|(_, line)| line.iter().any(|b| !b.is_ascii_whitespace()));
+        JsonRows { name, content: Content::Lines(lines.collect()) }
     }
 
     /// The number of rows.
@@ -167,6 +191,14 @@ impl<'a> JsonRows<'a> {
         self.len() == 0
     }
 
+    /// The line of row `index`, as [`JsonRows::lines`] counts; 0 in an array.
+    pub(crate) fn line(&self, index: usize) -> usize {
+        match &self.content {
+            Content::Lines(lines) => lines[index].0,
+            _ => 0,
+        }
+    }
+
     /// Row `index`, below [`JsonRows::len`], with its place: `file:line`, or the row of an array (from 1).
     pub fn row(&self, index: usize) -> Placed<Value> {
         let name = self.name;
@@ -179,6 +211,12 @@ impl<'a> JsonRows<'a> {
             Content::Broken(line, reason) => (format!("{name}:{line}"), Err(reason.clone())),
         }
     }
+}
+
+/// Whether the beginning of a JSON file says that it is one array.
+pub(crate) fn is_array(bytes: &[u8]) -> bool {
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[')
 }
 
 fn broken(line: &[u8], error: &serde_json::Error) -> String {
@@ -248,9 +286,14 @@ mod tests {
         let names: Vec<_> =
             expand(Path::new("s-{08..11}.tar")).iter().map(|p| p.display().to_string()).collect();
         assert_eq!(names, ["s-08.tar", "s-09.tar", "s-10.tar", "s-11.tar"]);
-        for other in ["a.tar", "{a..b}", "{3..1}", "{1}", "{0..99999999999}"] {
+        for other in ["a.tar", "{a..b}", "{3..1}", "{1}", "{0..99999999999}", "a{", "}{"] {
             assert_eq!(expand(Path::new(other)), [PathBuf::from(other)]);
         }
+        let names: Vec<_> =
+            expand(Path::new("{a,b}/{1..2}.tar")).iter().map(|p| p.display().to_string()).collect();
+        assert_eq!(names, ["a/1.tar", "a/2.tar", "b/1.tar", "b/2.tar"]);
+        let error = find(&["/nowhere/s-{08..11}.tar".into()], None).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/s-08.tar is missing") && error.contains("{08..11}"), "{error}");
     }
 
     fn json_rows(bytes: &[u8], name: &str) -> Vec<Placed<Value>> {

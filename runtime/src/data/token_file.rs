@@ -1,28 +1,62 @@
 //! Token files: safetensors with `input_ids` `[N,T]` and, where not every token is trained, `labels` `[N,T]` (-100 where not),
-//! both i64, i32 or u32. Rows are documents as they are: nothing is added, packed or left out.
+//! both i64, i32 or u32. Rows are documents as they are: nothing is added, packed or left out. Documents of any length are in
+//! [token shards](super::token_shard) instead.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 
 use super::documents::{Documents, IGNORE};
 use super::error::{DataError, Result};
+use crate::hf::header::Header;
+
+/// What a safetensors file of tokens holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// `input_ids`: training rows, all of one length.
+    Rows,
+    /// `tokens` and `offsets`: documents of any length (a token shard).
+    Documents,
+}
+
+impl Layout {
+    /// The layout of a file's content; what is neither is left to the readers to complain of.
+    pub fn of(bytes: &[u8], path: &Path) -> Result<Layout> {
+        let header = Header::from_file_bytes(bytes);
+        let header = header.map_err(|reason| DataError::Tokens { path: path.to_path_buf(), reason })?;
+        let documents = header.tensors.contains_key("offsets") && !header.tensors.contains_key("input_ids");
+        Ok(if documents { Layout::Documents } else { Layout::Rows })
+    }
+
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Layout::Rows => "rows of one length (input_ids)",
+            Layout::Documents => "documents (tokens, offsets)",
+        }
+    }
+}
+
+/// Maps a file; nothing of it is read yet.
+pub(crate) fn map(path: &Path) -> Result<memmap2::Mmap> {
+    let file = File::open(path).map_err(DataError::io(path))?;
+    // SAFETY: the map is read-only; the user must not let the file shrink while it is in use, which is what every reader
+    // of a mapped file asks.
+    unsafe { memmap2::Mmap::map(&file) }.map_err(DataError::io(path))
+}
 
 /// Appends the rows of a token file to `into` and returns (N, T). Ids must be below `vocab`.
 pub fn read_token_file(path: &Path, vocab: usize, into: &mut Documents) -> Result<(usize, usize)> {
-    let file = File::open(path).map_err(DataError::io(path))?;
-    // SAFETY: the map is read-only and lives in this function; the caller must not let the file shrink meanwhile, which
-    // is what every reader of a mapped file asks.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(DataError::io(path))?;
-    append_tokens(&map, path, vocab, into)
+    append_tokens(&map(path)?, path, vocab, None, into)
 }
 
-/// The same for the content of a file; `path` is what errors name.
+/// The same for the content of a file, or those of its rows that are in a range; `path` is what errors name.
 pub fn append_tokens(
     bytes: &[u8],
     path: &Path,
     vocab: usize,
+    only: Option<Range<usize>>,
     into: &mut Documents,
 ) -> Result<(usize, usize)> {
     let wrong = |reason: String| DataError::Tokens { path: path.to_path_buf(), reason };
@@ -58,7 +92,7 @@ pub fn append_tokens(
     let id_type = integers("input_ids", ids.dtype())?;
     let label_type = labels.as_ref().map(|l| integers("labels", l.dtype())).transpose()?;
     let (mut tokens, mut targets) = (Vec::with_capacity(columns), Vec::with_capacity(columns));
-    for row in 0..rows {
+    for row in only.map_or(0..rows, |r| r.start.min(rows)..r.end.min(rows)) {
         read_row(&mut tokens, ids.data(), id_type, row, columns);
         match (&labels, label_type) {
             (Some(l), Some(dtype)) => read_row(&mut targets, l.data(), dtype, row, columns),
@@ -120,7 +154,7 @@ mod tests {
 
     fn read(bytes: &[u8]) -> Result<Documents> {
         let mut docs = Documents::new();
-        append_tokens(bytes, Path::new("t.safetensors"), 10, &mut docs).map(|_| docs)
+        append_tokens(bytes, Path::new("t.safetensors"), 10, None, &mut docs).map(|_| docs)
     }
 
     fn check_error(tensors: &[(&str, Dtype, &[usize], &[u8])], part: &str) {

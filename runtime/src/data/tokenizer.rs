@@ -6,11 +6,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde_json::Value;
 
 use super::chat::{ChatStyle, Message, Piece};
 use super::error::{DataError, Result};
+use crate::files::Xxh64;
 
 /// Files above this size are tokenised in pieces, in parallel, where that changes nothing.
 const PIECE_BYTES: usize = 1 << 16;
@@ -28,6 +30,7 @@ pub struct Tokenizer {
     cuts_at_newline: bool,
     style: ChatStyle,
     eos_text: String,
+    fingerprint: OnceLock<u64>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -72,6 +75,41 @@ impl Tokenizer {
         let [config, generation] = [read("config.json")?, read("generation_config.json")?];
         let by_text = [read("tokenizer_config.json")?, read("special_tokens_map.json")?];
         Ok(Tokenizer::build(inner, file, &by_text, &[config, generation]))
+    }
+
+    /// Loads the `vocab.txt` of a BERT folder: word pieces, lower case unless `tokenizer_config.json` says otherwise.
+    pub fn load_word_piece(folder: &Path) -> Result<Tokenizer> {
+        use tokenizers::models::wordpiece::WordPiece;
+        use tokenizers::normalizers::BertNormalizer;
+        use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+        use tokenizers::processors::bert::BertProcessing;
+        let file = folder.join("vocab.txt");
+        let failed = |reason: String| DataError::Tokenizer { path: file.clone(), reason };
+        let model = WordPiece::from_file(&file.to_string_lossy())
+            .unk_token("[UNK]".into())
+            .build()
+            .map_err(|e| failed(format!("no list of word pieces that can be read: {e}")))?;
+        let config = read_json(&folder.join("tokenizer_config.json"))?;
+        let is = |key: &str, default: bool| config[key].as_bool().unwrap_or(default);
+        let mut inner = tokenizers::Tokenizer::new(model);
+        // Setting a normaliser has nothing to check and cannot fail.
+        let _ = inner.with_normalizer(Some(BertNormalizer::new(
+            true,
+            is("tokenize_chinese_chars", true),
+            config["strip_accents"].as_bool(),
+            is("do_lower_case", true),
+        )));
+        inner.with_pre_tokenizer(Some(BertPreTokenizer));
+        let id = |token: &str| {
+            inner
+                .token_to_id(token)
+                .map(|id| (token.to_string(), id))
+                .ok_or_else(|| failed(format!("it has no `{token}`")))
+        };
+        let (sep, cls) = (id("[SEP]")?, id("[CLS]")?);
+        inner.with_post_processor(Some(BertProcessing::new(sep, cls)));
+        let model = read_json(&folder.join("config.json"))?;
+        Ok(Tokenizer::build(inner, file.clone(), &[config, Value::Null], &[model, Value::Null]))
     }
 
     fn build(
@@ -124,6 +162,7 @@ impl Tokenizer {
             cuts_at_newline,
             style,
             eos_text,
+            fingerprint: OnceLock::new(),
         }
     }
 
@@ -135,6 +174,18 @@ impl Tokenizer {
     /// One more than the largest token id (a model's vocabulary may be padded beyond it).
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
+    }
+
+    /// A number that changes with any token of the vocabulary, and not with how the files are written.
+    pub fn fingerprint(&self) -> u64 {
+        *self.fingerprint.get_or_init(|| {
+            let mut hash = Xxh64::new();
+            for id in 0..self.vocab_size as u32 {
+                hash.update(&id.to_le_bytes());
+                hash.update(self.token(id).unwrap_or_default().as_bytes());
+            }
+            hash.finish()
+        })
     }
 
     /// The beginning-of-text id, if the files name one.
@@ -195,6 +246,21 @@ impl Tokenizer {
             tokens.extend_from_slice(&part);
         }
         Ok(tokens)
+    }
+
+    /// Token ids of a text, nothing added.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<i32>> {
+        self.encode_as(text, false)
+    }
+
+    /// Token ids of a text with the special tokens that the tokenizer's own post-processor puts around it.
+    pub fn encode_special(&self, text: &str) -> Result<Vec<i32>> {
+        self.encode_as(text, true)
+    }
+
+    fn encode_as(&self, text: &str, special: bool) -> Result<Vec<i32>> {
+        let encoding = self.inner.encode_fast(text, special).map_err(|e| self.failed(&e))?;
+        Ok(encoding.get_ids().iter().map(|&id| id as i32).collect())
     }
 
     /// Token ids of a text without BOS, each with the bytes `start..end` of the text that it stands for.

@@ -1,26 +1,39 @@
 //! WebDataset archives: tar files whose members of one sample stand together and share a key, the path up to the first
-//! dot of the base name. A sample is trained on its `.json` member (any row form) or else its `.txt` member; members of
-//! other extensions are left alone. Format: POSIX ustar with the GNU and pax long names, uncompressed.
+//! dot of the base name. A sample is trained on its `.json` member (any row form) or else its `.txt` member. Where both are
+//! there, the `.txt` is the text of a `.json` object that has none; the number of a `.cls` is kept with the row. Members of
+//! other extensions are left alone, as are files without an extension and those of names like `__meta__`.
+
+use std::fs::File;
+use std::io::Cursor;
+use std::ops::Range;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::error::{DataError, Result};
 use super::source::Placed;
+use super::tar::{Entry, Walk};
 
-const BLOCK: usize = 512;
+/// What is wrong with an archive that has no sample.
+pub(crate) const NO_SAMPLES: &str =
+    "the archive has no sample with a .json or .txt member; fetch it again, or leave it out of data.train";
 
-/// The rows of an archive; places are `name, sample key`.
+/// The rows of an archive, or of whole samples cut from one; places are `name, sample key`.
 pub fn samples(tar: &[u8], name: &str) -> std::result::Result<Vec<Placed<Value>>, String> {
     let mut rows: Vec<Placed<Value>> = Vec::new();
     let mut open: Option<Sample> = None;
-    for member in members(tar)? {
-        let (key, extension) = split_key(&member.path);
+    for entry in Walk::new(Cursor::new(tar), tar.len() as u64) {
+        let entry = entry?;
+        let Some((key, extension)) = split_key(&entry.path) else { continue };
         if open.as_ref().is_none_or(|s| s.key != key) {
             rows.extend(open.take().and_then(|s| s.row(name)));
         }
-        let sample = open.get_or_insert_with(|| Sample { key: key.to_owned(), json: None, text: None });
+        let sample = open.get_or_insert_with(|| Sample { key: key.to_owned(), ..Sample::default() });
+        let data = &tar[entry.start as usize..entry.end as usize];
         match extension {
-            "json" => sample.json = Some(member.data),
-            "txt" => sample.text = Some(member.data),
+            "json" => sample.json = Some(data),
+            "txt" => sample.text = Some(data),
+            "cls" => sample.class = Some(data),
             _ => {}
         }
     }
@@ -28,112 +41,90 @@ pub fn samples(tar: &[u8], name: &str) -> std::result::Result<Vec<Placed<Value>>
     Ok(rows)
 }
 
+/// Where the samples of an archive lie that have a `.json` or `.txt` member: `each` gets the range of one after the other in
+/// the file, headers included. Reads headers only.
+pub fn walk_samples(path: &Path, mut each: impl FnMut(Range<u64>)) -> Result<()> {
+    let file = File::open(path).map_err(DataError::io(path))?;
+    let len = file.metadata().map_err(DataError::io(path))?.len();
+    let damaged = |reason| DataError::BadRow { place: path.display().to_string(), reason };
+    let mut open: Option<(String, Range<u64>, bool)> = None;
+    for entry in Walk::new(file, len) {
+        let Entry { path, header, end, .. } = entry.map_err(damaged)?;
+        let Some((key, extension)) = split_key(&path) else { continue };
+        let usable = matches!(extension, "json" | "txt");
+        let end = end.next_multiple_of(super::tar::BLOCK as u64).min(len);
+        match &mut open {
+            Some((of, range, any)) if of == key => {
+                range.end = end;
+                *any |= usable;
+            }
+            _ => {
+                if let Some((_, range, true)) = open.replace((key.to_owned(), header..end, usable)) {
+                    each(range);
+                }
+            }
+        }
+    }
+    if let Some((_, range, true)) = open {
+        each(range);
+    }
+    Ok(())
+}
+
+#[derive(Default)]
 struct Sample<'a> {
     key: String,
     json: Option<&'a [u8]>,
     text: Option<&'a [u8]>,
+    class: Option<&'a [u8]>,
 }
 
 impl Sample<'_> {
     fn row(self, name: &str) -> Option<Placed<Value>> {
+        let text = |bytes| match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(json!(text)),
+            Err(_) => Err("the .txt member is not UTF-8; save it as UTF-8".to_owned()),
+        };
         let row = match (self.json, self.text) {
-            (Some(json), _) => {
-                serde_json::from_slice(json).map_err(|e| format!("the .json member is not JSON: {e}"))
-            }
-            (None, Some(text)) => match std::str::from_utf8(text) {
-                Ok(text) => Ok(json!({"text": text})),
-                Err(_) => Err("the .txt member is not UTF-8; save it as UTF-8".into()),
-            },
+            (Some(json), None) => parse(json),
+            (Some(json), Some(bytes)) => parse(json).and_then(|mut row| {
+                if let Value::Object(row) = &mut row
+                    && !row.contains_key("text")
+                {
+                    row.insert("text".into(), text(bytes)?);
+                }
+                Ok(row)
+            }),
+            (None, Some(bytes)) => text(bytes).map(|text| json!({"text": text})),
             (None, None) => return None,
         };
+        let class = self.class.and_then(|c| std::str::from_utf8(c).ok()?.trim().parse::<i64>().ok());
+        let row = row.map(|mut row| {
+            if let (Value::Object(row), Some(class)) = (&mut row, class) {
+                row.entry("cls").or_insert(json!(class));
+            }
+            row
+        });
         Some((format!("{name}, sample {}", self.key), row))
     }
 }
 
-/// `a/b.c.json` → (`a/b`, `c.json`).
-fn split_key(path: &str) -> (&str, &str) {
+fn parse(json: &[u8]) -> std::result::Result<Value, String> {
+    serde_json::from_slice(json).map_err(|e| format!("the .json member is not JSON: {e}"))
+}
+
+/// `a/b.c.json` → (`a/b`, `c.json`); none for what the format leaves out.
+pub(crate) fn split_key(path: &str) -> Option<(&str, &str)> {
     let base = path.rfind('/').map_or(0, |at| at + 1);
-    match path[base..].find('.') {
-        Some(dot) => (&path[..base + dot], &path[base + dot + 1..]),
-        None => (path, ""),
-    }
-}
-
-struct Member<'a> {
-    path: String,
-    data: &'a [u8],
-}
-
-fn members(tar: &[u8]) -> std::result::Result<Vec<Member<'_>>, String> {
-    if tar.starts_with(&[0x1f, 0x8b]) {
-        return Err("the archive is compressed; unpack it with gunzip".into());
-    }
-    let (mut out, mut at, mut long_name) = (Vec::new(), 0, None);
-    while at + BLOCK <= tar.len() {
-        let header = &tar[at..at + BLOCK];
-        if header.iter().all(|&b| b == 0) {
-            break;
-        }
-        check_sum(header).ok_or_else(|| format!("no tar header at byte {at}; is this a tar file?"))?;
-        let size =
-            octal(&header[124..136]).ok_or_else(|| format!("the tar header at byte {at} has no size"))?;
-        let start = at + BLOCK;
-        let data = usize::try_from(size).ok().and_then(|n| tar.get(start..start.checked_add(n)?));
-        let data =
-            data.ok_or_else(|| format!("the archive ends inside the member at byte {at}; fetch it again"))?;
-        match header[156] {
-            b'L' => long_name = Some(text(data)),
-            b'x' => long_name = pax_path(data).or(long_name),
-            b'0' | 0 => {
-                let path = long_name.take().unwrap_or_else(|| ustar_path(header));
-                out.push(Member { path, data });
-            }
-            _ => long_name = None,
-        }
-        at = start + data.len().div_ceil(BLOCK) * BLOCK;
-    }
-    Ok(out)
-}
-
-fn check_sum(header: &[u8]) -> Option<()> {
-    let blank = |i: usize, b: u8| if (148..156).contains(&i) { b' ' } else { b };
-    let sum: u64 = header.iter().enumerate().map(|(i, &b)| u64::from(blank(i, b))).sum();
-    (octal(&header[148..156])? == sum).then_some(())
-}
-
-/// A number in octal, or in the binary form of large sizes (first bit set).
-fn octal(field: &[u8]) -> Option<u64> {
-    if field[0] & 0x80 != 0 {
-        return Some(field[field.len() - 8..].iter().fold(0, |n, &b| n << 8 | u64::from(b)));
-    }
-    let digits = text(field);
-    u64::from_str_radix(digits.trim(), 8).ok()
-}
-
-fn ustar_path(header: &[u8]) -> String {
-    let (name, prefix) = (text(&header[..100]), text(&header[345..500]));
-    if header[257..262] == *b"ustar" && header[262] == 0 && !prefix.is_empty() {
-        format!("{prefix}/{name}")
-    } else {
-        name
-    }
-}
-
-/// The `path` record of a pax header: lines of `length key=value`.
-fn pax_path(data: &[u8]) -> Option<String> {
-    let records = String::from_utf8_lossy(data);
-    records.lines().find_map(|line| line.split_once(' ')?.1.strip_prefix("path=").map(str::to_owned))
-}
-
-/// Text up to the first zero byte.
-fn text(field: &[u8]) -> String {
-    let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
-    String::from_utf8_lossy(&field[..end]).into_owned()
+    let dot = base + path[base..].find('.').filter(|dot| *dot > 0)?;
+    let special = path[base..dot].starts_with("__") && path[base..].ends_with("__");
+    (!special).then_some((&path[..dot], &path[dot + 1..]))
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::tar::BLOCK;
     use super::*;
 
     fn entry(path: &str, kind: u8, data: &[u8]) -> Vec<u8> {

@@ -70,6 +70,64 @@ fn numbers(text: &str) -> Vec<f64> {
     out
 }
 
+/// The number that lm-evaluation-harness' `strict-match` takes from an answer to GSM8K: what the first
+/// `#### (\-?[0-9\.\,]+)` matches.
+pub fn strict_match(text: &str) -> Option<&str> {
+    text.match_indices("#### ").find_map(|(at, mark)| {
+        let rest = &text[at + mark.len()..];
+        let sign = usize::from(rest.starts_with('-'));
+        let n = rest[sign..].bytes().take_while(|b| b.is_ascii_digit() || b".,".contains(b)).count();
+        (n > 0).then(|| &rest[..sign + n])
+    })
+}
+
+/// The number that `flexible-extract` takes: the last that `(-?[$0-9.,]{2,})|(-?[0-9]+)` matches.
+pub fn flexible_extract(text: &str) -> Option<&str> {
+    let bytes = text.as_bytes();
+    let (mut found, mut i) = (None, 0);
+    while i < bytes.len() {
+        let from = i + usize::from(bytes[i] == b'-');
+        let run = |class: &dyn Fn(&u8) -> bool| bytes[from..].iter().take_while(|b| class(b)).count();
+        let wide = run(&|b| b.is_ascii_digit() || b"$.,".contains(b));
+        let n = if wide >= 2 { wide } else { run(&u8::is_ascii_digit) };
+        if n > 0 {
+            found = Some(&text[i..from + n]);
+        }
+        i = if n > 0 { from + n } else { i + 1 };
+    }
+    found
+}
+
+/// What lm-evaluation-harness compares of an answer to GSM8K: without commas and dollars, what follows the last `#### `,
+/// without a full stop at the end, in lower case.
+pub fn last_answer(text: &str) -> String {
+    let bare: String = text.chars().filter(|c| !",$".contains(*c)).collect();
+    let bare = bare.rsplit_once("#### ").map_or(bare.as_str(), |(_, rest)| rest);
+    bare.strip_suffix('.').unwrap_or(bare).to_lowercase()
+}
+
+/// Without white space, in lower case.
+pub fn bare(text: &str) -> String {
+    text.to_lowercase().split_whitespace().collect()
+}
+
+/// The entries of an answer that is a list with semicolons, each once and [`bare`]; `none` is no entry.
+pub fn list(answer: &str) -> Vec<String> {
+    let entries = answer.split([';', '；']).map(|e| bare(e).trim_end_matches(['.', '。']).to_owned());
+    distinct(entries.filter(|e| !e.is_empty() && e != "none"))
+}
+
+/// The values without repetitions, in order.
+pub fn distinct(values: impl Iterator<Item = String>) -> Vec<String> {
+    let mut out = Vec::new();
+    for value in values {
+        if !out.contains(&value) {
+            out.push(value);
+        }
+    }
+    out
+}
+
 /// Whether `entity` stands in `text`: upper and lower case are the same, so is any white space, and no letter or digit
 /// touches it.
 pub fn mentions(text: &str, entity: &str) -> bool {
@@ -119,6 +177,28 @@ mod tests {
         ] {
             assert_eq!(final_number(text), number, "{text}");
         }
+    }
+
+    #[test]
+    fn extractions_of_the_harness() {
+        // Python's re on the same texts.
+        for (text, strict, flexible) in [
+            ("so 18", None, Some("18")),
+            ("#### 18", Some("18"), Some("18")),
+            ("#### -1,2.5. x 7", Some("-1,2.5."), Some("7")),
+            ("#### x #### 3", Some("3"), Some("3")),
+            ("a-5 is -$3", None, Some("-$3")),
+            ("the end.", None, None),
+            ("the end..", None, Some("..")),
+            ("7 apples.", None, Some("7")),
+            ("-", None, None),
+            ("5-", None, Some("5")),
+            ("é9, x", None, Some("9,")),
+        ] {
+            assert_eq!((strict_match(text), flexible_extract(text)), (strict, flexible), "{text}");
+        }
+        assert_eq!(last_answer("x\n#### 1,234."), "1234");
+        assert_eq!(last_answer("#### A #### $B"), "b");
     }
 
     #[test]

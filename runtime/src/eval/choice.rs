@@ -4,53 +4,107 @@
 //! together; what follows the tokens of the context alone is the choice. `acc` takes the largest log-likelihood, `acc_norm`
 //! divides it by the characters of the choice, `acc_bytes` by its UTF-8 bytes; the first wins among equals.
 
-use super::scorer::{ScoreRow, score};
-use super::{Measured, Observer, Options, data, limited};
-use crate::data::eval_data::{ChoiceItem, read_choice};
-use crate::data::{IGNORE, Tokenizer};
+use super::Observer;
+use super::exam::RowResult;
+use super::picks::{PickRow, Picker};
+use super::stats::Part;
+use crate::data::Tokenizer;
+use crate::data::eval_data::ChoiceItem;
 use crate::error::{Result, RunError};
-use crate::inference::Served;
-use std::time::Instant;
+use serde_json::json;
+
+/// A row with the context it is asked with.
+pub(super) struct Asked<'a> {
+    /// From 0.
+    pub row: usize,
+    pub context: &'a str,
+    pub item: &'a ChoiceItem,
+}
 
 /// A context with one choice.
 struct Pair {
     tokens: Vec<i32>,
-    labels: Vec<i32>,
+    /// The first token of the choice.
+    from: usize,
 }
 
-pub(super) fn measure(
-    served: &Served,
-    options: &Options,
+/// Where the log-probabilities of one choice are: a row of picks, and which of them.
+struct Place {
+    row: usize,
+    picks: std::ops::Range<usize>,
+}
+
+/// Scores the choices of rows. Choices that differ in their last token only are read once: those of one token, as
+/// letters are, cost one pass over their context.
+///
+/// # Errors
+/// If a choice does not fit, or the model's numbers are not finite. `place` says where a row stands.
+pub(super) fn ask(
+    picker: &mut Picker<'_>,
+    tokenizer: &Tokenizer,
+    asked: &[Asked<'_>],
     seq_len: usize,
+    place: &dyn Fn(usize) -> String,
     observer: &mut dyn Observer,
-) -> Result<Measured> {
-    let path = data(options)?;
-    let tokenizer = served.tokenizer()?;
-    let items = limited(read_choice(path)?, options.limit);
-    let mut cut = 0;
-    let mut pairs = Vec::new();
-    for (row, item) in items.iter().enumerate() {
-        for choice in &item.choices {
-            let pair = pair(&tokenizer, &item.context, choice, seq_len).map_err(|reason| {
-                RunError::Input(format!("{}, row {}, choice {choice:?}: {reason}", path.display(), row + 1))
+) -> Result<(Vec<RowResult>, usize)> {
+    let (mut rows, mut places, mut cut): (Vec<PickRow>, Vec<Place>, usize) = (Vec::new(), Vec::new(), 0);
+    for one in asked {
+        let first = rows.len();
+        for choice in &one.item.choices {
+            let (pair, short) = pair(tokenizer, one.context, choice, seq_len).map_err(|reason| {
+                RunError::Input(format!("{}, choice {choice:?}: {reason}", place(one.row)))
             })?;
-            cut += usize::from(pair.1);
-            pairs.push(pair.0);
+            cut += usize::from(short);
+            places.push(add(&mut rows, first, pair));
         }
     }
     if cut > 0 {
         observer.note(&format!("{cut} contexts lost their start to fit {seq_len} tokens"));
     }
-    let rows: Vec<ScoreRow<'_>> =
-        pairs.iter().map(|p| ScoreRow { tokens: &p.tokens, labels: &p.labels }).collect();
-    let started = Instant::now();
-    let scores = score(served, &rows, options.batch, &mut |done, total| observer.progress(done, total))?;
-    let seconds = started.elapsed().as_secs_f64();
-    let mut logp = scores.iter().map(|s| s.logp);
-    let likelihoods: Vec<Vec<f64>> =
-        items.iter().map(|i| logp.by_ref().take(i.choices.len()).collect()).collect();
-    let read: usize = pairs.iter().map(|p| p.tokens.len()).sum();
-    Ok(Measured { values: values(&items, &likelihoods), tokens_per_s: read as f64 / seconds.max(1e-9) })
+    let logp = picker.score(&rows, &mut |done, total| observer.progress(done, total))?;
+    let mut scores = places.into_iter().map(|p| logp[p.row][p.picks].iter().sum::<f64>());
+    let results = asked.iter().map(|one| {
+        let scores: Vec<f64> = scores.by_ref().take(one.item.choices.len()).collect();
+        graded(one, &scores)
+    });
+    Ok((results.collect(), rows.iter().map(|r| r.tokens.len()).sum()))
+}
+
+/// Adds a choice to the row from `first` on that reads the same tokens, or to a new one.
+fn add(rows: &mut Vec<PickRow>, first: usize, pair: Pair) -> Place {
+    let (read, from) = (&pair.tokens[..pair.tokens.len() - 1], pair.from);
+    let at = rows[first..].iter().position(|r| r.tokens == read);
+    let row = at.map_or(rows.len(), |at| first + at);
+    if at.is_none() {
+        rows.push(PickRow { tokens: read.to_vec(), picks: Vec::new() });
+    }
+    let picks = &mut rows[row].picks;
+    let start = picks.len();
+    picks.extend((from..pair.tokens.len()).map(|i| (i - 1, pair.tokens[i])));
+    Place { row, picks: start..picks.len() }
+}
+
+/// The three ways of choosing, and what there was to choose from.
+fn graded(one: &Asked<'_>, scores: &[f64]) -> RowResult {
+    let item = one.item;
+    let by = |size: &dyn Fn(&str) -> usize| {
+        best(scores.iter().zip(&item.choices).map(|(ll, choice)| ll / size(choice).max(1) as f64))
+    };
+    let chosen = [by(&|_| 1), by(&|c| c.chars().count()), by(&str::len)];
+    let right = chosen.map(|c| c == Some(item.gold));
+    let detail = [
+        ("prompt", json!(one.context)),
+        ("choices", json!(item.choices)),
+        ("loglikelihoods", json!(scores)),
+        ("answer", json!(chosen[0].map(|c| &item.choices[c]))),
+        ("right", json!(item.choices[item.gold])),
+    ];
+    RowResult {
+        row: one.row + 1,
+        correct: Some(right[0]),
+        parts: right.map(Part::hit).into(),
+        detail: detail.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+    }
 }
 
 /// Tokens of context and choice, of which the choice is scored; and whether the context lost its start to fit.
@@ -86,23 +140,7 @@ fn pair(
         ));
     }
     tokens.drain(..excess);
-    let labels = (0..tokens.len()).map(|i| if i + excess < from { IGNORE } else { tokens[i] }).collect();
-    Ok((Pair { tokens, labels }, excess > 0))
-}
-
-/// `acc`, `acc_norm`, `acc_bytes`, `acc_stderr` (of `acc`, √(p(1-p)/(n-1)): ±1.96 of it is a 95 % interval), `n`.
-fn values(items: &[ChoiceItem], likelihoods: &[Vec<f64>]) -> Vec<f64> {
-    let share = |size: &dyn Fn(&str) -> usize| {
-        let right = items.iter().zip(likelihoods).filter(|(item, ll)| {
-            let per = ll.iter().zip(&item.choices).map(|(ll, choice)| ll / size(choice).max(1) as f64);
-            best(per) == Some(item.gold)
-        });
-        right.count() as f64 / items.len() as f64
-    };
-    let acc = share(&|_| 1);
-    let n = items.len() as f64;
-    let stderr = (acc * (1.0 - acc) / (n - 1.0)).sqrt();
-    vec![acc, share(&|c| c.chars().count()), share(&str::len), stderr, n]
+    Ok((Pair { tokens, from: from - excess }, excess > 0))
 }
 
 /// Index of the largest value, the first of equals.
@@ -123,23 +161,38 @@ mod tests {
     use crate::data::testing::TempDir;
     use crate::data::{save_word_level, words_of};
 
-    fn item(choices: &[&str], gold: usize) -> ChoiceItem {
-        ChoiceItem { context: "c".into(), choices: choices.iter().map(|c| c.to_string()).collect(), gold }
-    }
-
     #[test]
     fn lengths_divide_as_they_should() {
         // Raw: 0 wins. By characters (4, 2): -1.0, -1.5: 0 wins. By bytes (4, 4): -1.0, -0.75: 1 wins.
-        let items = [item(&["abcd", "éé"], 0), item(&["abcd", "éé"], 1), item(&["long choice", "x"], 0)];
-        // Third: raw -6 against -5: 1; by characters -6/11 against -5: 0.
-        let ll = [vec![-2.0, -3.0], vec![-4.0, -3.0], vec![-6.0, -5.0]];
-        let out = values(&items, &ll);
-        // acc: 0 right, 1 right, 1 wrong. acc_norm: -0.5 against -1.5 right; -1 against -1.5 wrong; right.
-        // acc_bytes: -0.5 against -0.75 right; -1 against -0.75 right; right.
-        let (acc, n) = (2.0 / 3.0, 3.0);
-        let expected = [acc, 2.0 / 3.0, 1.0, (acc * (1.0 - acc) / 2.0f64).sqrt(), n];
-        assert!(out.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{out:?}");
+        let right = |choices: &[&str], gold: usize, scores: &[f64]| {
+            let choices = choices.iter().map(|c| c.to_string()).collect();
+            let item = ChoiceItem { context: "c".into(), question: 0..1, choices, gold };
+            let result = graded(&Asked { row: 0, context: "c", item: &item }, scores);
+            assert_eq!(result.correct, Some(result.parts[0].num == 1.0));
+            [0, 1, 2].map(|i| result.parts[i].num == 1.0)
+        };
+        // By characters: -0.5 against -1.5; by bytes: -0.5 against -0.75.
+        assert_eq!(right(&["abcd", "éé"], 0, &[-2.0, -3.0]), [true, true, true]);
+        // By characters: -1 against -1.5; by bytes: -1 against -0.75.
+        assert_eq!(right(&["abcd", "éé"], 1, &[-4.0, -3.0]), [true, false, true]);
+        // By characters and bytes: -6/11 against -5.
+        assert_eq!(right(&["long choice", "x"], 0, &[-6.0, -5.0]), [false, true, true]);
         assert_eq!(best([-1.0, -1.0].into_iter()), Some(0));
+    }
+
+    #[test]
+    fn choices_that_read_the_same_share_a_row() {
+        let mut rows = Vec::new();
+        let mut place = |tokens: &[i32]| {
+            let place = add(&mut rows, 0, Pair { tokens: tokens.to_vec(), from: 2 });
+            (place.row, place.picks)
+        };
+        assert_eq!(place(&[1, 2, 3]), (0, 0..1));
+        assert_eq!(place(&[1, 2, 4]), (0, 1..2));
+        assert_eq!(place(&[1, 2, 4, 5]), (1, 0..2));
+        assert_eq!(place(&[1, 2, 4, 6]), (1, 2..4));
+        assert_eq!(rows[0], PickRow { tokens: vec![1, 2], picks: vec![(1, 3), (1, 4)] });
+        assert_eq!(rows[1].picks, [(1, 4), (2, 5), (1, 4), (2, 6)]);
     }
 
     #[test]
@@ -151,9 +204,7 @@ mod tests {
             let (pair, cut) = pair(&t, context, choice, seq_len).unwrap();
             let ids: Vec<i32> = tokens.split(' ').map(id).collect();
             assert_eq!(pair.tokens, ids);
-            let from = ids.len() - scored;
-            assert!(pair.labels[..from].iter().all(|l| *l == IGNORE));
-            assert_eq!(pair.labels[from..], ids[from..]);
+            assert_eq!(pair.from, ids.len() - scored);
             cut
         };
         assert!(!check("a b c", "d e", 16, "a b c d e", 2));

@@ -1,19 +1,20 @@
 //! Perplexity of text that is read as training data is.
 
+use super::exam::RowResult;
 use super::scorer::{RowScore, ScoreRow, score};
-use super::{Measured, Observer, Options, data};
+use super::stats::Part;
+use super::{Answered, Observer, Options, data};
 use crate::data::source::Format;
 use crate::data::{DataConfig, Documents, IGNORE, OnError, RowSet, Tokenizer, load};
 use crate::error::Result;
 use crate::inference::Served;
-use std::time::Instant;
 
 pub(super) fn measure(
     served: &Served,
     options: &Options,
     seq_len: usize,
     observer: &mut dyn Observer,
-) -> Result<Measured> {
+) -> Result<Answered> {
     let path = data(options)?;
     let is_tokens = Format::of(path) == Some(Format::Tokens);
     let tokenizer = if is_tokens { None } else { Some(served.tokenizer()?) };
@@ -27,21 +28,32 @@ pub(super) fn measure(
     };
     let (rows, report) = load(&[path.to_path_buf()], &config, tokenizer.as_ref())?;
     observer.note(&report.to_string());
-    let rows = windows(&rows, seq_len, options.limit);
-    let started = Instant::now();
+    let (owners, rows): (Vec<usize>, Vec<ScoreRow<'_>>) =
+        windows(&rows, seq_len, options.limit).into_iter().unzip();
     let scores = score(served, &rows, options.batch, &mut |done, total| observer.progress(done, total))?;
-    let seconds = started.elapsed().as_secs_f64();
-    let read: usize = rows.iter().map(|r| r.tokens.len()).sum();
-    let bytes = tokenizer.map(|t| scored_bytes(&t, &rows)).transpose()?;
-    Ok(Measured { values: values(&scores, bytes), tokens_per_s: read as f64 / seconds.max(1e-9) })
+    let mut results: Vec<RowResult> = Vec::new();
+    for ((owner, row), score) in owners.into_iter().zip(&rows).zip(&scores) {
+        let bytes = tokenizer.as_ref().map(|t| scored_bytes(t, row)).transpose()?;
+        let parts = parts(score, bytes);
+        match results.last_mut().filter(|last| last.row == owner + 1) {
+            Some(last) => last.parts.iter_mut().zip(parts).for_each(|(sum, part)| {
+                *sum = Part { num: sum.num + part.num, den: sum.den + part.den };
+            }),
+            None => {
+                results.push(RowResult { row: owner + 1, correct: None, parts, detail: Default::default() })
+            }
+        }
+    }
+    Ok(Answered { rows: results, tokens: rows.iter().map(|r| r.tokens.len()).sum() })
 }
 
 /// The documents of the first rows, cut where one is longer than `seq_len` (a row of a token file can be): windows overlap
-/// by one token, so that every token but the document's first is scored once.
-fn windows(rows: &RowSet, seq_len: usize, limit: Option<usize>) -> Vec<ScoreRow<'_>> {
+/// by one token, so that every token but the document's first is scored once. Each with the number of its document.
+fn windows(rows: &RowSet, seq_len: usize, limit: Option<usize>) -> Vec<(usize, ScoreRow<'_>)> {
     let documents = rows.documents();
     let count = documents.len().min(limit.unwrap_or(usize::MAX));
-    (0..count).flat_map(|d| windows_of(documents, d, seq_len)).collect()
+    let of = |d: usize| windows_of(documents, d, seq_len).into_iter().map(move |window| (d, window));
+    (0..count).flat_map(of).collect()
 }
 
 fn windows_of(documents: &Documents, document: usize, seq_len: usize) -> Vec<ScoreRow<'_>> {
@@ -54,45 +66,28 @@ fn windows_of(documents: &Documents, document: usize, seq_len: usize) -> Vec<Sco
     starts.map(window).collect()
 }
 
-/// `ppl`, `nll`, `bits_per_byte` (with the `bytes` of the scored text), `accuracy`, `tokens`.
-fn values(scores: &[RowScore], bytes: Option<usize>) -> Vec<f64> {
-    let logp: f64 = scores.iter().map(|s| s.logp).sum();
-    let tokens: usize = scores.iter().map(|s| s.tokens).sum();
-    let greedy: usize = scores.iter().map(|s| s.greedy).sum();
-    let nll = -logp / tokens as f64;
-    let mut out = vec![nll.exp(), nll];
-    out.extend(bytes.map(|b| -logp / std::f64::consts::LN_2 / b as f64));
-    out.extend([greedy as f64 / tokens as f64, tokens as f64]);
-    out
+/// What a window adds to `ppl`, `nll`, `bits_per_byte` (with the bytes of the scored text) and `accuracy`.
+fn parts(score: &RowScore, bytes: Option<usize>) -> Vec<Part> {
+    let tokens = score.tokens as f64;
+    let nll = Part { num: -score.logp, den: tokens };
+    let bits = bytes.map(|b| Part { num: -score.logp / std::f64::consts::LN_2, den: b as f64 });
+    let accuracy = Part { num: score.greedy as f64, den: tokens };
+    [nll, nll].into_iter().chain(bits).chain([accuracy]).collect()
 }
 
 /// Bytes of the text of the scored tokens: those of the whole less those of what is only context. Special tokens have no
 /// text, though their bits count.
-fn scored_bytes(tokenizer: &Tokenizer, rows: &[ScoreRow<'_>]) -> Result<usize> {
-    let mut bytes = 0usize;
-    for row in rows {
-        let scored = |i: usize| i > 0 && row.labels[i] != IGNORE;
-        let context: Vec<i32> =
-            row.tokens.iter().enumerate().filter(|(i, _)| !scored(*i)).map(|(_, t)| *t).collect();
-        let (all, context) = (tokenizer.decode(row.tokens, true)?, tokenizer.decode(&context, true)?);
-        bytes += all.len().saturating_sub(context.len());
-    }
-    Ok(bytes)
+fn scored_bytes(tokenizer: &Tokenizer, row: &ScoreRow<'_>) -> Result<usize> {
+    let scored = |i: usize| i > 0 && row.labels[i] != IGNORE;
+    let context: Vec<i32> =
+        row.tokens.iter().enumerate().filter(|(i, _)| !scored(*i)).map(|(_, t)| *t).collect();
+    let (all, context) = (tokenizer.decode(row.tokens, true)?, tokenizer.decode(&context, true)?);
+    Ok(all.len().saturating_sub(context.len()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn means_are_over_tokens() {
-        let scores =
-            [RowScore { logp: -2.0, tokens: 1, greedy: 1 }, RowScore { logp: -4.0, tokens: 3, greedy: 1 }];
-        let out = values(&scores, Some(12));
-        let expected = [1.5f64.exp(), 1.5, 6.0 / std::f64::consts::LN_2 / 12.0, 0.5, 4.0];
-        assert!(out.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{out:?}");
-        assert_eq!(values(&scores, None).len(), 4);
-    }
 
     #[test]
     fn windows_score_every_token_once() {

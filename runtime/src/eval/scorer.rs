@@ -11,7 +11,7 @@ use crate::plan_set::{PlanId, PlanSet};
 use kfc_ops::step::score::score_graph;
 
 /// Padded tokens of a run: bounds the activations, so that long rows come in smaller batches.
-const MAX_TOKENS: usize = 8192;
+pub(super) const MAX_TOKENS: usize = 8192;
 /// Shortest row length that has a plan.
 const SHORTEST: usize = 16;
 /// Inputs of the score graph whose shape depends on the row length.
@@ -38,7 +38,7 @@ pub struct RowScore {
 }
 
 /// The length of the plan for rows of `inputs` tokens: 16, 32, 64, 96, 128, 192, …, at most a third is padding.
-fn padded(inputs: usize) -> usize {
+pub(super) fn padded(inputs: usize) -> usize {
     let power = inputs.next_power_of_two().max(SHORTEST);
     let between = power / 4 * 3;
     if between >= 96 && between >= inputs { between } else { power }

@@ -1,6 +1,6 @@
 //! Speed of reading prompts and of making tokens.
 
-use super::{Measured, Observer, Options};
+use super::{Observer, Options};
 use crate::data::{DataConfig, LongRows, OnError, load};
 use crate::error::{Result, RunError};
 use crate::generate::{Generator, Request, Sampling};
@@ -11,12 +11,13 @@ use std::ops::ControlFlow;
 /// Tokens of a prompt that is made up, where the row length allows it.
 const PROMPT: usize = 512;
 
+/// Tokens a second of reading and of making.
 pub(super) fn measure(
     served: &Served,
     options: &Options,
     seq_len: usize,
     observer: &mut dyn Observer,
-) -> Result<Measured> {
+) -> Result<(f64, f64)> {
     let max_new_tokens = options.answer_tokens(seq_len);
     let Some(room) = seq_len.checked_sub(max_new_tokens).filter(|room| *room > 0) else {
         return Err(RunError::Input(format!(
@@ -39,7 +40,7 @@ pub(super) fn measure(
     observer.progress(1, 2);
     let (_, speed) = generator.run(&requests, &Sampling::GREEDY, &[], &mut go_on)?;
     observer.progress(2, 2);
-    Ok(Measured { values: vec![speed.prefill_rate()], tokens_per_s: speed.decode_rate() })
+    Ok((speed.prefill_rate(), speed.decode_rate()))
 }
 
 /// One prompt a row of the batch: the first rows of the data, or random tokens.

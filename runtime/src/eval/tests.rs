@@ -25,12 +25,22 @@ impl Observer for Notes {
 }
 
 fn options(task: Task, data: Option<PathBuf>) -> Options {
-    Options { task, data, limit: None, batch: 3, seq_len: None, max_new_tokens: Some(8), seed: 0 }
+    Options {
+        task,
+        data,
+        shots: 0,
+        shots_from: None,
+        limit: None,
+        batch: 3,
+        seq_len: None,
+        max_new_tokens: Some(8),
+        seed: 0,
+    }
 }
 
 fn run(served: &Served, options: &Options) -> BTreeMap<&'static str, f64> {
     let mut notes = Notes::default();
-    let metrics = evaluate(served, options, &mut notes).unwrap();
+    let metrics = evaluate(served, options, &mut notes).unwrap().metrics;
     let names: Vec<&str> = metrics.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, options.task.metrics(options.data.as_deref()));
     let (done, total) = *notes.1.last().unwrap();
@@ -271,4 +281,75 @@ fn a_weight_that_is_not_a_number_is_named() {
     assert!(e.is_input() && e.to_string().contains("tensor `model.norm.weight` is not finite"), "{e}");
     let data = dir.file("questions.jsonl", "{\"question\": \"a b c d e\", \"answer\": \"b\"}\n");
     assert!(error(&broken, &options(Task::Qa, Some(data))).to_string().contains("`model.norm.weight`"));
+}
+
+/// Rows of questions about which the random model has an opinion, all answered right.
+fn right_rows(served: &Served, count: usize) -> String {
+    let questions =
+        ["alpha beta ?", "gamma delta one ?", "three seven ?", "delta eight seven ?", "one one alpha ?"];
+    let mut rows = String::new();
+    for question in questions.iter().cycle().take(count) {
+        let t = served.tokenizer().unwrap();
+        let logp = ["A", "B"].map(|c| {
+            let tokens = t.encode(&format!("Question: {question}\nA. x\nB. y\nAnswer: {c}")).unwrap();
+            direct(served, &tokens).last().unwrap().0
+        });
+        let gold = if logp[0] >= logp[1] { "A" } else { "B" };
+        let options = serde_json::json!({"A": "x", "B": "y"});
+        rows += &serde_json::json!({"question": question, "options": options, "answer": gold}).to_string();
+        rows += "\n";
+    }
+    rows
+}
+
+#[test]
+fn attacks_count_what_falls_and_what_they_ask() {
+    let words = "alpha beta gamma delta one three seven eight large huge big Question Answer A B x y . ? :";
+    let (dir, served) = model_for(&[words], 21);
+    let data = dir.file("exam.jsonl", right_rows(&served, 5));
+    let options = options(Task::MedQa, Some(data));
+    let mut exam = Exam::new(&served, &options).unwrap();
+    let mut notes = Notes::default();
+    let rows = exam.evaluate(&mut notes).unwrap().rows;
+    assert!(rows.iter().all(|r| r.correct == Some(true)));
+    let lexicon = perturb::Lexicon::of("alpha, beta, one\ndelta, seven, eight\n", "f").unwrap();
+    let attack = AttackOptions { tries: 6, rows: None, seed: 0, lexicon };
+    let mut seen = (0, 0);
+    for kind in perturb::Perturbation::ALL {
+        let done = exam.attack(&rows, kind, &attack, &mut notes).unwrap();
+        assert_eq!(done.attacked.len() + done.unchangeable, 5);
+        assert_eq!(done, exam.attack(&rows, kind, &attack, &mut notes).unwrap(), "an attack can be repeated");
+        for row in &done.attacked {
+            assert!((1..=6).contains(&row.queries), "{row:?}");
+            let Some((question, result)) = &row.fell else { continue };
+            assert_eq!((result.row, result.correct), (row.row, Some(false)));
+            let prompt = result.detail["prompt"].as_str().unwrap();
+            assert_eq!(prompt, format!("Question: {question}\nA. x\nB. y\nAnswer:"));
+        }
+        seen = (seen.0 + done.fell(), seen.1 + done.attacked.len());
+    }
+    assert!(seen.0 > 0 && seen.0 < seen.1, "some rows fall and some stand: {seen:?}");
+    let few = AttackOptions { rows: Some(2), ..attack };
+    let done = exam.attack(&rows, perturb::Perturbation::Distractor, &few, &mut notes).unwrap();
+    assert_eq!(done.attacked.len(), 2);
+}
+
+#[test]
+fn solved_rows_stand_before_the_question() {
+    let (dir, served) = model_for(&[WORDS], 22);
+    dir.file(
+        "train.jsonl",
+        "{\"question\": \"a b\", \"answer\": \"c\"}\n{\"question\": \"d\", \"answer\": \"e\"}\n",
+    );
+    let data = dir.file("test.jsonl", "{\"question\": \"f g\", \"answer\": \"h\"}\n");
+    let with = |shots: usize| Options { shots, ..options(Task::Qa, Some(data.clone())) };
+    let said = evaluate(&served, &with(2), &mut Notes::default()).unwrap().rows.remove(0);
+    let prompt = "Question: a b\nAnswer: c\n\nQuestion: d\nAnswer: e\n\nQuestion: f g\nAnswer:";
+    let expected = answer(&served, prompt, 8);
+    let said_text = said.detail["answer"].as_str().unwrap();
+    assert_eq!(said_text.trim_start(), expected.trim_start());
+    assert_eq!(said.detail["prompt"], "Question: f g\nAnswer:");
+    assert!(error(&served, &with(3)).to_string().contains("train.jsonl has only 2 rows"));
+    let from = Options { shots_from: Some("none.jsonl".into()), ..with(1) };
+    assert!(error(&served, &from).to_string().contains("none.jsonl, which is not there"));
 }

@@ -2,8 +2,11 @@
 
 use super::buffer::HostBuffer;
 use super::store::{Store, StoreError};
+use crate::profile::Kind;
+use crate::tuning::Tuning;
 use bytemuck::Pod;
 use kfc_kernels::KernelError;
+use kfc_kernels::cpu::choice::{self, Choice};
 use kfc_kernels::cpu::{self, Buf, Call, Kernel};
 use kfc_kernels::plan::{Place, Plan};
 use std::sync::Arc;
@@ -24,6 +27,7 @@ pub enum ExecError {
 /// A step ready to run.
 struct BoundStep {
     kernel: Box<dyn Kernel>,
+    choice: Choice,
     copies: Vec<(Buf, Buf)>,
     inputs: Vec<Buf>,
     outputs: Vec<Buf>,
@@ -37,8 +41,9 @@ pub struct BoundPlan {
     epilogue: Vec<(Buf, Buf)>,
     outputs: Vec<Buf>,
     names: Vec<String>,
-    /// Nanoseconds spent in each step over all runs.
+    /// Nanoseconds spent in each step over all runs, and in the last run.
     spent: Vec<u64>,
+    last: Vec<u64>,
     runs: u64,
     _arena: Arc<HostBuffer>,
 }
@@ -76,6 +81,7 @@ impl BoundPlan {
         for s in &plan.steps {
             steps.push(BoundStep {
                 kernel: cpu::build(&s.op, &s.input_types, &s.output_types)?,
+                choice: Choice::BUILT_IN,
                 copies: s.copies.iter().map(|(from, to)| (at(from), at(to))).collect(),
                 inputs: s.inputs.iter().map(at).collect(),
                 outputs: s.outputs.iter().map(at).collect(),
@@ -85,40 +91,78 @@ impl BoundPlan {
         let epilogue = plan.epilogue.iter().map(|(from, to)| (at(from), at(to))).collect();
         let outputs = plan.outputs.iter().map(|o| at(&o.place)).collect();
         let names = plan.outputs.iter().map(|o| o.name.clone()).collect();
-        let spent = vec![0; steps.len()];
-        Ok(BoundPlan { steps, epilogue, outputs, names, spent, runs: 0, _arena: Arc::clone(arena) })
+        let (spent, last) = (vec![0; steps.len()], vec![0; steps.len()]);
+        Ok(BoundPlan { steps, epilogue, outputs, names, spent, last, runs: 0, _arena: Arc::clone(arena) })
     }
 
     /// Runs every step in order.
     pub fn run(&mut self, _store: &mut Store) {
         // On a thread of the pool, so that kernels fork where they are: entering the pool once a run is cheaper than once
         // a kernel, and allocates nothing.
-        rayon::scope(|_| self.run_steps());
-    }
-
-    fn run_steps(&mut self) {
-        let mut last = Instant::now();
-        for (step, spent) in self.steps.iter().zip(&mut self.spent) {
-            for (from, to) in &step.copies {
-                copy(*from, *to);
-            }
-            let call = Call { inputs: &step.inputs, outputs: &step.outputs, workspace: step.workspace };
-            // SAFETY: the memory plan gives every live value its own bytes, the buffers have the sizes of the types the
-            // kernel was built for, and in-place results hold their operand's content.
-            unsafe { step.kernel.run(&call) }
-            let now = Instant::now();
-            *spent += now.duration_since(last).as_nanos() as u64;
-            last = now;
-        }
+        rayon::scope(|_| self.run_steps(self.steps.len()));
         self.runs += 1;
         for (from, to) in &self.epilogue {
             copy(*from, *to);
         }
     }
 
+    /// The first `count` steps.
+    fn run_steps(&mut self, count: usize) {
+        let mut before = Instant::now();
+        for ((step, spent), last) in self.steps.iter().zip(&mut self.spent).zip(&mut self.last).take(count) {
+            for (from, to) in &step.copies {
+                copy(*from, *to);
+            }
+            let call = Call { inputs: &step.inputs, outputs: &step.outputs, workspace: step.workspace };
+            // SAFETY: the memory plan gives every live value its own bytes, the buffers have the sizes of the types the
+            // kernel was built for, and in-place results hold their operand's content.
+            choice::with(step.choice, || unsafe { step.kernel.run(&call) });
+            let now = Instant::now();
+            *last = now.duration_since(before).as_nanos() as u64;
+            *spent += *last;
+            before = now;
+        }
+    }
+
     /// Runs so far, and nanoseconds that each step of the plan took over all of them.
     pub fn times(&self) -> (u64, &[u64]) {
         (self.runs, &self.spent)
+    }
+
+    /// Runs the plan up to a step, and then that step again and again on the operands that it has there, until `times` is
+    /// full: nanoseconds of each run. What is updated in place is updated each time.
+    pub(crate) fn run_alone(&mut self, step: usize, times: &mut [u64]) {
+        rayon::scope(|_| {
+            self.run_steps(step + 1);
+            let step = &self.steps[step];
+            let call = Call { inputs: &step.inputs, outputs: &step.outputs, workspace: step.workspace };
+            for time in times {
+                let start = Instant::now();
+                // SAFETY: as in `run_steps`; operands that share a place with results hold those of the run before.
+                choice::with(step.choice, || unsafe { step.kernel.run(&call) });
+                *time = start.elapsed().as_nanos() as u64;
+            }
+        });
+    }
+
+    /// Nanoseconds that each step took in the last run.
+    pub(crate) fn last_times(&self) -> &[u64] {
+        &self.last
+    }
+
+    /// How a step cuts its work from now on.
+    pub(crate) fn choose(&mut self, step: usize, choice: Choice) {
+        self.steps[step].choice = choice;
+    }
+
+    /// Takes the choices that were found for the steps of `plan`, the one that this is bound from.
+    pub(crate) fn tune(&mut self, plan: &Plan, tuning: &Tuning) {
+        if tuning.is_empty() {
+            return;
+        }
+        for (bound, s) in self.steps.iter_mut().zip(&plan.steps) {
+            bound.choice = tuning.choice(&Kind::of(&s.op, &s.input_types, &s.output_types).signature());
+        }
     }
 
     /// Forgets the times so far (those of warm-up).

@@ -203,14 +203,23 @@ impl Store {
         })
     }
 
-    /// The memory of a tensor that a plan needs.
-    pub(super) fn bind(&self, name: &str, ty: &TensorType, updated: bool) -> Result<Buf, StoreError> {
+    /// A tensor that a plan needs, which must have this type.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`], [`StoreError::Mismatch`].
+    pub fn expect(&self, name: &str, ty: &TensorType) -> Result<&Tensor, StoreError> {
         let tensor =
             self.get(name).ok_or_else(|| StoreError::Missing { name: name.into(), ty: ty.clone() })?;
         if tensor.ty != *ty {
             let (found, expected) = (tensor.ty.clone(), ty.clone());
             return Err(StoreError::Mismatch { name: name.into(), found, expected });
         }
+        Ok(tensor)
+    }
+
+    /// The memory of a tensor that a plan needs.
+    pub(super) fn bind(&self, name: &str, ty: &TensorType, updated: bool) -> Result<Buf, StoreError> {
+        let tensor = self.expect(name, ty)?;
         if updated && tensor.is_mapped() {
             return Err(StoreError::ReadOnly { name: name.into() });
         }

@@ -97,6 +97,7 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -119,5 +120,31 @@ mod tests {
         assert_eq!((clock.warmup, clock.steps), (2, 2));
         let host: u64 = clock.host(0).iter().map(|(_, ns)| ns).sum();
         assert!(host <= clock.wall_ns());
+    }
+
+    #[test]
+    fn a_slow_loader_is_what_steps_wait_for() {
+        let pause = Duration::from_millis(15);
+        let (send, steps) = std::sync::mpsc::sync_channel(1);
+        let loader = std::thread::spawn(move || {
+            for step in 0..6 {
+                std::thread::sleep(pause);
+                if send.send(step).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut clock = Clock::new();
+        for _ in 0..6 {
+            clock.begin();
+            steps.recv().unwrap();
+            clock.lap(Part::Data);
+            clock.steps += 1;
+        }
+        loader.join().unwrap();
+        let host = clock.host(0);
+        assert_eq!(host[0].0, "waiting for data");
+        let rest: u64 = host[1..].iter().map(|(_, ns)| ns).sum();
+        assert!(host[0].1 >= 2 * pause.as_nanos() as u64 && host[0].1 > 10 * rest, "{host:?}");
     }
 }

@@ -12,10 +12,10 @@ pub(crate) use clock::{Clock, Part};
 pub(crate) use startup::{Stage, Startup};
 
 use crate::accounting::Account;
-use crate::exec::BoundPlan;
 use kfc_graph::budget::Decision;
 use kfc_graph::{Cost, Op, Phase, TensorType};
 use kfc_kernels::cpu::simd;
+use kfc_kernels::cuda::Arch;
 use kfc_kernels::plan::{Place, Plan, Step};
 use kfc_kernels::timeline::{self, Block};
 use std::collections::BTreeMap;
@@ -43,17 +43,23 @@ pub struct Profile {
 /// What times depend on beside the work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
-    /// The CPU's name.
+    /// The CPU's name, or the GPU's.
     pub cpu: String,
-    /// The level of instructions that kernels use ([`simd::Level::name`]).
+    /// The level of instructions that kernels use ([`simd::Level::name`]), or a GPU's architecture ([`Arch::name`]).
     pub isa: String,
-    /// Threads of kernels.
+    /// Threads of kernels, or multiprocessors of a GPU.
     pub threads: usize,
     /// Version of kfc.
     pub version: String,
 }
 
 impl Machine {
+    /// A GPU that plans are weighed for when the one that they run on is not known: an H100.
+    pub(crate) fn usual_gpu() -> Machine {
+        let (cpu, isa) = ("H100".into(), Arch::Sm90a.name().into());
+        Machine { cpu, isa, threads: 132, version: env!("CARGO_PKG_VERSION").into() }
+    }
+
     /// This process's.
     pub fn this() -> Machine {
         Machine {
@@ -147,6 +153,16 @@ impl Kind {
         )
     }
 
+    /// Rows of the smallest operand that has more than one axis; 0 if there is none.
+    pub fn least_rows(&self) -> usize {
+        let rows = |ty: &String| {
+            let dims = ty.split_once('[')?.1.trim_end_matches(']').split(',');
+            let dims: Vec<usize> = dims.map(|d| d.trim().parse().ok()).collect::<Option<_>>()?;
+            (dims.len() > 1).then(|| dims[..dims.len() - 1].iter().product())
+        };
+        self.inputs.iter().filter_map(rows).min().unwrap_or(0)
+    }
+
     /// Whether a float operand has 16 bits.
     pub fn is_16_bit(&self) -> bool {
         self.inputs.iter().any(|t| t.starts_with("bf16") || t.starts_with("f16"))
@@ -221,9 +237,9 @@ impl PlanProfile {
         }
     }
 
-    /// Takes over the times of the bound plan.
-    pub(crate) fn measure(&mut self, bound: &BoundPlan) {
-        self.launches.iter_mut().zip(bound.times().1).for_each(|(launch, ns)| launch.ns = *ns);
+    /// Takes over the times of the plan's steps.
+    pub(crate) fn measure(&mut self, times: &[u64]) {
+        self.launches.iter_mut().zip(times).for_each(|(launch, ns)| launch.ns = *ns);
     }
 
     /// Nanoseconds in kernels.

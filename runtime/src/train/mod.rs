@@ -21,14 +21,17 @@ pub use schedule::learning_rate;
 use crate::accounting::Account;
 use crate::config::JobConfig;
 use crate::data::{Loader, MicroBatch, StepBatch};
+use crate::device::{DevicePlan, Memory};
 use crate::error::{Result, RunError};
-use crate::exec::{BoundPlan, Slot, Store};
-use crate::memory;
+use crate::exec::{Slot, Store};
 use crate::profile::{Clock, Machine, Measured, Part, PlanProfile, Profile, Stage, Startup};
 use kfc_ops::step::TrainedParam;
 use open::{Student, Teacher};
 use scale::LossScaler;
 use std::time::Instant;
+
+/// How names of gradient accumulators begin.
+const GRADIENTS: &str = "grad.";
 
 /// Steps in a row whose gradient may be non-finite before the run is given up.
 const MAX_SKIPPED_IN_A_ROW: u64 = 50;
@@ -40,9 +43,11 @@ pub struct Trainer {
     student: Student,
     teacher: Option<Teacher>,
     // Plans point into the store and are dropped before it.
-    micro: BoundPlan,
-    update: BoundPlan,
+    micro: DevicePlan,
+    update: DevicePlan,
     store: Store,
+    memory: Memory,
+    machine: Machine,
     params: Vec<TrainedParam>,
     slots: DataSlots,
     outputs: Outputs,
@@ -77,7 +82,6 @@ struct DataSlots {
     lr: Option<Slot>,
     bc: Option<Slot>,
     top: Option<[Slot; 3]>,
-    grads: Vec<Slot>,
 }
 
 impl DataSlots {
@@ -100,7 +104,6 @@ impl DataSlots {
                 [Some(a), Some(b), Some(c)] => Some([a, b, c]),
                 _ => None,
             },
-            grads: store.slots_with_prefix("grad."),
         }
     }
 }
@@ -117,7 +120,7 @@ struct Outputs {
 }
 
 impl Outputs {
-    fn of(micro: &BoundPlan, update: &BoundPlan, job: &JobConfig) -> Outputs {
+    fn of(micro: &DevicePlan, update: &DevicePlan, job: &JobConfig) -> Outputs {
         let features = job.distill.iter().flat_map(|d| &d.features).enumerate();
         Outputs {
             ce: micro.output_index("ce"),
@@ -206,24 +209,32 @@ impl Trainer {
         &self.account
     }
 
+    /// Most memory held so far, bytes: of this process, or on the device that the job runs on.
+    pub fn peak_bytes(&self) -> u64 {
+        self.memory.peak()
+    }
+
     /// The step, with what was measured since its warm-up.
     pub fn profile(&self) -> Profile {
         let mut plans = self.described.to_vec();
-        plans.iter_mut().zip([&self.micro, &self.update]).for_each(|(plan, bound)| plan.measure(bound));
-        let kernels = [&self.micro, &self.update].iter().flat_map(|plan| plan.times().1).sum();
+        plans
+            .iter_mut()
+            .zip([&self.micro, &self.update])
+            .for_each(|(plan, bound)| plan.measure(&bound.times()));
+        let kernels = plans.iter().map(PlanProfile::kernel_ns).sum();
         let measured = Measured {
             steps: self.clock.steps,
             warmup: self.clock.warmup,
             wall_ns: self.clock.wall_ns(),
             host: self.clock.host(kernels),
-            peak_bytes: memory::peak_resident(),
+            peak_bytes: self.peak_bytes(),
             startup: self.startup.stages(),
         };
         let t = &self.job.train;
         Profile {
             model: self.describe(),
             shape: [t.batch, self.loader.seq_len(), t.accumulation],
-            machine: Machine::this(),
+            machine: self.machine.clone(),
             plans,
             account: self.account.items.iter().map(|i| (i.what.to_string(), i.bytes)).collect(),
             measured: (self.clock.steps > 0).then_some(measured),
@@ -244,6 +255,12 @@ impl Trainer {
         self.update.reset_times();
     }
 
+    /// Both plans, described and bound: for a search.
+    pub(crate) fn plans_mut(&mut self) -> [(&PlanProfile, &mut BoundPlan); 2] {
+        let [micro, update] = &self.described;
+        [(micro, &mut self.micro), (update, &mut self.update)]
+    }
+
     /// The data.
     pub fn loader(&self) -> &Loader {
         &self.loader
@@ -252,7 +269,7 @@ impl Trainer {
     /// Takes one optimiser step.
     ///
     /// # Errors
-    /// If a weight is NaN or infinite, or the gradient has not been finite for many steps.
+    /// If a weight is NaN or infinite, the gradient has not been finite for many steps, or a streamed row cannot be used.
     pub fn step(&mut self) -> Result<StepMetrics> {
         let start = Instant::now();
         self.startup.lap(Stage::Folder);
@@ -260,17 +277,15 @@ impl Trainer {
             self.micro.reset_times();
             self.update.reset_times();
         }
-        let batch = self.loader.next_step();
+        let batch = self.loader.next_step()?;
         self.clock.lap(Part::Data);
-        for &slot in &self.slots.grads {
-            self.store.slice_mut::<u8>(slot).fill(0);
-        }
+        self.memory.zero(&mut self.store, GRADIENTS)?;
         self.clock.lap(Part::Clear);
         let mut terms = Terms { features: vec![0.0; self.outputs.features.len()], ..Terms::default() };
         for (i, micro) in batch.micro.iter().enumerate() {
             self.write_micro_batch(micro, &batch, i);
             self.clock.lap(Part::Write);
-            self.micro.run(&mut self.store);
+            self.micro.run(&mut self.store).map_err(|e| e.at_step(self.step + 1))?;
             self.clock.lap(Part::Plans);
             terms.ce += f64::from(self.micro.scalar(self.outputs.ce));
             terms.correct += f64::from(self.micro.scalar(self.outputs.correct));
@@ -286,9 +301,9 @@ impl Trainer {
         let lr = learning_rate(t.schedule, t.lr, t.warmup_steps, self.total, self.step);
         self.write_update_scalars(lr);
         self.clock.lap(Part::Write);
-        self.update.run(&mut self.store);
+        self.update.run(&mut self.store).map_err(|e| e.at_step(self.step + 1))?;
         self.clock.lap(Part::Plans);
-        let finite = self.outputs.ok.is_none_or(|i| self.update.output::<i32>(i).first() == Some(&1));
+        let finite = self.outputs.ok.is_none_or(|i| self.update.integer(i) == Some(1));
         let scale = self.scaler.scale;
         self.after_update(finite)?;
         let metrics = self.metrics(&batch, &terms, lr, scale, finite, start);
@@ -429,7 +444,7 @@ impl Trainer {
             tokens: batch.tokens,
             tokens_per_s: batch.tokens as f64 / seconds,
             step_ms: seconds * 1e3,
-            peak_bytes: memory::peak_resident(),
+            peak_bytes: self.peak_bytes(),
             accuracy: (batch.ce_tokens > 0).then(|| terms.correct / batch.ce_tokens as f64),
             skipped: !finite,
             loss_scale: (scale != 1.0).then_some(scale),

@@ -156,7 +156,7 @@ pub(super) fn check_modes(job: &JobConfig) -> Result<()> {
 pub(crate) fn check_teacher(job: &JobConfig, teacher: &Model, loader: &Loader) -> Result<()> {
     check_tokenizers(job, teacher)?;
     let vocab = teacher.config.vocab_size;
-    for (what, rows) in [("data.train", Some(loader.rows())), ("distill.general", loader.general_rows())] {
+    for (what, rows) in [("data.train", loader.rows()), ("distill.general", loader.general_rows())] {
         let documents = rows.map(|r| r.documents());
         let largest = documents.and_then(|d| (0..d.len()).flat_map(|i| d.tokens(i)).max());
         if let Some(token) = largest.filter(|t| **t as usize >= vocab) {

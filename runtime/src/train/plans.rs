@@ -88,7 +88,7 @@ pub(super) fn compile_graphs(
         (RecomputePolicy::EveryK(k), _) => Recompute::Named(Policy::EveryK(k)),
         (RecomputePolicy::Attention, _) => Recompute::Named(Policy::AttentionOnly),
     };
-    let seconds = seconds_of(Calibration::load(&Machine::this()));
+    let seconds = seconds_of(backend);
     let options = CompileOptions { backend, recompute, seconds: &seconds };
     let plain = CompileOptions { backend, ..CompileOptions::default() };
     observer("train", "00-built", &graphs.train.graph);
@@ -109,7 +109,7 @@ pub(super) fn compile_graphs(
     if job.train.mem_budget.is_some_and(|budget| account.total() > budget) {
         let smallest = match job.train.recompute {
             RecomputePolicy::Auto => arena,
-            _ => smallest_arena(&graphs.train.graph, options.seconds)?.max(update.arena_bytes),
+            _ => smallest_arena(&graphs.train.graph, backend, options.seconds)?.max(update.arena_bytes),
         };
         return Err(too_small(job, held, smallest));
     }
@@ -117,8 +117,13 @@ pub(super) fn compile_graphs(
 }
 
 /// How long an operation takes here, as far as `kfc tune --calibrate` has measured it: what recomputation is weighed with.
-/// Other times choose other values to recompute, never other results.
-fn seconds_of(calibration: Calibration) -> impl Fn(&Op, &[TensorType], &[TensorType]) -> f64 + Sync {
+/// Other times choose other values to recompute, never other results. Plans for GPUs are weighed for one GPU, wherever they
+/// are compiled, so that `kfc compile` and training choose the same.
+fn seconds_of(backend: Backend) -> impl Fn(&Op, &[TensorType], &[TensorType]) -> f64 + Sync {
+    let calibration = match backend {
+        Backend::Cpu => Calibration::load(&Machine::this()),
+        Backend::Tile => Calibration::empty(Machine::usual_gpu()),
+    };
     move |op, inputs, outputs| calibration.predict(&Kind::of(op, inputs, outputs)).0
 }
 
@@ -148,12 +153,12 @@ impl Budgets {
 /// The choices of a job whose graphs are these; `held` as in [`compile_graphs`].
 pub(super) fn budgets(graphs: &StepGraphs, held: &Account) -> Result<Budgets> {
     let update = compile_with(&graphs.update, &CompileOptions::default(), &mut |_, _| ())?.plan;
-    let frontier = frontier(&graphs.train.graph, &seconds_of(Calibration::load(&Machine::this())))?;
+    let frontier = frontier(&graphs.train.graph, Backend::Cpu, &seconds_of(Backend::Cpu))?;
     Ok(Budgets { held: held.total(), least: update.arena_bytes, frontier })
 }
 
-fn smallest_arena(graph: &Graph, seconds: &SecondsOf<'_>) -> Result<usize> {
-    let frontier = frontier(graph, seconds)?;
+fn smallest_arena(graph: &Graph, backend: Backend, seconds: &SecondsOf<'_>) -> Result<usize> {
+    let frontier = frontier(graph, backend, seconds)?;
     Ok(frontier.choices.iter().map(|c| c.arena_bytes).min().unwrap_or(0))
 }
 

@@ -59,7 +59,7 @@ pub struct Summary {
     pub last: Option<StepMetrics>,
     /// Mean loss of the last tenth of the job's steps so far (at least one).
     pub final_loss: f64,
-    /// Peak resident memory, bytes.
+    /// Most memory held, bytes: resident, or on the device ([`Trainer::peak_bytes`]).
     pub peak_bytes: u64,
     /// Trained elements.
     pub trained: usize,
@@ -108,6 +108,11 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
         }
         last = Some(m);
     }
+    if let Some(report) = trainer.loader().streamed_report()
+        && report.skipped + report.truncated + report.unlabelled > 0
+    {
+        observer.note(&format!("of what was streamed: {report}"));
+    }
     let mut profile = trainer.profile();
     metrics.sync()?;
     let seconds = start.elapsed().as_secs_f64();
@@ -117,7 +122,7 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
     }
     let result = if done { Some(trainer.write_result(options.dir)?) } else { None };
     if let Some(measured) = &mut profile.measured {
-        measured.peak_bytes = crate::memory::peak_resident();
+        measured.peak_bytes = trainer.peak_bytes();
         let text = profile.to_json().to_string();
         files::write_atomic(&options.dir.join(profile::FILE), |w| w.write_all(text.as_bytes()))?;
     }
@@ -132,7 +137,7 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
         cold_start: trainer.cold_start(),
         last,
         final_loss: tail.iter().sum::<f64>() / tail.len().max(1) as f64,
-        peak_bytes: crate::memory::peak_resident(),
+        peak_bytes: trainer.peak_bytes(),
         trained: trainer.trained_elements(),
         result,
         stopped: !done,

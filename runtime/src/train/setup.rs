@@ -3,10 +3,11 @@
 use super::open::{self, Student, Teacher};
 use super::plans::{self, Budgets, CompiledJob, StepGraphs};
 use super::scale::LossScaler;
-use super::{Clock, DataSlots, Outputs, Trainer, ewc};
-use crate::accounting::Account;
+use super::{Clock, DataSlots, GRADIENTS, Outputs, Trainer, ewc};
+use crate::accounting::{Account, READ_AHEAD};
 use crate::config::{JobConfig, Length};
 use crate::data::Loader;
+use crate::device::{Device, Opened};
 use crate::error::{Result, RunError};
 use crate::exec::Store;
 use crate::hf::{Adapter, WeightFile};
@@ -14,7 +15,6 @@ use crate::memory;
 use crate::models::write_f32;
 use crate::profile::{PlanProfile, Profile, Stage, Startup};
 use crate::random;
-use crate::session;
 use crate::teacher_cache::TeacherCache;
 use kfc_graph::{DType, InputKind, TensorType};
 use kfc_kernels::compile::Backend;
@@ -68,17 +68,29 @@ pub fn compile(
     backend: Backend,
     observer: &mut plans::PassObserver<'_>,
 ) -> Result<CompiledJob> {
+    if backend == Backend::Tile {
+        // What the host holds is no part of it.
+        let (_, graphs) = described(job, seq)?;
+        return plans::compile_graphs(job, &graphs, &held_on_device(&graphs), backend, observer);
+    }
     memory::release_unused();
     let before = memory::resident();
     let mut p = prepare(job, seq)?;
-    allocate(&mut p.store, &p.graphs)?;
+    allocate(&mut p.store, &p.graphs, None)?;
     plans::compile_graphs(job, &p.graphs, &Account::new(before, &p.store, 0), backend, observer)
 }
 
-/// Tensors that the graphs need beside weights: parameters, accumulators, moments, step data.
-fn allocate(store: &mut Store, graphs: &StepGraphs) -> Result<()> {
+/// What a GPU holds beside the arena.
+fn held_on_device(graphs: &StepGraphs) -> Account {
+    Account::on_device([&graphs.train.graph, &graphs.update])
+}
+
+/// Tensors that the graphs need beside weights: parameters, accumulators, moments, step data; all but those whose name begins
+/// with `without`.
+fn allocate(store: &mut Store, graphs: &StepGraphs, without: Option<&str>) -> Result<()> {
     for graph in [&graphs.train.graph, &graphs.update] {
-        for input in graph.inputs().iter().filter(|i| i.kind != InputKind::Weight) {
+        let is_kept = |name: &str| !without.is_some_and(|prefix| name.starts_with(prefix));
+        for input in graph.inputs().iter().filter(|i| i.kind != InputKind::Weight && is_kept(&i.name)) {
             store.allocate(&input.name, graph.ty(input.value))?;
         }
     }
@@ -159,15 +171,25 @@ fn prepare(job: &JobConfig, seq: usize) -> Result<Prepared> {
 }
 
 impl Trainer {
-    /// Loads models, builds and compiles the step, and binds it.
+    /// Loads models, builds and compiles the step, and binds it, on the CPU.
     ///
     /// # Errors
     /// If anything that the job names is missing, damaged or does not fit, or memory runs out.
     pub fn new(job: &JobConfig, loader: Loader) -> Result<Trainer> {
+        Trainer::on(&Device::Cpu, job, loader)
+    }
+
+    /// [`Trainer::new`] on a device.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`]; and if the device is missing, or its kernels cannot be had.
+    pub fn on(device: &Device, job: &JobConfig, mut loader: Loader) -> Result<Trainer> {
+        let opened = Opened::new(device)?;
         let mut startup = Startup::new(loader.reading());
         // Reading and tokenising left holes behind; they are not what the run holds.
         memory::release_unused();
         let before = memory::resident();
+        loader.begin();
         let Prepared { student, teacher, mut store, penalty, graphs } = prepare(job, loader.seq_len())?;
         match &teacher {
             Some(Teacher::Cache(cache)) => check_cache(job, cache, &loader, student.model.config.vocab_size)?,
@@ -175,23 +197,44 @@ impl Trainer {
             None => {}
         }
         startup.lap(Stage::Models);
-        allocate(&mut store, &graphs)?;
+        let backend = device.backend();
+        let held = match backend {
+            Backend::Cpu => {
+                allocate(&mut store, &graphs, None)?;
+                let mut held = Account::new(before, &store, 0);
+                if let Some(stream) = loader.stream() {
+                    held.add(READ_AHEAD, stream.memory());
+                }
+                held
+            }
+            Backend::Tile => {
+                allocate(&mut store, &graphs, Some(GRADIENTS))?;
+                held_on_device(&graphs)
+            }
+        };
         startup.lap(Stage::Memory);
-        let held = Account::new(before, &store, 0);
         let CompiledJob { plans, account } =
-            plans::compile_graphs(job, &graphs, &held, Backend::Cpu, &mut |_, _, _| ())?;
+            plans::compile_graphs(job, &graphs, &held, backend, &mut |_, _, _| ())?;
         startup.lap(Stage::Compile);
         // Compiling, too, left holes behind.
         memory::release_unused();
-        let bound = session::bind(&plans, &store)?;
-        startup.lap(Stage::Memory);
+        let (memory, bound) = opened.bind(&plans, &store, &account, &mut startup)?;
         let described =
             [(0, job.train.accumulation), (1, 1)].map(|(i, runs)| PlanProfile::of(&plans[i], runs));
         let [micro, update]: [_; 2] =
             bound.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
         let total = match job.train.length {
             Length::Steps(n) => n,
-            Length::Epochs(e) => ((e * loader.steps_per_epoch() as f64).ceil() as usize).max(1),
+            Length::Epochs(e) => {
+                let steps = loader.steps_per_epoch().ok_or_else(|| {
+                    RunError::Input(
+                        "train.epochs: streamed rows are not counted before they are read; set train.steps, or \
+                         data.streaming = \"off\""
+                            .into(),
+                    )
+                })?;
+                ((e * steps as f64).ceil() as usize).max(1)
+            }
         };
         let teacher_width = match &teacher {
             Some(Teacher::Model(m)) => m.config.hidden_size,
@@ -208,6 +251,8 @@ impl Trainer {
             micro,
             update,
             store,
+            memory,
+            machine: opened.machine(),
             params: graphs.train.params,
             important: penalty.and_then(|p| p.important),
             account,
@@ -242,13 +287,21 @@ fn place_student(store: &mut Store, job: &JobConfig, student: &Student, seq: usi
 fn check_cache(job: &JobConfig, cache: &TeacherCache, loader: &Loader, vocab: usize) -> Result<()> {
     let path = job.distill.as_ref().map(|d| d.teacher.clone()).unwrap_or_default();
     let general = loader.general_rows().map_or(0, |g| g.len());
-    cache.check(job, &path, [loader.rows().len(), general, loader.seq_len(), vocab], rows_fingerprint(loader))
+    let Some(rows) = loader.rows() else {
+        return Err(RunError::Input(
+            "distill.teacher: a cache has answers to rows by their number, which streamed rows do not have; set \
+             data.streaming = \"off\""
+                .into(),
+        ));
+    };
+    cache.check(job, &path, [rows.len(), general, loader.seq_len(), vocab], rows_fingerprint(loader))
 }
 
-/// Hash of the tokens of all rows of a job.
+/// Hash of the tokens of all rows of a job, or of the files that they are streamed from.
 pub fn rows_fingerprint(loader: &Loader) -> u64 {
     let general = loader.general_rows().map_or(0, |g| g.fingerprint());
-    loader.rows().fingerprint() ^ general.rotate_left(1)
+    let main = loader.rows().map(|r| r.fingerprint()).or_else(|| Some(loader.stream()?.fingerprint()));
+    main.unwrap_or_default() ^ general.rotate_left(1)
 }
 
 /// Projectors of feature alignment: from their file, or Kaiming's uniform distribution.

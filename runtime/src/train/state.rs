@@ -22,7 +22,9 @@ impl Trainer {
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn save(&self, run_dir: &Path) -> Result<()> {
+    pub fn save(&mut self, run_dir: &Path) -> Result<()> {
+        let names = self.state_names();
+        self.memory.pull(&mut self.store, &names)?;
         let tensors = self
             .state_names()
             .into_iter()
@@ -38,6 +40,7 @@ impl Trainer {
             "loss_scale": {"scale": self.scaler.scale, "good": self.scaler.good, "skipped": self.scaler.skipped},
             "cursor": self.loader.cursor().to_json(),
             "data": format!("{:016x}", rows_fingerprint(&self.loader)),
+            "files": self.loader.stream().map(|s| s.files().map(|(_, print)| format!("{print:016x}")).collect::<Vec<_>>()),
             "seed": self.job.train.seed,
         });
         checkpoint::save(run_dir, self.step as u64, tensors, &state, |dir| match self.student.lora {
@@ -62,6 +65,7 @@ impl Trainer {
             ))
         };
         let number = |v: &Value, name: &str| v[name].as_u64().ok_or_else(|| differs(name));
+        self.check_files(checkpoint)?;
         if state["data"].as_str() != Some(&format!("{:016x}", rows_fingerprint(&self.loader))) {
             return Err(differs("set of training rows (data, tokenizer, seq_len or packing)"));
         }
@@ -80,6 +84,7 @@ impl Trainer {
             }
             self.store.slice_mut::<u8>(slot).copy_from_slice(view.bytes);
         }
+        self.memory.push(&self.store, &self.state_names())?;
         self.loader.seek(&Cursor::from_json(&state["cursor"])?)?;
         self.step = number(state, "step")? as usize;
         self.updates = number(state, "updates")?;
@@ -91,11 +96,38 @@ impl Trainer {
         Ok(())
     }
 
+    /// Names the first of the streamed files that is not what it was.
+    fn check_files(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let (Some(stream), Some(then)) = (self.loader.stream(), checkpoint.state["files"].as_array()) else {
+            return Ok(());
+        };
+        let input = |m: String| Err(RunError::Input(format!("{}: {m}", checkpoint.dir.display())));
+        let now: Vec<_> = stream.files().collect();
+        if now.len() != then.len() {
+            return input(format!(
+                "data.train had {} files when the checkpoint was made and has {} now; restore them, or start a new run",
+                then.len(),
+                now.len()
+            ));
+        }
+        let changed =
+            now.iter().zip(then).find(|((_, print), then)| then.as_str() != Some(&format!("{print:016x}")));
+        match changed {
+            Some(((path, _), _)) => input(format!(
+                "{} has changed since the checkpoint was made; restore it, or start a new run from the adapter",
+                path.display()
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Writes what the job made: `adapter/` in PEFT's layout, or `model/` after full fine-tuning.
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn write_result(&self, run_dir: &Path) -> Result<PathBuf> {
+    pub fn write_result(&mut self, run_dir: &Path) -> Result<PathBuf> {
+        let names = self.state_names();
+        self.memory.pull(&mut self.store, &names)?;
         let path = run_dir.join(if self.student.lora.is_some() { "adapter" } else { "model" });
         self.write_trained(&path)?;
         Ok(path)

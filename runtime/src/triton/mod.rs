@@ -1,16 +1,19 @@
 //! Triton kernels compiled ahead of time. Compiled ones are kept in the user's cache by what they were made of: a machine
 //! that has them all needs no Python.
 
-mod cache;
 mod worker;
 
-use crate::Result;
+use crate::{Result, kernel_cache};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use worker::Worker;
 
 /// The version of Triton that compiles, without its last part.
 pub const VERSION: &str = "3.6";
+
+/// Parameters that Triton adds to a kernel's own: pointers to scratch memory and to that of a profiler, null where there is
+/// none. The compiler's PTX is checked for them.
+pub const HIDDEN: usize = 2;
 
 /// A kernel to be compiled.
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +110,8 @@ impl Compiler {
     /// If it is not in the cache and there is no Python with Triton, or if it cannot be compiled.
     pub fn compile(&mut self, request: &Request<'_>) -> Result<Cubin> {
         let key = request.key();
-        if let Some(cubin) = cache::load(&key) {
+        let kept = kernel_cache::load(&key);
+        if let Some(cubin) = kept.and_then(|(bytes, figures)| Cubin::from_json(&figures, bytes)) {
             self.found += 1;
             return Ok(cubin);
         }
@@ -116,7 +120,7 @@ impl Compiler {
             none => none.insert(Worker::start(self.python.as_deref())?),
         };
         let cubin = worker.compile(request)?;
-        cache::keep(&key, &cubin);
+        kernel_cache::keep(&key, &cubin.bytes, &cubin.to_json());
         Ok(cubin)
     }
 }

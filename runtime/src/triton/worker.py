@@ -2,7 +2,7 @@
 
 Prints {"triton": VERSION} when it is ready. A request is {"name", "source", "types", "warps", "arch"}: the function's
 name, a module's source, the element types of its pointers, and a compute capability such as 90. The answer is
-{"cubin": BASE64, "registers", "spill_bytes", "stack_bytes", "shared_bytes", "sass"} or {"error": TEXT}. No GPU is needed.
+{"cubin": BASE64, "registers", "spill_bytes", "stack_bytes", "shared_bytes", "parameters", "sass"} or {"error": TEXT}. No GPU is needed.
 """
 import base64
 import collections
@@ -59,6 +59,11 @@ def report(log):
     return {"registers": max(registers), "stack_bytes": max(stack), "spill_bytes": sum(spills)}
 
 
+def parameters(ptx):
+    """How many parameters the kernel takes, hidden ones included."""
+    return len(re.findall(r"\.param\s+\.\w+", ptx[ptx.index(".entry") : ptx.index("{", ptx.index(".entry"))]))
+
+
 def build(request, folder):
     import contextlib
 
@@ -83,9 +88,14 @@ def build(request, folder):
             options={"num_warps": request["warps"]},
         )
     cubin = compiled.asm["cubin"]
+    # What is launched has no scratch memory beside its buffers: the pointers to it are null.
+    scratch = getattr(compiled.metadata, "global_scratch_size", 0) + getattr(compiled.metadata, "profile_scratch_size", 0)
+    if scratch:
+        raise RuntimeError(f"it needs {scratch} bytes of scratch memory")
     return {
         "cubin": base64.b64encode(cubin).decode(),
         "shared_bytes": compiled.metadata.shared,
+        "parameters": parameters(compiled.asm["ptx"]),
         "sass": sass(folder, cubin),
         **report(log.getvalue()),
     }

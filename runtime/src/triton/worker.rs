@@ -1,6 +1,6 @@
 //! A Python process that compiles kernels, one after the other. Starting it takes seconds, a kernel about one.
 
-use super::{Cubin, Request};
+use super::{Cubin, HIDDEN, Request};
 use crate::{Result, RunError};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
@@ -111,6 +111,11 @@ impl Worker {
         let answer = self.answer().map_err(|e| failed(&format!("the compiler {e}")))?;
         if let Some(error) = answer["error"].as_str() {
             return Err(failed(error));
+        }
+        let expected = r.types.len() + HIDDEN;
+        if answer["parameters"].as_u64() != Some(expected as u64) {
+            let what = format!("it takes {} parameters, its launch gives {expected}", answer["parameters"]);
+            return Err(failed(&what));
         }
         Cubin::from_answer(&answer).ok_or_else(|| failed("the compiler's answer is incomplete"))
     }

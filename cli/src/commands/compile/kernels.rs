@@ -2,10 +2,12 @@
 
 use crate::args::{CompileArgs, Global, Target};
 use crate::output;
-use kfc_kernels::cuda::{self, Arch};
+use kfc_kernels::cuda::Arch;
 use kfc_kernels::tile::lower::{Lowered, program_json};
 use kfc_kernels::tile::{self, Program, triton};
+use kfc_runtime::device::cuda::source_hash;
 use kfc_runtime::files::write_json;
+use kfc_runtime::nvrtc;
 use kfc_runtime::triton::{Compiler, Request};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -16,6 +18,8 @@ struct Kernel {
     source: (String, &'static str),
     cubin: Vec<u8>,
     spill_bytes: u64,
+    /// Whether it was in the cache.
+    found: bool,
     /// Registers and the like.
     figures: Map<String, Value>,
 }
@@ -32,6 +36,7 @@ pub(super) fn write(
 ) -> anyhow::Result<String> {
     std::fs::create_dir_all(folder)?;
     let mut compiler = Compiler::new(args.python.clone());
+    let mut found = 0;
     if let Target::Cuda(_) = args.target {
         std::fs::write(folder.join("kfc.cuh"), tile::cuda::HEADER)?;
     }
@@ -45,9 +50,11 @@ pub(super) fn write(
         if compiled.spill_bytes > 0 && !global.quiet {
             output::stderr_line(&format!("note: {name} spills {} bytes of registers", compiled.spill_bytes));
         }
+        found += usize::from(compiled.found);
         let mut about = program_json(p);
         if let Some(about) = about.as_object_mut() {
             about.insert("launches".into(), json!(kernel.launches));
+            about.insert("source_hash".into(), json!(source_hash(&compiled.source.0)));
             about.extend(compiled.figures);
         }
         let (source, ending) = compiled.source;
@@ -55,28 +62,26 @@ pub(super) fn write(
         std::fs::write(folder.join(format!("{name}.cubin")), &compiled.cubin)?;
         write_json(&folder.join(format!("{name}.json")), &about)?;
     }
-    let count = lowered.kernels.len();
-    Ok(match args.target {
-        Target::Triton(_) => format!("{count} ({} cached)", compiler.found),
-        _ => count.to_string(),
-    })
+    Ok(format!("{} ({found} cached)", lowered.kernels.len()))
 }
 
 fn by_nvrtc(p: &Program, arch: Arch) -> anyhow::Result<Kernel> {
-    let compiled = cuda::compile(p, arch)?;
-    let sass =
-        compiled.sass.map(|s| json!({"instructions": s.instructions, "HMMA": s.hmma, "HGMMA": s.hgmma}));
-    let figures = json!({
-        "target": arch.name(), "registers": compiled.registers, "spill_bytes": compiled.spill_bytes,
-        "stack_bytes": compiled.stack_bytes, "shared_bytes": compiled.shared_bytes, "sass": sass,
-        "grid": compiled.source.grid, "threads": compiled.source.threads,
-        "dynamic_shared_bytes": compiled.source.dynamic_shared,
-    });
+    let source = tile::cuda::print(p)?;
+    let object = nvrtc::compile(&source, &p.name, arch)?;
+    let sass = object
+        .sass(&p.name)
+        .map(|s| json!({"instructions": s.instructions, "HMMA": s.hmma, "HGMMA": s.hgmma}));
+    let mut figures = self::object(object.to_json());
+    figures.extend(self::object(json!({
+        "target": arch.name(), "sass": sass, "grid": source.grid, "threads": source.threads,
+        "dynamic_shared_bytes": source.dynamic_shared,
+    })));
     Ok(Kernel {
-        source: (compiled.source.text, "cu"),
-        cubin: compiled.cubin,
-        spill_bytes: compiled.spill_bytes as u64,
-        figures: object(figures),
+        source: (source.text, "cu"),
+        spill_bytes: object.spill_bytes,
+        found: object.found,
+        cubin: object.cubin,
+        figures,
     })
 }
 
@@ -84,10 +89,12 @@ fn by_triton(compiler: &mut Compiler, p: &Program, arch: u32) -> anyhow::Result<
     let source = triton::print(p);
     let types: Vec<&str> = p.params.iter().map(|b| b.elem.name()).collect();
     let request = Request { function: &p.name, source: &source, types: &types, warps: p.warps, arch };
+    let before = compiler.found;
     let cubin = compiler.compile(&request)?;
+    let found = compiler.found > before;
     let mut figures = object(cubin.to_json());
     figures.insert("target".into(), json!(format!("sm_{arch}")));
-    Ok(Kernel { source: (source, "py"), spill_bytes: cubin.spill_bytes, figures, cubin: cubin.bytes })
+    Ok(Kernel { source: (source, "py"), spill_bytes: cubin.spill_bytes, found, figures, cubin: cubin.bytes })
 }
 
 fn object(value: Value) -> Map<String, Value> {

@@ -40,7 +40,7 @@ pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
     let rows = data::load(&job, &model.config)?;
     let folder = AtomicDir::create(&args.emit)?;
     let mut written = Ok(());
-    let compiled = setup::compile(&job, rows.rows.seq_len(), backend, &mut |name, pass, graph| {
+    let compiled = setup::compile(&job, rows.seq_len(), backend, &mut |name, pass, graph| {
         if written.is_ok() {
             written = write_graph(folder.path(), name, pass, graph);
         }

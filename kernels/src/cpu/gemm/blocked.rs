@@ -9,7 +9,7 @@
 
 use super::micro::{Block, Fetch, Isa};
 use super::pack::{self, Part};
-use super::tiling::{BLOCK, Parts, TILE_AREA, Tiling};
+use super::tiling::{BLOCK, Most, Parts, TILE_AREA, Tiling};
 use super::{Job, KC, Mat, Product};
 use crate::cpu::par::{self, Pipeline, Shared};
 use crate::cpu::reduce;
@@ -56,6 +56,11 @@ struct Phase<'a> {
 fn is_pair(p: &Product, isa: &Isa) -> bool {
     let is_plain = |m: &Mat| m.src.dtype() == DType::Bf16 && m.dropout.is_none();
     isa.pair.is_some() && is_plain(&p.a) && is_plain(&p.b)
+}
+
+/// Whether sums are kept in the result itself.
+fn is_in_place(job: &Job<'_>) -> bool {
+    job.c.dtype() == DType::F32 && !job.turned
 }
 
 /// Whether the left operand's rows are units as they lie in memory.
@@ -126,18 +131,13 @@ fn phase<'a>(products: &'a [Product], isa: &Isa, mut number: usize) -> Phase<'a>
 
 /// Whether one task computes a product of these extents.
 pub(super) fn is_one_tile(m: usize, n: usize, k: usize, isa: &Isa) -> bool {
-    m <= BLOCK && n <= BLOCK && Tiling::new(m, n, k, isa).count() == 1
+    m <= BLOCK && n <= BLOCK && Tiling::new(m, n, k, isa, Most::default()).count() == 1
 }
 
 /// The first `n` floats of a piece that begin at a cache line.
 fn aligned(piece: &mut [f32], n: usize) -> &mut [f32] {
     let skip = piece.as_ptr().align_offset(64).min(LINE);
     &mut piece[skip..skip + n]
-}
-
-/// Whether sums are made in the result itself.
-fn is_in_place(job: &Job<'_>) -> bool {
-    job.c.dtype() == DType::F32 && !job.transposed
 }
 
 /// Computes a job, on the calling thread alone or in parallel.
@@ -160,7 +160,8 @@ pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa, alone: bool) {
         let mut take = |n: usize| Shared::new(aligned(cut.take(n + LINE), n));
         let (a, b) = ([take(a_len), take(a_len)], [take(b_len), take(b_len)]);
         let depth = job.products.iter().map(|p| p.k).sum();
-        let blocks = Blocks { job, isa, rows, columns, depth, phases: count, packs_a, a, b, c: take(c_len) };
+        let (c, most) = (take(c_len), Most::chosen());
+        let blocks = Blocks { job, isa, rows, columns, most, depth, phases: count, packs_a, a, b, c };
         if alone { par::run_alone(&blocks) } else { par::run_steps(&blocks) }
     });
 }
@@ -171,6 +172,8 @@ struct Blocks<'a> {
     isa: &'a Isa,
     rows: Parts,
     columns: Parts,
+    /// Largest extents of a tile.
+    most: Most,
     depth: usize,
     phases: usize,
     packs_a: bool,
@@ -190,7 +193,7 @@ impl Blocks<'_> {
         // One phase of a block of rows is packed for all its columns.
         let is_packed = !self.packs_a || (j > 0 && self.phases == 1);
         let a = self.a[if self.phases == 1 { i % 2 } else { step % 2 }];
-        let tiling = Tiling::new(row.1, column.1, self.depth, self.isa);
+        let tiling = Tiling::new(row.1, column.1, self.depth, self.isa, self.most);
         Pass {
             job: self.job,
             isa: self.isa,
@@ -324,7 +327,8 @@ impl Pass<'_> {
         let (top, left) = (self.row.0 + i, self.column.0 + j);
         let in_place = is_in_place(self.job);
         let c_len = if in_place || !(is_first && is_last) { 0 } else { m * n };
-        let d_len = if phase.iter().any(|s| s.product.dropout.is_some()) { m * n } else { 0 };
+        let has_dropout = phase.iter().any(|s| s.product.dropout.is_some());
+        let d_len = if has_dropout || (self.job.turned && is_last) { m * n } else { 0 };
         debug_assert!(m * n <= TILE_AREA);
         // SAFETY: the tile lies within the result and no other task writes it.
         unsafe {
@@ -332,7 +336,7 @@ impl Pass<'_> {
                 self.pack_a(phase, row);
             }
             // Panels that only this tile uses are packed one by one, into the same place, which stays in the cache.
-            let own_len = if rows.count == 1 && d_len == 0 { self.isa.nr * phase.units() } else { 0 };
+            let own_len = if rows.count == 1 && !has_dropout { self.isa.nr * phase.units() } else { 0 };
             scratch::with(c_len + d_len + own_len + LINE, |s| {
                 let mut cut = Cut(s);
                 let (pc, pd) = (cut.take(c_len), cut.take(d_len));
@@ -355,10 +359,8 @@ impl Pass<'_> {
                     }
                     let mut add = is_set;
                     for (number, s) in phase.iter().enumerate() {
-                        let out = !in_place
-                            && !self.job.transposed
-                            && is_last
-                            && number + 1 == phase.iter().count();
+                        let out =
+                            !in_place && !self.job.turned && is_last && number + 1 == phase.iter().count();
                         let place = Place { a: self.shared_a(i), b, top, left, out };
                         if let Some(d) = s.product.dropout {
                             let part = Tile { c: pd.as_mut_ptr(), ldc: n, ..tile };
@@ -373,34 +375,13 @@ impl Pass<'_> {
                         add = true;
                     }
                 }
-                if is_last && self.job.transposed {
-                    self.store_transposed(&tile, top, left);
+                if is_last && self.job.turned {
+                    self.store_turned(&tile, top, left, pd);
                 } else if is_last && !in_place {
                     (0..m).for_each(|r| self.job.c.store((top + r) * self.job.ldc + left, tile.row(r)));
                 }
             });
         }
-    }
-
-    /// Writes a tile to a column-major result.
-    ///
-    /// # Safety
-    /// As [`run`], for this tile.
-    unsafe fn store_transposed(&self, tile: &Tile, top: usize, left: usize) {
-        let &Tile { c, ldc, m, n } = tile;
-        scratch::with(m * n, |columns| {
-            for i in (0..m).step_by(16) {
-                // SAFETY: by contract.
-                unsafe {
-                    let to = columns.as_mut_ptr().add(i).cast();
-                    (self.isa.transpose)(c.add(i * ldc).cast(), ldc, 16.min(m - i), n, false, to, m);
-                }
-            }
-            for (j, column) in columns.chunks_exact(m).enumerate() {
-                // SAFETY: by contract.
-                unsafe { self.job.c.store((left + j) * self.job.ldc + top, column) };
-            }
-        });
     }
 
     /// Sets a tile to what is there before the first product; false if that is nothing and it is not set.
@@ -416,6 +397,14 @@ impl Pass<'_> {
             }
             if let Some(bias) = job.bias {
                 scratch::with(tile.n, |s| {
+                    if job.turned {
+                        let s = &mut s[..1];
+                        for r in 0..tile.m {
+                            bias.load(top + r, s);
+                            tile.row(r).fill(s[0]);
+                        }
+                        return;
+                    }
                     bias.load(left, s);
                     for r in 0..tile.m {
                         if job.accumulate {
@@ -483,6 +472,26 @@ impl Pass<'_> {
                     });
                 }
             }
+        }
+    }
+
+    /// Writes a tile to the transposed result.
+    ///
+    /// # Safety
+    /// As [`run`], for this tile; `turned` holds as many elements and is not part of it.
+    unsafe fn store_turned(&self, tile: &Tile, top: usize, left: usize, turned: &mut [f32]) {
+        let to = turned.as_mut_ptr();
+        // SAFETY: by contract.
+        unsafe {
+            for i in (0..tile.m).step_by(16) {
+                let rows = tile.c.add(i * tile.ldc).cast_const().cast();
+                let lines = 16.min(tile.m - i);
+                (self.isa.transpose)(rows, tile.ldc, lines, tile.n, false, to.add(i).cast(), tile.m);
+            }
+        }
+        for (j, line) in turned.chunks_exact(tile.m).take(tile.n).enumerate() {
+            // SAFETY: by contract.
+            unsafe { self.job.c.store((left + j) * self.job.ldc + top, line) }
         }
     }
 

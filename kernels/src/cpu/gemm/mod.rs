@@ -5,12 +5,12 @@
 //! Operands are copied into panels (`pack`) for micro-kernels that hold a part of the result in registers (`micro`).
 //! Products of two `bf16` operands are taken as they are where the CPU multiplies `bf16` (AVX-512 BF16, NEON BF16); all others are
 //! converted to `f32` in the panels. Results that are not `f32` are rounded once, at the end. Few rows are computed as dot
-//! products without panels; more of them, but not many, as the transpose `Bᵀ·Aᵀ` if that reads `B` where it lies.
+//! products without panels.
 
 use crate::cpu::float::{Dst, Src};
 use crate::cpu::philox::Dropout;
 use crate::cpu::simd::{self, Level};
-use crate::cpu::{par, reduce, scratch};
+use crate::cpu::{choice, par, reduce, scratch};
 use kfc_graph::DType;
 use micro::Isa;
 
@@ -37,11 +37,11 @@ const KC: usize = 256;
 /// Rows of a result up to which columns are computed as dot products ([`Job::dots`]).
 const DOT_ROWS: usize = 4;
 
-/// Rows of a result up to which its transpose is computed where that spares packing the right operand.
+/// Rows up to which a job is turned in any case, if there are more columns: it packs no more than these rows then.
 const FEW_ROWS: usize = 128;
 
-/// Products of a job whose transpose is computed at most.
-const TURNED: usize = 4;
+/// Most products of a turned job.
+const TURNED_PRODUCTS: usize = 4;
 
 /// Columns of a task of dot products.
 const DOT_COLUMNS: usize = 32;
@@ -109,16 +109,16 @@ pub(crate) struct Job<'a> {
     /// Whether the result's content is added to.
     pub(crate) accumulate: bool,
     pub(crate) c: Dst,
-    /// Elements from one row of the result to the next; from one column to the next if it is transposed.
+    /// Elements from one row of the result to the next.
     pub(crate) ldc: usize,
-    /// Whether the result is column-major. It is neither added to then nor has it a bias.
-    pub(crate) transposed: bool,
+    /// Whether the result is stored transposed: `c` then has `n` rows of `m`.
+    pub(crate) turned: bool,
 }
 
 impl<'a> Job<'a> {
     /// A dense result without bias.
     pub(crate) fn new(m: usize, n: usize, products: &'a [Product], c: Dst) -> Job<'a> {
-        Job { m, n, products, bias: None, accumulate: false, c, ldc: n, transposed: false }
+        Job { m, n, products, bias: None, accumulate: false, c, ldc: n, turned: false }
     }
 
     /// Runs all tiles in parallel.
@@ -138,33 +138,33 @@ impl<'a> Job<'a> {
         if self.m == 0 || self.n == 0 {
             return;
         }
-        let isa = micro::isa(level);
-        // SAFETY: by contract.
-        unsafe {
-            if self.is_dots() {
-                self.dots(isa);
-            } else if let Some(products) = self.turned(isa) {
-                let products = &products[..self.products.len()];
-                let job = Job::new(self.n, self.m, products, self.c);
-                blocked::run(&Job { ldc: self.ldc, transposed: true, ..job }, isa, false);
-            } else {
-                blocked::run(self, isa, false);
-            }
+        if self.is_dots() {
+            // SAFETY: by contract.
+            return unsafe { self.dots(micro::isa(level)) };
         }
+        let isa = micro::isa(level);
+        let is_few = self.m <= FEW_ROWS && self.m < self.n;
+        if (is_few || choice::current().turned) && self.turns(isa) {
+            let turn = |p: &Product| Product { a: p.b.t(), b: p.a.t(), ..*p };
+            let mut products = [self.products[0]; TURNED_PRODUCTS];
+            products.iter_mut().zip(self.products).for_each(|(to, p)| *to = turn(p));
+            let products = &products[..self.products.len()];
+            let job = Job { m: self.n, n: self.m, products, turned: true, ..*self };
+            // SAFETY: by contract.
+            return unsafe { blocked::run(&job, isa, false) };
+        }
+        // SAFETY: by contract.
+        unsafe { blocked::run(self, isa, false) }
     }
 
-    /// The products `Bᵢᵀ·Aᵢᵀ` of the transpose, if there are few rows and these left operands are read where they lie: then only
-    /// the few rows are packed.
-    fn turned(&self, isa: &Isa) -> Option<[Product; TURNED]> {
-        let mut turned = [*self.products.first()?; TURNED];
-        for (turned, p) in turned.get_mut(..self.products.len())?.iter_mut().zip(self.products) {
-            *turned = Product { a: p.b.t(), b: p.a.t(), ..*p };
-        }
-        let is_plain = self.bias.is_none() && !self.accumulate;
-        let is_direct =
-            |p: &Product| p.dropout.is_none() && p.b.dropout.is_none() && blocked::is_direct(p, isa);
-        let turns = is_plain && self.m <= FEW_ROWS && self.m < self.n && turned.iter().all(is_direct);
-        turns.then_some(turned)
+    /// Whether the transposed result can be computed instead, with right operands read where they lie.
+    fn turns(&self, isa: &Isa) -> bool {
+        let fits = |p: &Product| {
+            let plain = p.dropout.is_none() && p.a.dropout.is_none() && p.b.dropout.is_none();
+            plain && blocked::is_direct(&Product { a: p.b.t(), b: p.a.t(), ..*p }, isa)
+        };
+        let count = self.products.len();
+        !self.accumulate && (1..=TURNED_PRODUCTS).contains(&count) && self.products.iter().all(fits)
     }
 
     /// Whether there are few rows and all operands are contiguous along the depth.

@@ -1,14 +1,16 @@
-//! How a result is cut: a function of its extents and of the widths of panels only, so that nothing depends on the machine's
-//! caches or threads.
+//! How a result is cut: a function of its extents, of the widths of panels and of the kernel's
+//! [`Choice`](crate::cpu::choice::Choice), and never of threads. Sums do not depend on it: each element adds its products in
+//! order of depth, whatever tile it is in.
 
 use super::micro::Isa;
+use crate::cpu::choice;
 
 /// Largest extents of a block, whose operands are packed together.
 pub(super) const BLOCK: usize = 1024;
 
 /// Largest extents of a tile, which one task computes.
-const TILE_ROWS: usize = 128;
-const TILE_COLUMNS: usize = 256;
+pub(super) const TILE_ROWS: usize = 128;
+pub(super) const TILE_COLUMNS: usize = 256;
 
 /// Most elements of a tile.
 pub(super) const TILE_AREA: usize = 2 * TILE_ROWS * TILE_COLUMNS;
@@ -51,6 +53,29 @@ impl Parts {
     }
 }
 
+/// Largest extents of a tile; half as many rows where there are more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Most {
+    rows: usize,
+    columns: usize,
+}
+
+impl Default for Most {
+    fn default() -> Most {
+        Most { rows: TILE_ROWS, columns: TILE_COLUMNS }
+    }
+}
+
+impl Most {
+    /// Those of the kernel that runs.
+    pub(super) fn chosen() -> Most {
+        match choice::current().tile {
+            Some((rows, columns)) => Most { rows: rows.into(), columns: columns.into() },
+            None => Most::default(),
+        }
+    }
+}
+
 /// Tiles of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tiling {
@@ -60,9 +85,9 @@ pub(super) struct Tiling {
 
 impl Tiling {
     /// Of `m × n` elements of a product of depth `k`.
-    pub(super) fn new(m: usize, n: usize, k: usize, isa: &Isa) -> Tiling {
-        let rows = if m > TILE_ROWS { TILE_ROWS / 2 } else { m };
-        let (mut mt, mut nt) = (rows.max(1), n.clamp(1, TILE_COLUMNS));
+    pub(super) fn new(m: usize, n: usize, k: usize, isa: &Isa, most: Most) -> Tiling {
+        let rows = if m > most.rows { most.rows / 2 } else { m };
+        let (mut mt, mut nt) = (rows.max(1), n.clamp(1, most.columns));
         let count = |mt: usize, nt: usize| m.div_ceil(mt) * n.div_ceil(nt);
         while count(mt, nt) < TILES && mt * nt * k > 2 * TILE_WORK && (mt > isa.mr || nt > isa.nr) {
             let cut_rows = nt <= isa.nr || (mt > isa.mr && mt >= nt);

@@ -1,6 +1,6 @@
 //! Instructions on single elements as C++ expressions.
 
-use crate::tile::ir::{Binary, Compare, Elem, Inst, Unary};
+use crate::tile::ir::{Binary, Compare, Elem, Inst, Unary, Var};
 
 /// Name of a type in source.
 pub(super) fn type_name(elem: Elem) -> &'static str {
@@ -28,13 +28,24 @@ pub(super) fn integer(x: i64, elem: Elem) -> String {
     }
 }
 
-/// An instruction of elements: `args` are its operands, of type `elem`. `None` for other instructions.
-pub(super) fn element(inst: &Inst, elem: Elem, args: &[String]) -> Option<String> {
+/// Operands of an instruction of elements; the last one is of the type that it computes with.
+pub(super) fn arguments(inst: &Inst) -> Vec<Var> {
+    match inst {
+        Inst::Unary(_, v) | Inst::Cast(v, _) => vec![*v],
+        Inst::Binary(_, a, b) | Inst::Compare(_, a, b) => vec![*a, *b],
+        Inst::Select(c, a, b) => vec![*c, *a, *b],
+        _ => Vec::new(),
+    }
+}
+
+/// An instruction of elements: `args` are its operands, of type `elem`; `wraps` is whether integers may leave 32 bits. `None`
+/// for other instructions.
+pub(super) fn element(inst: &Inst, elem: Elem, args: &[String], wraps: bool) -> Option<String> {
     let a = args.first()?;
     Some(match (inst, args.get(1), args.get(2)) {
         (Inst::Unary(op, _), ..) => unary(*op, a),
         (Inst::Cast(_, to), ..) => cast(a, elem, *to),
-        (Inst::Binary(op, ..), Some(b), _) => binary(*op, elem, a, b),
+        (Inst::Binary(op, ..), Some(b), _) => binary(*op, elem, a, b, wraps),
         (Inst::Compare(Compare::Eq, ..), Some(b), _) => format!("{a} == {b}"),
         (Inst::Compare(Compare::Lt, ..), Some(b), _) => format!("{a} < {b}"),
         (Inst::Compare(Compare::Le, ..), Some(b), _) => format!("{a} <= {b}"),
@@ -50,11 +61,13 @@ fn unary(op: Unary, a: &str) -> String {
         Unary::Log => format!("logf({a})"),
         Unary::Sqrt => format!("sqrtf({a})"),
         Unary::Sigmoid => format!("kfc_sigmoid({a})"),
+        Unary::Erf => format!("erff({a})"),
         Unary::Not => format!("!{a}"),
     }
 }
 
-fn binary(op: Binary, elem: Elem, a: &str, b: &str) -> String {
+fn binary(op: Binary, elem: Elem, a: &str, b: &str, wraps: bool) -> String {
+    let wraps = wraps && elem == Elem::I32;
     let infix = |op: &str| format!("{a} {op} {b}");
     // Elements that a mask excludes may be divided by 0.
     let divide = |op: &str, name: &str| match b.parse::<u32>() {
@@ -67,6 +80,9 @@ fn binary(op: Binary, elem: Elem, a: &str, b: &str) -> String {
         _ => format!("{name}({a}, {b})"),
     };
     match op {
+        Binary::Add if wraps => format!("kfc_add({a}, {b})"),
+        Binary::Sub if wraps => format!("kfc_sub({a}, {b})"),
+        Binary::Mul if wraps => format!("kfc_mul({a}, {b})"),
         Binary::Add => infix("+"),
         Binary::Sub => infix("-"),
         Binary::Mul => infix("*"),

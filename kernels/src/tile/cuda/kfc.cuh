@@ -83,6 +83,12 @@ KFC_INLINE float kfc_add(float a, float b) {
 KFC_INLINE int kfc_add(int a, int b) {
     return (int)((unsigned)a + (unsigned)b);
 }
+KFC_INLINE int kfc_sub(int a, int b) {
+    return (int)((unsigned)a - (unsigned)b);
+}
+KFC_INLINE int kfc_mul(int a, int b) {
+    return (int)((unsigned)a * (unsigned)b);
+}
 KFC_INLINE unsigned kfc_shl(unsigned a, unsigned n) {
     return n < 32 ? a << n : 0;
 }

@@ -15,6 +15,7 @@ mod express;
 mod layout;
 mod print;
 mod products;
+mod range;
 mod reduce;
 mod shared;
 

@@ -1,12 +1,13 @@
 //! Statements as loops over registers.
 
 use super::assign::{Kind, Plan, Uses, dense, extents, identity, through};
-use super::express::{element, float, integer, type_name};
+use super::express::{arguments, element, float, integer, type_name};
 use super::layout::Layout;
-use super::shared::{Place, Shared};
+use super::range::Ranges;
+use super::shared::{Place, Shared, Since};
 use super::{MOST_SHARED, STATIC_SHARED, Source};
 use crate::tile::TileError;
-use crate::tile::ir::{Access, Carried, Elem, Inst, Program, Stmt, Var};
+use crate::tile::ir::{Access, Carried, Elem, Inst, Param, Program, Stmt, Var};
 use std::collections::HashMap;
 
 /// For each axis of a value, the axis of the loop; `None` where the extent is 1.
@@ -22,6 +23,7 @@ pub(super) fn print(p: &Program) -> Result<Source, TileError> {
         p,
         plan,
         uses,
+        ranges: Ranges::of(p),
         names: HashMap::new(),
         text: String::new(),
         depth: 1,
@@ -49,6 +51,7 @@ pub(super) struct Printer<'a> {
     pub p: &'a Program,
     pub plan: Plan<'a>,
     pub uses: Uses,
+    ranges: Ranges,
     /// Names of values that are not called by their number.
     pub names: HashMap<Var, String>,
     text: String,
@@ -279,7 +282,7 @@ impl<'a> Printer<'a> {
         }
         let args: Vec<String> = arguments(def).iter().map(|&a| self.at(g, a, map)).collect();
         let elem = arguments(def).last().map_or(Elem::I32, |&a| self.plan.elem(a));
-        let value = element(def, elem, &args).unwrap_or_default();
+        let value = element(def, elem, &args, self.ranges.may_wrap(def)).unwrap_or_default();
         let name = match g.memo.keys().filter(|(w, _)| *w == v).count() {
             0 => format!("x{}", v.index()),
             n => format!("x{}_{n}", v.index()),
@@ -355,7 +358,8 @@ impl<'a> Printer<'a> {
                 self.each(&layout, 1, &operands, |this, g| {
                     let args: Vec<String> = operands.iter().map(|(v, m)| this.at(g, *v, m)).collect();
                     g.declarations.push(format!("{ty} {name}[{}];", layout.registers()));
-                    vec![format!("{name}[e] = {};", element(inst, elem, &args).unwrap_or_default())]
+                    let wraps = this.ranges.may_wrap(inst);
+                    vec![format!("{name}[e] = {};", element(inst, elem, &args, wraps).unwrap_or_default())]
                 });
                 self.stage_held(r);
             }
@@ -366,7 +370,7 @@ impl<'a> Printer<'a> {
     fn scalar_statement(&mut self, inst: &Inst, r: Var) {
         let args: Vec<String> = arguments(inst).iter().map(|&v| self.scalar(v)).collect();
         let elem = arguments(inst).last().map_or(Elem::I32, |&v| self.plan.elem(v));
-        if let Some(value) = element(inst, elem, &args) {
+        if let Some(value) = element(inst, elem, &args, self.ranges.may_wrap(inst)) {
             self.line(&format!("const {} {} = {value};", type_name(self.plan.elem(r)), self.name(r)));
         }
     }
@@ -386,6 +390,9 @@ impl<'a> Printer<'a> {
         if buffer.access == Access::ReadWrite {
             self.flush();
             self.reads(Place::Buffer(param));
+        } else {
+            // Nobody writes to it, but for those it shares its memory with: see `store`.
+            self.shared.since.reads(Place::Buffer(param));
         }
         if self.p.ty(r).is_scalar() {
             let at = self.scalar(index);
@@ -418,6 +425,8 @@ impl<'a> Printer<'a> {
         if buffer.access == Access::ReadWrite {
             self.flush();
             self.writes(Place::Buffer(param));
+        } else if self.p.ty(value).is_scalar() || self.plan.place(s, 0).replicas() != 0 {
+            self.after_readers(param);
         }
         if self.p.ty(value).is_scalar() {
             self.flush();
@@ -448,6 +457,20 @@ impl<'a> Printer<'a> {
                 None => format!("if ({valid}) {to}[{at}] = {};", this.at(g, value, &map)),
             }]
         });
+    }
+
+    /// Several threads hold what one of them is about to write, and the planner may have put the result where an operand of as
+    /// many elements is: all must have read that.
+    fn after_readers(&mut self, param: usize) {
+        let len = self.p.params[param].len;
+        let alike = |q: &Param| q.access == Access::Read && q.len == len;
+        let shared = (0..self.p.params.len()).map(Place::Buffer).zip(&self.p.params);
+        if shared.filter(|(_, q)| alike(q)).any(|(place, _)| self.shared.since.was_read(place)) {
+            self.flush();
+            let copies = self.shared.copies();
+            self.shared.since = Since::default();
+            self.barrier(true, copies);
+        }
     }
 
     /// The name of an array that holds a value in this layout, register for register.
@@ -567,14 +590,4 @@ pub(super) fn flat(g: &mut Group, dims: &[usize]) -> String {
 /// Lets one of the threads through that hold the same.
 pub(super) fn guard(l: &Layout) -> String {
     if l.replicas() == 0 { String::new() } else { format!("if ((tid & {}) == 0) ", l.replicas()) }
-}
-
-/// Operands of an instruction of elements; the last one is of the type that it computes with.
-fn arguments(inst: &Inst) -> Vec<Var> {
-    match inst {
-        Inst::Unary(_, v) | Inst::Cast(v, _) => vec![*v],
-        Inst::Binary(_, a, b) | Inst::Compare(_, a, b) => vec![*a, *b],
-        Inst::Select(c, a, b) => vec![*c, *a, *b],
-        _ => Vec::new(),
-    }
 }

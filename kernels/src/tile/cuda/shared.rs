@@ -53,6 +53,18 @@ pub(super) struct Since {
 }
 
 impl Since {
+    /// Says that threads read what none of them has written here.
+    pub(super) fn reads(&mut self, place: Place) {
+        if !self.read.contains(&place) {
+            self.read.push(place);
+        }
+    }
+
+    /// Whether some may still be about to read here.
+    pub(super) fn was_read(&self, place: Place) -> bool {
+        self.read.contains(&place)
+    }
+
     /// What may have happened in either case.
     pub(super) fn or(&self, other: &Since) -> Since {
         let both = |a: &[Place], b: &[Place]| {

@@ -147,7 +147,7 @@ pub fn claims(c: &Composite) -> bool {
 }
 
 /// Names of composites that have programs.
-pub const NAMES: [&str; 27] = [
+pub const NAMES: [&str; 28] = [
     "accumulate",
     "accumulate_square",
     "adamw",
@@ -160,6 +160,7 @@ pub const NAMES: [&str; 27] = [
     "ewc_penalty_bwd",
     "feature_alignment",
     "kv_append",
+    "layer_norm",
     "linear",
     "linear_cross_entropy_kd",
     "linear_cross_entropy_kd_bwd",
@@ -192,6 +193,7 @@ fn composite(name: &str, o: &Operation<'_>, sizes: &Sizes) -> Result<Emitted, Em
         "ewc_penalty_bwd" => elementwise::ewc_penalty_bwd(o)?,
         "feature_alignment" => feature::feature_alignment(o)?,
         "kv_append" => index::kv_append(o)?,
+        "layer_norm" => norm::layer_norm(o)?,
         "linear" => products::linear(o)?,
         "linear_cross_entropy_kd" => head::head(name, o, head::Mode::Forward, sizes)?,
         "linear_cross_entropy_kd_bwd" => head::head(name, o, head::Mode::Backward, sizes)?,

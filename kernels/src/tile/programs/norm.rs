@@ -1,4 +1,4 @@
-//! `rms_norm` and its gradient: a program takes a row.
+//! `layer_norm`, `rms_norm` and its gradient: a program takes a row.
 
 use super::row::{Row, TILE};
 use super::sums::column_sums;
@@ -8,6 +8,50 @@ use crate::tile::{Buffer, Builder};
 
 /// Rows whose products one program adds up for the gradient of the weight.
 const ROWS: usize = 64;
+
+/// `y = (x − mean)/√(var + eps) · w + bias`
+pub(super) fn layer_norm(o: &Operation<'_>) -> Result<Emitted, EmitError> {
+    let (x, eps) = (&o.inputs[0], o.attrs.f64("eps")? as f32);
+    let h = x.last();
+    let doc = "A row: y = (x − mean)/sqrt(var + eps) · w + bias";
+    let mut k = Kernel::new("layer_norm", doc, [x.rows(), 1, 1], warps(width(h, TILE)));
+    let [x, w, bias] = [(0, "x"), (1, "w"), (2, "bias")].map(|(i, name)| k.input(o, i, name));
+    let y = k.output(o, 0, "y");
+    let b = &mut k.b;
+    let row = Row::new(b, h);
+    let n = b.float(h as f32);
+    let sum = row.sum(b, |b, _, index, mask| b.load_float(x, index, mask));
+    let mean = b.div(sum, n);
+    let squares = row.sum(b, |b, _, index, mask| {
+        let x = b.load_float(x, index, mask);
+        let centred = b.sub(x, mean);
+        let square = b.mul(centred, centred);
+        // Beyond the row there is no element, but a mean.
+        match mask {
+            Some(mask) => {
+                let zero = b.full(0.0, &[row.width]);
+                b.select(mask, square, zero)
+            }
+            None => square,
+        }
+    });
+    let variance = b.div(squares, n);
+    let (eps, one) = (b.float(eps), b.float(1.0));
+    let shifted = b.add(variance, eps);
+    let root = b.unary(Unary::Sqrt, shifted);
+    let scale = b.div(one, root);
+    row.tiles(b, &[], |b, column, index, mask, _| {
+        let x = b.load_float(x, index, mask);
+        let [w, bias] = [w, bias].map(|p: Buffer| b.load_float(p, column, mask));
+        let centred = b.sub(x, mean);
+        let xhat = b.mul(centred, scale);
+        let scaled = b.mul(xhat, w);
+        let value = b.add(scaled, bias);
+        b.store(y, index, value, mask);
+        Vec::new()
+    });
+    Ok(Emitted { launches: vec![k.finish()?], ..Emitted::default() })
+}
 
 /// `y = x · rstd · w`, `rstd = 1/√(mean(x²) + eps)`.
 pub(super) fn rms_norm(o: &Operation<'_>) -> Result<Emitted, EmitError> {

@@ -17,7 +17,7 @@ const TILE: usize = 1024;
 pub(super) fn emit(p: &Prim, o: &Operation<'_>) -> Result<Emitted, EmitError> {
     Ok(match p {
         Prim::Const { .. } | Prim::Iota { .. } | Prim::Random { .. } => fill(p, o)?,
-        Prim::Neg | Prim::Exp | Prim::Log | Prim::Sqrt | Prim::Sigmoid => {
+        Prim::Neg | Prim::Exp | Prim::Log | Prim::Sqrt | Prim::Sigmoid | Prim::Erf => {
             Emitted { may_share: &[(0, 0)], ..pointwise(p, o)? }
         }
         Prim::Add | Prim::Sub | Prim::Mul | Prim::Div | Prim::Max => {
@@ -138,6 +138,7 @@ pub(super) fn apply(b: &mut Builder, p: &Prim, operands: &[Var]) -> Result<Var, 
         Prim::Log => b.unary(Unary::Log, x[0]),
         Prim::Sqrt => b.unary(Unary::Sqrt, x[0]),
         Prim::Sigmoid => b.unary(Unary::Sigmoid, x[0]),
+        Prim::Erf => b.unary(Unary::Erf, x[0]),
         Prim::Cast(to) => b.cast(x[0], Elem::from(*to)),
         Prim::Add => b.add(x[0], x[1]),
         Prim::Sub => b.sub(x[0], x[1]),

@@ -1,0 +1,102 @@
+//! One kernel of a step alone, timed beside its limit; and the list of them.
+
+use super::Place;
+use crate::args::{BenchArgs, Global, KernelArgs};
+use crate::commands::tune::trainer;
+use crate::config;
+use crate::error::{Outcome, input_error};
+use crate::output;
+use kfc_kernels::cpu::choice::Choice;
+use kfc_runtime::alone::{self, Group};
+use kfc_runtime::calibration::Calibration;
+use kfc_runtime::profile::Machine;
+use kfc_runtime::tuning::Tuning;
+use serde_json::json;
+use std::time::Duration;
+
+/// How long a kernel is timed.
+const BUDGET: Duration = Duration::from_secs(2);
+
+/// Runs `kfc bench --kernel` and `--list`.
+///
+/// # Errors
+/// If the job is wrong or there is no kernel of that name.
+pub fn run(args: &BenchArgs, kernel: &KernelArgs, global: &Global) -> anyhow::Result<Outcome> {
+    let place;
+    let job = match &kernel.job {
+        Some(path) => &config::load(path, &[])?,
+        None => {
+            place = Place::of(&args.workload, args.dtype, args.keep.as_deref())?;
+            &place.job
+        }
+    };
+    let mut trainer = trainer(job)?;
+    let groups = alone::groups(&mut trainer);
+    let tuning = Tuning::load(&Machine::this());
+    let Some(name) = &kernel.name else {
+        return list(&groups, &tuning, global);
+    };
+    let Some(group) = groups.iter().find(|g| g.name == *name) else {
+        return Err(unknown(name, &groups));
+    };
+    let choice = kernel.choice.unwrap_or_else(|| tuning.choice(&group.kind.signature()));
+    let mut calibration = Calibration::empty(Machine::this());
+    calibration.measure_rates()?;
+    let times = alone::time(&mut trainer, group, choice, BUDGET)?;
+    let rates = calibration.rates();
+    let (cost, is_16_bit) = (group.kind.cost, group.kind.is_16_bit());
+    let limit = rates.roofline(cost, is_16_bit) * 1e9;
+    let (gflops, gbytes) = (cost.flops as f64 / times.median, cost.bytes as f64 / times.median);
+    if global.json {
+        output::json_line(&json!({
+            "kernel": group.name, "signature": group.kind.signature(), "choice": choice.name(), "runs": times.runs,
+            "best_us": times.best * 1e-3, "median_us": times.median * 1e-3, "p90_us": times.most * 1e-3,
+            "limit_us": limit * 1e-3, "gflops": gflops, "gbytes": gbytes, "launches": group.launches,
+        }))?;
+        return Ok(Outcome::Done);
+    }
+    let us = |ns: f64| format!("{:.2} µs", ns * 1e-3);
+    let of_limit = format!("{} ({:.0} % of it reached)", us(limit), limit / times.median * 100.0);
+    let rows = [
+        ["kernel", &group.name],
+        ["work", &group.kind.signature()],
+        ["choice", &choice.name()],
+        ["median", &format!("{} over {} runs", us(times.median), times.runs)],
+        ["fastest", &us(times.best)],
+        ["9 of 10 below", &us(times.most)],
+        ["rates", &format!("{gflops:.1} GFLOP/s, {gbytes:.1} GB/s")],
+        ["limit", &of_limit],
+        ["launches", &format!("{} a step", group.launches)],
+    ];
+    output::write_stdout(&output::table(&rows.map(|r| r.map(String::from).to_vec())))?;
+    Ok(Outcome::Done)
+}
+
+/// All kernels, in order of their first launch.
+fn list(groups: &[Group], tuning: &Tuning, global: &Global) -> anyhow::Result<Outcome> {
+    let choice = |g: &Group| -> Choice { tuning.choice(&g.kind.signature()) };
+    if global.json {
+        let kernel = |g: &Group| json!({"kernel": g.name, "signature": g.kind.signature(), "launches": g.launches, "choice": choice(g).name()});
+        output::json_line(&json!({"kernels": groups.iter().map(kernel).collect::<Vec<_>>()}))?;
+        return Ok(Outcome::Done);
+    }
+    let mut rows = vec![["kernel", "launches", "choice", "operands"].map(String::from).to_vec()];
+    for g in groups {
+        let operands = g.kind.inputs.iter().take(OPERANDS).cloned().collect::<Vec<_>>().join(", ");
+        let more = if g.kind.inputs.len() > OPERANDS { ", …" } else { "" };
+        rows.push(vec![g.name.clone(), g.launches.to_string(), choice(g).name(), operands + more]);
+    }
+    output::write_stdout(&output::table(&rows))?;
+    Ok(Outcome::Done)
+}
+
+/// Operands of a kernel in the list.
+const OPERANDS: usize = 4;
+
+fn unknown(name: &str, groups: &[Group]) -> anyhow::Error {
+    let alike: Vec<&str> = groups.iter().filter(|g| g.kind.op == name).map(|g| g.name.as_str()).collect();
+    match alike[..] {
+        [] => input_error(format!("--kernel {name}: the step has no such kernel; --list shows them")),
+        _ => input_error(format!("--kernel {name}: there are several; use one of {}", alike.join(", "))),
+    }
+}

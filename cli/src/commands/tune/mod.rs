@@ -1,0 +1,31 @@
+//! `kfc tune`: how a job's kernels run fastest on this machine, and how fast the machine is.
+
+mod calibrate;
+mod search;
+
+use crate::args::{Global, TuneArgs};
+use crate::error::Outcome;
+use kfc_runtime::config::JobConfig;
+use kfc_runtime::models::Model;
+use kfc_runtime::train::{Trainer, data};
+
+/// Runs `kfc tune`.
+///
+/// # Errors
+/// If the job is wrong or fails.
+pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
+    match &args.config {
+        Some(config) if !args.calibrate => search::run(config, args, global),
+        _ => calibrate::run(args, global),
+    }
+}
+
+/// A trainer at the first step of a job, whose steps nobody keeps.
+///
+/// # Errors
+/// If the job is wrong or does not fit.
+pub(crate) fn trainer(job: &JobConfig) -> anyhow::Result<Trainer> {
+    let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
+    let rows = data::load(job, &model.config)?;
+    Ok(Trainer::new(job, data::loader(job, rows)?)?)
+}

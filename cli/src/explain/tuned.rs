@@ -1,0 +1,41 @@
+//! Which choices `kfc tune` made for the kernels, and what else it tried.
+
+use super::{Explanation, Kernel};
+use kfc_runtime::tuning::{Entry, Tried};
+use serde_json::{Value, json};
+
+/// Choices shown beside the one made.
+const RUNNERS_UP: usize = 2;
+
+/// Kernels that something was tried for, in order of their time, and what was found.
+fn found<'e>(e: &'e Explanation<'_>) -> impl Iterator<Item = (&'e Kernel<'e>, &'e Entry)> {
+    e.kernels.iter().filter_map(|k| Some((k, e.tuning.entry(&k.kind.signature())?)))
+}
+
+/// The table of the first `most` kernels with its head; none if nothing was tried.
+pub(super) fn rows(e: &Explanation<'_>, most: usize) -> Option<Vec<Vec<String>>> {
+    let mut rows = vec![["kernel", "choice", "µs", "runners-up"].map(String::from).to_vec()];
+    for (kernel, entry) in found(e).take(most) {
+        let us = entry.tried(entry.choice).map_or(String::new(), |t| format!("{:.1}", t.ns * 1e-3));
+        let others = entry.tried.iter().filter(|t| t.choice != entry.choice && t.samples > 0);
+        let others: Vec<String> = others.take(RUNNERS_UP).map(word).collect();
+        rows.push(vec![kernel.label(), entry.choice.name(), us, others.join("; ")]);
+    }
+    (rows.len() > 1).then_some(rows)
+}
+
+fn word(t: &Tried) -> String {
+    let why = t.out.as_ref().map_or(String::new(), |why| format!(", {why}"));
+    format!("{} {:.1}{why}", t.choice.name(), t.ns * 1e-3)
+}
+
+/// What was found for a kernel; null if nothing was tried.
+pub(super) fn json(e: &Explanation<'_>, kernel: &Kernel<'_>) -> Value {
+    let Some(entry) = e.tuning.entry(&kernel.kind.signature()) else { return Value::Null };
+    let tried =
+        |t: &Tried| json!({"choice": t.choice.name(), "ns": t.ns, "samples": t.samples, "out": t.out});
+    json!({
+        "choice": entry.choice.name(), "settled": entry.settled,
+        "tried": entry.tried.iter().map(tried).collect::<Vec<_>>(),
+    })
+}

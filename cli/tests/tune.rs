@@ -1,0 +1,90 @@
+//! `kfc tune` on a parity case: what it finds is kept, shown, used and changes no bit; `kfc bench --kernel`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::*;
+use serde_json::Value;
+use std::ffi::OsString;
+use std::path::Path;
+
+/// Runs `arguments` with this file of choices; returns what it prints.
+fn with(tuning: &Path, arguments: &[OsString]) -> String {
+    let mut command = command();
+    let cache = tuning.with_extension("cache");
+    let output =
+        command.args(arguments).env("KFC_TUNING", tuning).env("XDG_CACHE_HOME", cache).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn object(tuning: &Path, arguments: &[OsString]) -> Value {
+    serde_json::from_str(&with(tuning, &[&args!["--json"], arguments].concat())).unwrap()
+}
+
+#[test]
+fn choices_are_kept_shown_used_and_change_no_bit() {
+    let folder = Folder::new();
+    let config = case("llama").join("config.toml");
+    let file = folder.join("found.json");
+    let report = object(&file, &args!["tune", config, "--seconds", "2"]);
+    assert!(
+        report["steps"].as_u64().unwrap() > 3 && report["with_choices"].as_u64().unwrap() > 5,
+        "{report}"
+    );
+    assert_eq!(Path::new(report["file"].as_str().unwrap()), file);
+    let kept: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let kernels = kept["kernels"].as_object().unwrap();
+    assert_eq!(kernels.len() as u64, report["with_choices"].as_u64().unwrap());
+    assert!(kernels.values().all(|k| k["tried"].as_array().unwrap().len() > 1));
+
+    let explained = object(&file, &args!["explain", config]);
+    let tuned = explained["kernels"].as_array().unwrap().iter().filter(|k| !k["tuned"].is_null());
+    assert!(tuned.count() >= kernels.len());
+    assert!(with(&file, &args!["explain", config]).contains("runners-up"));
+
+    // Every kernel in the most unusual way that it has, and not at all.
+    let mut all = kept.clone();
+    for k in all["kernels"].as_object_mut().unwrap().values_mut() {
+        let has_products = k["tried"].as_array().unwrap().iter().any(|t| t["choice"] == "turned");
+        k["choice"] = if has_products { "turned, tile 32x256, 1 thread" } else { "1 thread" }.into();
+    }
+    std::fs::write(&file, all.to_string()).unwrap();
+    let run = |name: &str, tuning: &Path| {
+        let out = folder.join(name);
+        with(tuning, &args!["train", config, "--set", "train.steps=4", "--out", out]);
+        std::fs::read(out.join("adapter/adapter_model.safetensors")).unwrap()
+    };
+    let built_in = run("built-in", Path::new("off"));
+    assert!(run("tuned", &file) == built_in);
+
+    // A damaged file is none.
+    std::fs::write(&file, "{\"format\": 1,").unwrap();
+    assert!(run("damaged", &file) == built_in);
+    assert!(!with(&file, &args!["explain", config]).contains("runners-up"));
+}
+
+#[test]
+fn a_kernel_is_timed_alone_and_named_by_the_list() {
+    let folder = Folder::new();
+    let (config, off) = (case("llama").join("config.toml"), Path::new("off"));
+    let list = object(off, &args!["bench", "--job", config, "--list"]);
+    let kernels = list["kernels"].as_array().unwrap();
+    let named = |name: &str| kernels.iter().find(|k| k["kernel"] == name);
+    let linear = named("lora_linear.1").unwrap();
+    for choice in ["built-in", "turned, tile 64x512, 1 thread"] {
+        let arguments = args!["bench", "--job", config, "--kernel", "lora_linear.1", "--choice", choice];
+        let timed = object(off, &arguments);
+        assert_eq!((&timed["choice"], &timed["signature"]), (&choice.into(), &linear["signature"]));
+        let number = |key: &str| timed[key].as_f64().unwrap();
+        assert!(number("best_us") > 0.0 && number("best_us") <= number("median_us"), "{timed}");
+        assert!(number("median_us") <= number("p90_us") && number("limit_us") > 0.0, "{timed}");
+    }
+    for (name, message) in [("lora_linear", "lora_linear.1"), ("warp.9", "--list")] {
+        fails(2, &args!["bench", "--job", config, "--kernel", name], &["--kernel", name, message]);
+    }
+    let wrong = kfc(&args!["bench", "--kernel", "linear.1", "--choice", "faster"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("64x512"));
+    fails(2, &args!["bench", "--job", folder.join("none.toml"), "--list"], &["none.toml"]);
+}

@@ -1,0 +1,158 @@
+//! How a kernel cuts its work, where there is a choice.
+//!
+//! Invariant: no choice changes a bit of any result (`kernels/tests/choices.rs`), needs more scratch than the built-in one
+//! may, or can fail. What would change the order of sums is not here: units of depth of a panel, tokens of a chunk of the
+//! head, parts of a long reduction.
+//!
+//! A choice holds for all that a kernel does: [`with`] sets it for the calling thread, and the loops of
+//! [`par`](crate::cpu::par) hand it on to their tasks.
+
+use std::cell::Cell;
+
+/// Extents of a tile of a product that may be chosen, besides the built-in 128 × 256: the most rows (half of them where there
+/// are more) and columns. None has more elements than the built-in.
+const TILES: [(u16, u16); 5] = [(64, 512), (256, 128), (32, 256), (64, 128), (128, 96)];
+
+/// The tiles that may be chosen: most rows and columns.
+pub fn tiles() -> impl Iterator<Item = (u16, u16)> {
+    TILES.into_iter()
+}
+
+/// How a kernel cuts its work. The default is the built-in choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Choice {
+    /// Threads at most; `None` for all.
+    pub threads: Option<u16>,
+    /// Products compute the transposed result where the right operand can be read in place then, without packing it: worth it
+    /// where there are few rows. Products of at most 128 rows and more columns do so in any case.
+    pub turned: bool,
+    /// Most rows and columns of a tile of a product.
+    pub tile: Option<(u16, u16)>,
+}
+
+impl Choice {
+    /// The built-in choice.
+    pub const BUILT_IN: Choice = Choice { threads: None, turned: false, tile: None };
+
+    /// The choice that [`Choice::name`] calls so; `None` if there is none.
+    pub fn named(name: &str) -> Option<Choice> {
+        let mut choice = Choice::BUILT_IN;
+        if name == "built-in" {
+            return Some(choice);
+        }
+        for part in name.split(", ") {
+            match part.split_once(' ') {
+                Some((n, "thread" | "threads")) => choice.threads = Some(n.parse().ok().filter(|n| *n > 0)?),
+                Some(("tile", extents)) => {
+                    let (rows, columns) = extents.split_once('x')?;
+                    let tile = (rows.parse().ok()?, columns.parse().ok()?);
+                    choice.tile = Some(TILES.into_iter().find(|t| *t == tile)?);
+                }
+                None if part == "turned" => choice.turned = true,
+                _ => return None,
+            }
+        }
+        Some(choice)
+    }
+
+    /// In words, as in `turned, tile 64x512, 1 thread`.
+    pub fn name(&self) -> String {
+        let turned = self.turned.then(|| "turned".to_string());
+        let tile = self.tile.map(|(rows, columns)| format!("tile {rows}x{columns}"));
+        let threads = self.threads.map(|n| format!("{n} thread{}", if n == 1 { "" } else { "s" }));
+        let parts: Vec<String> = [turned, tile, threads].into_iter().flatten().collect();
+        if parts.is_empty() { "built-in".into() } else { parts.join(", ") }
+    }
+}
+
+/// The choices that the operation of this name has on so many threads, the built-in one first. `rows` are those of its
+/// smallest operand that has more than one axis.
+pub fn candidates(op: &str, rows: usize, threads: usize) -> Vec<Choice> {
+    let mut all = vec![Choice::BUILT_IN];
+    // One thread, two, four, and so on.
+    let fewer = std::iter::successors(Some(1usize), |n| Some(2 * n)).take_while(|n| *n < threads);
+    all.extend(fewer.filter_map(|n| Some(Choice { threads: Some(n.try_into().ok()?), ..Choice::BUILT_IN })));
+    if has_products(op) {
+        // A turned product reads its result across: with many rows that costs more than packing.
+        let turned: &[bool] = if rows <= TURNED_ROWS { &[false, true] } else { &[false] };
+        for &turned in turned {
+            let tiles = std::iter::once(None).chain(TILES.map(Some));
+            let choices = tiles.map(|tile| Choice { threads: None, turned, tile });
+            all.extend(choices.filter(|c| *c != Choice::BUILT_IN));
+        }
+    }
+    all
+}
+
+/// Rows of the smallest operand up to which turning a product may pay.
+const TURNED_ROWS: usize = 1024;
+
+/// Whether an operation's time goes to matrix products whose tiles may be chosen.
+fn has_products(op: &str) -> bool {
+    op.starts_with("linear") || op.starts_with("lora_linear") || op == "matmul"
+}
+
+thread_local! {
+    static CURRENT: Cell<Choice> = const { Cell::new(Choice::BUILT_IN) };
+}
+
+/// The choice of the kernel that this thread works for.
+pub(crate) fn current() -> Choice {
+    CURRENT.get()
+}
+
+/// Calls `f` under a choice.
+pub fn with<R>(choice: Choice, f: impl FnOnce() -> R) -> R {
+    /// Puts back what was there, on unwinding too.
+    struct Back(Choice);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            CURRENT.set(self.0);
+        }
+    }
+    let _back = Back(CURRENT.replace(choice));
+    f()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cpu::par;
+
+    #[test]
+    fn choices_are_known_by_their_names_and_nothing_else_is() {
+        for turned in [false, true] {
+            for tile in std::iter::once(None).chain(TILES.map(Some)) {
+                for threads in [None, Some(1), Some(16)] {
+                    let choice = Choice { threads, turned, tile };
+                    assert_eq!(Choice::named(&choice.name()), Some(choice));
+                }
+            }
+        }
+        for wrong in ["", "tile 9999x9999", "tile 64", "0 threads", "turned,", "fast", "70000 threads"] {
+            assert_eq!(Choice::named(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn tasks_have_the_choice_of_their_kernel_and_its_threads() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        for threads in [1, 2, 3] {
+            let choice = Choice { threads: Some(threads), ..Choice::BUILT_IN };
+            let seen = std::sync::Mutex::new(std::collections::BTreeSet::new());
+            pool.install(|| {
+                with(choice, || {
+                    par::tasks(64, |_| {
+                        assert_eq!(current(), choice);
+                        seen.lock().unwrap().insert(rayon::current_thread_index());
+                        std::thread::sleep(std::time::Duration::from_micros(200));
+                    });
+                });
+                assert_eq!(current(), Choice::BUILT_IN);
+            });
+            let count = seen.into_inner().unwrap().len();
+            assert!(count <= threads.into(), "{count} of {threads}");
+        }
+    }
+}

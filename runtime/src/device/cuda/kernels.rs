@@ -1,0 +1,86 @@
+//! The binaries of plans' kernels, loaded into the driver.
+
+use super::CudaError;
+use super::driver::{Function, Gpu, LaunchShape, Stream};
+use super::folder::{Folder, Found};
+use crate::nvrtc;
+use cudarc::driver::sys::CUdeviceptr;
+use kfc_kernels::tile::lower::Kernel;
+use kfc_kernels::tile::{TileError, cuda};
+use rayon::prelude::*;
+use std::ffi::c_void;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A kernel in the driver.
+pub(super) struct Loaded {
+    function: Function,
+    /// Null pointers after its parameters.
+    hidden: usize,
+    /// What messages call it.
+    pub(super) name: String,
+}
+
+/// Most parameters of a kernel: a launch carries 4 KiB of them.
+const MOST_PARAMETERS: usize = 512;
+
+/// What hidden parameters are given.
+const NULL: CUdeviceptr = 0;
+
+impl Loaded {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// If the driver refuses the launch.
+    ///
+    /// # Safety
+    /// The arguments are as many as its program has parameters, point to buffers of their sizes, and the memory lives until the
+    /// stream has passed this.
+    pub(super) unsafe fn launch(&self, stream: &Stream, args: &[CUdeviceptr]) -> Result<(), CudaError> {
+        let mut pointers = [std::ptr::null_mut::<c_void>(); MOST_PARAMETERS];
+        let given = args.iter().chain(std::iter::repeat_n(&NULL, self.hidden));
+        pointers.iter_mut().zip(given).for_each(|(p, a)| *p = std::ptr::from_ref(a).cast_mut().cast());
+        // SAFETY: the binary has as many parameters (`place`); see the function's own condition.
+        unsafe { stream.launch(&self.function, &mut pointers[..args.len() + self.hidden]) }
+    }
+}
+
+/// Loads kernels: from `folder`, or else compiled here, several at a time, or found in the cache.
+///
+/// # Errors
+/// If one is not in the folder, cannot be compiled, or does not fit the device.
+pub(super) fn load(
+    gpu: &Arc<Gpu>,
+    kernels: &[Kernel],
+    folder: Option<&Path>,
+) -> Result<Vec<Loaded>, CudaError> {
+    let folder = folder.map(|path| Folder::open(path, gpu.arch)).transpose()?;
+    let binary = |kernel: &Kernel| match &folder {
+        Some(folder) => folder.find(kernel),
+        None => compile(gpu, kernel),
+    };
+    let found = kernels.par_iter().map(binary).collect::<Result<Vec<Found>, CudaError>>()?;
+    kernels.iter().zip(found).map(|(kernel, found)| place(gpu, kernel, &found)).collect()
+}
+
+fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<Found, CudaError> {
+    let failed = |e: TileError| CudaError::Kernel { kernel: kernel.name.clone(), what: e.to_string() };
+    let source = cuda::print(&kernel.program).map_err(failed)?;
+    // A missing compiler is said as it is: it concerns no kernel.
+    let object = nvrtc::compile(&source, &kernel.program.name, gpu.arch)
+        .map_err(|e| CudaError::Source(e.to_string()))?;
+    let shape =
+        LaunchShape { grid: source.grid, threads: source.threads, dynamic_shared: source.dynamic_shared };
+    Ok(Found { cubin: object.cubin, shape, hidden: 0 })
+}
+
+fn place(gpu: &Arc<Gpu>, kernel: &Kernel, found: &Found) -> Result<Loaded, CudaError> {
+    let function = Function::load(gpu, &found.cubin, &kernel.name, &kernel.program.name, found.shape)?;
+    let expected = kernel.program.params.len() + found.hidden;
+    if function.parameters != expected || expected > MOST_PARAMETERS {
+        let what =
+            format!("its binary takes {} parameters, its launch gives {expected}", function.parameters);
+        return Err(CudaError::Kernel { kernel: kernel.name.clone(), what });
+    }
+    Ok(Loaded { function, hidden: found.hidden, name: kernel.name.clone() })
+}

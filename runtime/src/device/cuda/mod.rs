@@ -1,0 +1,76 @@
+//! NVIDIA GPUs: plans of tile programs run through the CUDA driver, which is looked for when it is first needed.
+//!
+//! - `driver`: the driver's objects with owners;
+//! - `kernels`: binaries of a plan's kernels, compiled, cached or from a folder, and loaded;
+//! - `memory`: one plain allocation for all tensors and the arena, filled from the host through page-locked buffers;
+//! - `bound`: a plan bound to it, run kernel by kernel at first and then as one graph;
+//! - `programs`: tile programs alone, for checks;
+//! - `folder`: kernels that `kfc compile --emit` wrote.
+//!
+//! Invariants: a step allocates nothing; everything runs in one stream, in the plan's order, so that results are the same
+//! bits each time; the host reads what the device wrote only after waiting for it.
+
+mod bound;
+mod driver;
+mod error;
+mod folder;
+mod kernels;
+mod memory;
+mod programs;
+
+pub use bound::CudaPlan;
+pub use driver::{Gpu, Info, devices, start};
+pub use error::CudaError;
+pub use folder::source_hash;
+pub(crate) use memory::ALIGN;
+pub use memory::CudaMemory;
+pub use programs::Programs;
+
+use crate::accounting::Account;
+use crate::error::Result;
+use crate::exec::Store;
+use kfc_kernels::plan::Plan;
+use kfc_kernels::tile::lower::{Lowered, lower};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The version of CUDA that the driver must support, as the driver counts.
+pub(crate) const CUDA: i32 = 13_000;
+/// The first driver that does.
+pub(crate) const DRIVER: u32 = 580;
+
+/// The kernels and launches of plans, in the driver.
+pub(crate) struct Loaded {
+    lowered: Lowered,
+    functions: Arc<Vec<kernels::Loaded>>,
+}
+
+impl Loaded {
+    /// Compiles or finds the plans' kernels: in `folder`, which `kfc compile --emit` wrote, if that is given.
+    ///
+    /// # Errors
+    /// If one cannot be had or does not fit the device.
+    pub(crate) fn new(gpu: &Arc<Gpu>, plans: &[Plan], folder: Option<&Path>) -> Result<Loaded> {
+        let lowered = lower(plans).map_err(|e| CudaError::Source(e.to_string()))?;
+        let functions = Arc::new(kernels::load(gpu, &lowered.kernels, folder)?);
+        Ok(Loaded { lowered, functions })
+    }
+}
+
+/// Moves the tensors of `store` that plans are bound to onto the device, and binds the plans.
+///
+/// # Errors
+/// If a tensor is missing, or memory does not suffice for what `account` lists.
+pub(crate) fn bind(
+    gpu: &Arc<Gpu>,
+    plans: &[Plan],
+    loaded: &Loaded,
+    store: &Store,
+    account: &Account,
+) -> Result<(Arc<CudaMemory>, Vec<CudaPlan>)> {
+    let memory = Arc::new(CudaMemory::new(gpu, plans, store, account)?);
+    let launches = loaded.lowered.launches.iter().map(Vec::as_slice);
+    let bind = |(plan, launches)| CudaPlan::new(plan, launches, loaded, &memory, store);
+    let bound = plans.iter().zip(launches).map(bind).collect::<Result<_>>()?;
+    Ok((memory, bound))
+}

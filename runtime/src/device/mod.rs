@@ -1,0 +1,230 @@
+//! Where a step runs: on this CPU, or on an NVIDIA GPU.
+//!
+//! A trainer writes step data into its store, runs plans and reads small results; where the tensors are that plans are bound
+//! to is decided here. On a GPU the store keeps what files hold and copies of what is trained, which are brought up to date
+//! before they are saved.
+
+pub mod cuda;
+
+use crate::accounting::Account;
+use crate::error::Result;
+use crate::exec::{BoundPlan, Store};
+use crate::profile::{Machine, Stage, Startup};
+use crate::{memory, session};
+use cuda::{CudaMemory, CudaPlan, Gpu};
+use kfc_kernels::compile::Backend;
+use kfc_kernels::plan::Plan;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Where to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// This CPU.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda {
+        /// Its number.
+        index: usize,
+        /// A folder of `kfc compile --emit` that its kernels come from; else they are compiled here.
+        kernels: Option<PathBuf>,
+    },
+}
+
+impl Device {
+    /// Its name on the command line.
+    pub fn name(&self) -> String {
+        match self {
+            Device::Cpu => "cpu".into(),
+            Device::Cuda { index, .. } => format!("cuda:{index}"),
+        }
+    }
+
+    /// Whose kernels plans for it run.
+    pub fn backend(&self) -> Backend {
+        match self {
+            Device::Cpu => Backend::Cpu,
+            Device::Cuda { .. } => Backend::Tile,
+        }
+    }
+}
+
+/// A device that is there.
+pub(crate) enum Opened {
+    Cpu,
+    Cuda { gpu: Arc<Gpu>, kernels: Option<PathBuf> },
+}
+
+impl Opened {
+    /// # Errors
+    /// If there is no such device.
+    pub(crate) fn new(device: &Device) -> Result<Opened> {
+        Ok(match device {
+            Device::Cpu => Opened::Cpu,
+            Device::Cuda { index, kernels } => {
+                Opened::Cuda { gpu: Gpu::open(*index)?, kernels: kernels.clone() }
+            }
+        })
+    }
+
+    /// Binds plans to tensors of `store`, which is then where step data is written; `account` is what they hold.
+    ///
+    /// # Errors
+    /// If a tensor is missing, kernels cannot be had, or memory runs out.
+    pub(crate) fn bind(
+        &self,
+        plans: &[Plan],
+        store: &Store,
+        account: &Account,
+        startup: &mut Startup,
+    ) -> Result<(Memory, Vec<DevicePlan>)> {
+        let (memory, bound) = match self {
+            Opened::Cpu => {
+                let bound = session::bind(plans, store)?;
+                (Memory::Host, bound.into_iter().map(|p| DevicePlan::Cpu(Box::new(p))).collect())
+            }
+            Opened::Cuda { gpu, kernels } => {
+                let loaded = cuda::Loaded::new(gpu, plans, kernels.as_deref())?;
+                startup.lap(Stage::Compile);
+                let (memory, bound) = cuda::bind(gpu, plans, &loaded, store, account)?;
+                (Memory::Cuda(memory), bound.into_iter().map(|p| DevicePlan::Cuda(Box::new(p))).collect())
+            }
+        };
+        startup.lap(Stage::Memory);
+        Ok((memory, bound))
+    }
+
+    /// What times depend on.
+    pub(crate) fn machine(&self) -> Machine {
+        match self {
+            Opened::Cpu => Machine::this(),
+            Opened::Cuda { gpu, .. } => Machine {
+                cpu: gpu.info.name.clone(),
+                isa: gpu.arch.name().into(),
+                threads: gpu.info.processors.max(0) as usize,
+                version: env!("CARGO_PKG_VERSION").into(),
+            },
+        }
+    }
+}
+
+/// Where the tensors are that bound plans use.
+pub(crate) enum Memory {
+    /// In the store.
+    Host,
+    /// On a GPU; the store has copies of some.
+    Cuda(Arc<CudaMemory>),
+}
+
+impl Memory {
+    /// Zeroes all tensors whose name starts with `prefix`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(crate) fn zero(&self, store: &mut Store, prefix: &str) -> Result<()> {
+        match self {
+            Memory::Host => {
+                for slot in store.slots_with_prefix(prefix) {
+                    store.slice_mut::<u8>(slot).fill(0);
+                }
+                Ok(())
+            }
+            Memory::Cuda(memory) => memory.zero(prefix),
+        }
+    }
+
+    /// Brings tensors of the store up to date.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(crate) fn pull(&self, store: &mut Store, names: &[String]) -> Result<()> {
+        match self {
+            Memory::Host => Ok(()),
+            Memory::Cuda(memory) => memory.pull(store, names),
+        }
+    }
+
+    /// Takes over tensors that were changed in the store.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(crate) fn push(&self, store: &Store, names: &[String]) -> Result<()> {
+        match self {
+            Memory::Host => Ok(()),
+            Memory::Cuda(memory) => memory.push(store, &mut |name| names.iter().any(|n| n == name)),
+        }
+    }
+
+    /// Most bytes held so far: of this process, or those allocated on the device.
+    pub(crate) fn peak(&self) -> u64 {
+        match self {
+            Memory::Host => memory::peak_resident(),
+            Memory::Cuda(memory) => memory.bytes(),
+        }
+    }
+}
+
+/// A plan bound to a device.
+pub(crate) enum DevicePlan {
+    Cpu(Box<BoundPlan>),
+    Cuda(Box<CudaPlan>),
+}
+
+impl DevicePlan {
+    /// Runs every step in order.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(crate) fn run(&mut self, store: &mut Store) -> Result<()> {
+        match self {
+            DevicePlan::Cpu(plan) => {
+                plan.run(store);
+                Ok(())
+            }
+            DevicePlan::Cuda(plan) => plan.run(store),
+        }
+    }
+
+    /// Nanoseconds that each step took over all runs since the last reset.
+    pub(crate) fn times(&self) -> Vec<u64> {
+        match self {
+            DevicePlan::Cpu(plan) => plan.times().1.to_vec(),
+            DevicePlan::Cuda(plan) => plan.times(),
+        }
+    }
+
+    /// Forgets the times so far.
+    pub(crate) fn reset_times(&mut self) {
+        match self {
+            DevicePlan::Cpu(plan) => plan.reset_times(),
+            DevicePlan::Cuda(plan) => plan.reset_times(),
+        }
+    }
+
+    /// Position of the output of this name.
+    pub(crate) fn output_index(&self, name: &str) -> Option<usize> {
+        match self {
+            DevicePlan::Cpu(plan) => plan.output_index(name),
+            DevicePlan::Cuda(plan) => plan.output_index(name),
+        }
+    }
+
+    /// First element of an output; NaN if there is no such output.
+    pub(crate) fn scalar(&self, index: Option<usize>) -> f32 {
+        match self {
+            DevicePlan::Cpu(plan) => plan.scalar(index),
+            DevicePlan::Cuda(plan) => {
+                index.and_then(|i| plan.output::<f32>(i).first().copied()).unwrap_or(f32::NAN)
+            }
+        }
+    }
+
+    /// First element of an integer output.
+    pub(crate) fn integer(&self, index: usize) -> Option<i32> {
+        match self {
+            DevicePlan::Cpu(plan) => plan.output::<i32>(index).first().copied(),
+            DevicePlan::Cuda(plan) => plan.output::<i32>(index).first().copied(),
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Choices of how kernels cut their work, found by trying them (`search`), and the file that keeps them.
+//!
+//! A tuning belongs to a CPU, a level of instructions, a number of threads and a version of kfc; kernels are kept by the
+//! signature of their work, with all that was tried and its times. No choice changes a bit of a result
+//! ([`kfc_kernels::cpu::choice`]), so that a run need not record what it used. Nothing here ever fails a run: without a file,
+//! or with one that is damaged or of another machine, kernels run as built in.
+
+mod search;
+
+pub use search::{Report, Status, search, verify};
+
+use crate::calibration::cache_folder;
+use crate::files::{self, xxh64};
+use crate::profile::Machine;
+use crate::{Result, RunError};
+use kfc_kernels::cpu::choice::Choice;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Of the file's layout.
+const FORMAT: u64 = 1;
+
+/// The environment variable that names another file, or is `off`.
+pub const VARIABLE: &str = "KFC_TUNING";
+
+/// A choice that was tried.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tried {
+    /// The choice.
+    pub choice: Choice,
+    /// Median nanoseconds of a launch; 0 if it was never run.
+    pub ns: f64,
+    /// Launches timed.
+    pub samples: usize,
+    /// Why it is out, if it is.
+    pub out: Option<String>,
+}
+
+/// What was found for a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The operation.
+    pub op: String,
+    /// How it runs.
+    pub choice: Choice,
+    /// Whether every choice that is not out was timed often enough.
+    pub settled: bool,
+    /// Everything that was tried, the fastest first.
+    pub tried: Vec<Tried>,
+}
+
+/// What was found on a machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tuning {
+    machine: Machine,
+    kernels: BTreeMap<String, Entry>,
+}
+
+impl Tuning {
+    /// Nothing known.
+    pub fn empty(machine: Machine) -> Tuning {
+        Tuning { machine, kernels: BTreeMap::new() }
+    }
+
+    /// What was found on a machine like this one; empty if nothing was, or it cannot be read.
+    pub fn load(machine: &Machine) -> Tuning {
+        let read = || from_json(&files::read_json(&file(machine)?).ok()?, machine);
+        read().unwrap_or_else(|| Tuning::empty(machine.clone()))
+    }
+
+    /// Keeps what is known, beside what was found for other kernels meanwhile. Returns the file.
+    ///
+    /// # Errors
+    /// If there is no place for it, or it cannot be written.
+    pub fn save(&self) -> Result<PathBuf> {
+        let Some(path) = file(&self.machine) else {
+            return Err(RunError::Failed(format!(
+                "no place for what was found: {VARIABLE} is off, or neither XDG_CACHE_HOME nor HOME is set"
+            )));
+        };
+        let mut all = Tuning::load(&self.machine);
+        all.kernels.extend(self.kernels.clone());
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(|e| files::FileError::io("create", folder, e))?;
+        }
+        files::write_json(&path, &to_json(&all))?;
+        Ok(path)
+    }
+
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.kernels.is_empty()
+    }
+
+    /// How the kernel of this signature runs.
+    pub fn choice(&self, signature: &str) -> Choice {
+        self.kernels.get(signature).map_or(Choice::BUILT_IN, |entry| entry.choice)
+    }
+
+    /// What is known of the kernel of this signature.
+    pub fn entry(&self, signature: &str) -> Option<&Entry> {
+        self.kernels.get(signature)
+    }
+
+    /// Takes in what was found for a kernel.
+    pub(crate) fn insert(&mut self, signature: String, entry: Entry) {
+        self.kernels.insert(signature, entry);
+    }
+}
+
+impl Entry {
+    /// What was tried of a choice.
+    pub fn tried(&self, choice: Choice) -> Option<&Tried> {
+        self.tried.iter().find(|t| t.choice == choice)
+    }
+}
+
+/// Where it is kept: the file that the environment names, or one of this machine's in the cache.
+fn file(machine: &Machine) -> Option<PathBuf> {
+    match std::env::var_os(VARIABLE) {
+        Some(name) if name == "off" => None,
+        Some(path) => Some(path.into()),
+        None => {
+            let Machine { cpu, isa, threads, version } = machine;
+            let key = format!("{cpu}\n{isa}\n{threads}\n{version}");
+            Some(cache_folder()?.join(format!("tuning-{:016x}.json", xxh64(key.as_bytes()))))
+        }
+    }
+}
+
+fn to_json(t: &Tuning) -> Value {
+    let tried =
+        |t: &Tried| json!({"choice": t.choice.name(), "ns": t.ns, "samples": t.samples, "out": t.out});
+    let entry = |(signature, e): (&String, &Entry)| {
+        let tried: Vec<Value> = e.tried.iter().map(tried).collect();
+        let value = json!({"op": e.op, "choice": e.choice.name(), "settled": e.settled, "tried": tried});
+        (signature.clone(), value)
+    };
+    let kernels: Map<String, Value> = t.kernels.iter().map(entry).collect();
+    let m = &t.machine;
+    json!({
+        "format": FORMAT, "cpu": m.cpu, "isa": m.isa, "threads": m.threads, "version": m.version, "kernels": kernels,
+    })
+}
+
+/// `None` if it is of another layout or machine, or damaged.
+fn from_json(v: &Value, machine: &Machine) -> Option<Tuning> {
+    let same = v["format"] == FORMAT
+        && v["cpu"] == machine.cpu.as_str()
+        && v["isa"] == machine.isa.as_str()
+        && v["threads"] == machine.threads
+        && v["version"] == machine.version.as_str();
+    if !same {
+        return None;
+    }
+    let tried = |t: &Value| {
+        Some(Tried {
+            choice: Choice::named(t["choice"].as_str()?)?,
+            ns: t["ns"].as_f64().filter(|x| x.is_finite() && *x >= 0.0)?,
+            samples: t["samples"].as_u64()? as usize,
+            out: t["out"].as_str().map(Into::into),
+        })
+    };
+    let entry = |(signature, e): (&String, &Value)| {
+        let entry = Entry {
+            op: e["op"].as_str()?.into(),
+            choice: Choice::named(e["choice"].as_str()?)?,
+            settled: e["settled"].as_bool()?,
+            tried: e["tried"].as_array()?.iter().map(tried).collect::<Option<_>>()?,
+        };
+        Some((signature.clone(), entry))
+    };
+    let kernels = v["kernels"].as_object()?.iter().map(entry).collect::<Option<_>>()?;
+    Some(Tuning { machine: machine.clone(), kernels })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn known() -> Tuning {
+        let machine = Machine { cpu: "c".into(), isa: "portable".into(), threads: 2, version: "1".into() };
+        let choice = Choice { turned: true, ..Choice::BUILT_IN };
+        let tried = [(choice, None), (Choice::BUILT_IN, Some("slower"))];
+        let tried =
+            tried.map(|(choice, out)| Tried { choice, ns: 5.0, samples: 3, out: out.map(Into::into) });
+        let mut tuning = Tuning::empty(machine);
+        let entry = Entry { op: "linear".into(), choice, settled: true, tried: tried.to_vec() };
+        tuning.insert("linear {}".into(), entry);
+        tuning
+    }
+
+    #[test]
+    fn what_is_kept_comes_back_and_what_is_foreign_or_damaged_does_not() {
+        let tuning = known();
+        let kept = to_json(&tuning);
+        assert_eq!(from_json(&kept, &tuning.machine), Some(tuning.clone()));
+        assert!(tuning.choice("linear {}").turned && tuning.choice("other") == Choice::BUILT_IN);
+        let changes: [(&str, Value); 6] = [
+            ("/cpu", json!("d")),
+            ("/threads", json!(3)),
+            ("/format", json!(99)),
+            ("/kernels/linear {}/choice", json!("warp 9")),
+            ("/kernels/linear {}/tried/0/ns", json!(-1)),
+            ("/kernels", json!([])),
+        ];
+        for (at, value) in changes {
+            let mut changed = kept.clone();
+            *changed.pointer_mut(at).unwrap() = value;
+            assert_eq!(from_json(&changed, &tuning.machine), None, "{at}");
+        }
+    }
+}
