@@ -6,6 +6,7 @@
 
 pub mod compare;
 pub mod limits;
+pub mod lora;
 pub mod operands;
 
 pub mod attention;

@@ -56,7 +56,10 @@ fn linear_at_odd_shapes() {
 fn lora_at_odd_shapes() {
     let f = |x, dims: &[usize]| TensorType::new(x, dims);
     for x in FLOATS {
-        for (m, i, o, r, dropout) in [(70, 600, 131, 5, 0.0), (290, 67, 300, 8, 0.3)] {
+        // Even extents go through kernels for narrow matrices, where there are any; more than 16 lines are two panels.
+        let odd = [(70, 600, 131, 5, 0.0), (290, 67, 300, 8, 0.3)];
+        let even = [(70, 600, 132, 5, 0.0), (291, 66, 300, 20, 0.3), (33, 130, 98, 16, 0.0)];
+        for (m, i, o, r, dropout) in odd.into_iter().chain(even) {
             let attrs = Attrs::new()
                 .with("scale", 2.0)
                 .with("dropout", dropout)

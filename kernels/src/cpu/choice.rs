@@ -24,7 +24,7 @@ pub struct Choice {
     /// Threads at most; `None` for all.
     pub threads: Option<u16>,
     /// Products compute the transposed result where the right operand can be read in place then, without packing it: worth it
-    /// where there are few rows.
+    /// where there are few rows. Products of at most 128 rows and more columns do so in any case.
     pub turned: bool,
     /// Most rows and columns of a tile of a product.
     pub tile: Option<(u16, u16)>,

@@ -66,6 +66,30 @@ pub(crate) trait Pipeline: Sync {
     }
 }
 
+/// Tasks of one kind: how many, and what does one.
+pub(crate) type Tasks<'a> = (usize, &'a (dyn Fn(usize) + Sync));
+
+/// A step of a pipeline that is given by its tasks: what they prepare, and what they do with it.
+pub(crate) struct Stage<'a>(pub(crate) Tasks<'a>, pub(crate) Tasks<'a>);
+
+impl<const N: usize> Pipeline for [Stage<'_>; N] {
+    fn steps(&self) -> usize {
+        N
+    }
+
+    fn counts(&self, step: usize) -> [usize; 2] {
+        [self[step].0.0, self[step].1.0]
+    }
+
+    fn prepare(&self, step: usize, task: usize) {
+        (self[step].0.1)(task);
+    }
+
+    fn work(&self, step: usize, task: usize) {
+        (self[step].1.1)(task);
+    }
+}
+
 /// Runs all steps on the calling thread.
 pub(crate) fn run_alone(p: &impl Pipeline) {
     for step in 0..p.steps() {

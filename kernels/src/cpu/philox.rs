@@ -1,9 +1,13 @@
 //! Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
 
 use crate::cpu::simd::simd;
+use half::bf16;
 
 /// Counters computed side by side.
 const LANES: usize = 16;
+
+/// Words of as many counters.
+const WORDS: usize = 4 * LANES;
 
 /// A stream of uniform numbers: element `i` depends on the key, the stream and `i` only.
 #[derive(Clone, Copy)]
@@ -19,7 +23,7 @@ impl Stream {
 
     /// Uniform numbers in [0, 1) of elements `start..start + out.len()`.
     pub(crate) fn uniform(self, start: u64, out: &mut [f32]) {
-        uniform(self.key, self.stream, start, out);
+        uniform(self, start, out);
     }
 }
 
@@ -27,8 +31,8 @@ impl Stream {
 #[derive(Clone, Copy)]
 pub(crate) struct Dropout {
     stream: Stream,
-    /// The smallest uniform number that keeps an element.
-    threshold: f32,
+    /// The smallest uniform number that keeps an element, times 2^24.
+    threshold: u32,
     /// Factor of a kept element.
     keep: f32,
 }
@@ -36,55 +40,75 @@ pub(crate) struct Dropout {
 impl Dropout {
     /// Drops an element iff its uniform number is below `p`.
     pub(crate) fn new(stream: Stream, p: f64) -> Dropout {
-        // Uniform numbers are multiples of 2^-24, so the next multiple decides as `p` does and is exact.
-        let threshold = ((p * 16_777_216.0).ceil() / 16_777_216.0) as f32;
+        // Uniform numbers are multiples of 2^-24, so the next multiple decides as `p` does.
+        let threshold = (p * 16_777_216.0).ceil() as u32;
         Dropout { stream, threshold, keep: (1.0 / (1.0 - p)) as f32 }
     }
 
     /// Applies it to `x`, which stands at elements `start..` of the tensor.
     pub(crate) fn apply(&self, start: usize, x: &mut [f32]) {
-        let mut u = [0.0; 512];
-        let mut at = start as u64;
-        for part in x.chunks_mut(512) {
-            let u = &mut u[..part.len()];
-            self.stream.uniform(at, u);
-            mask(self.threshold, self.keep, u, part);
-            at += part.len() as u64;
-        }
+        drop_floats(self.stream, start as u64, self.threshold, self.keep, x);
+    }
+
+    /// Factor of elements that are kept.
+    pub(crate) fn keep(&self) -> f32 {
+        self.keep
+    }
+
+    /// Copies 16-bit floats that stand at elements `start..` of the tensor, with zeros for those that are dropped and without
+    /// the factor of the others.
+    pub(crate) fn copy_kept(&self, start: usize, x: &[bf16], out: &mut [bf16]) {
+        select(self.stream, start as u64, self.threshold, x, &mut out[..x.len()]);
     }
 }
 
 simd! {
-    fn mask(threshold: f32, keep: f32, u: &[f32], x: &mut [f32]) {
-        for (x, u) in x.iter_mut().zip(u) {
-            *x = if *u >= threshold { *x * keep } else { 0.0 };
-        }
+    fn uniform(stream: Stream, start: u64, out: &mut [f32]) {
+        runs(stream, start, out.len(), |done, words| {
+            out[done..].iter_mut().zip(words).for_each(|(o, w)| *o = unit(*w));
+        });
     }
 
-    fn uniform(key: [u32; 2], stream: u32, start: u64, out: &mut [f32]) {
-        let mut done = 0;
-        let mut words = [[0u32; LANES]; 4];
-        while done < out.len() {
-            let at = start + done as u64;
-            let base = at / 4;
-            block(key, stream, base, &mut words);
-            let skip = (at % 4) as usize;
-            let n = (4 * LANES - skip).min(out.len() - done);
-            if skip == 0 && n == 4 * LANES {
-                let out = &mut out[done..done + 4 * LANES];
-                for lane in 0..LANES {
-                    for w in 0..4 {
-                        out[4 * lane + w] = unit(words[w][lane]);
-                    }
-                }
-            } else {
-                for (i, o) in out[done..done + n].iter_mut().enumerate() {
-                    let j = i + skip;
-                    *o = unit(words[j % 4][j / 4]);
-                }
+    fn drop_floats(stream: Stream, start: u64, threshold: u32, keep: f32, x: &mut [f32]) {
+        runs(stream, start, x.len(), |done, words| {
+            for (x, w) in x[done..].iter_mut().zip(words) {
+                *x = if w >> 8 >= threshold { *x * keep } else { 0.0 };
             }
-            done += n;
+        });
+    }
+
+    fn select(stream: Stream, start: u64, threshold: u32, x: &[bf16], out: &mut [bf16]) {
+        runs(stream, start, x.len(), |done, words| {
+            // In two loops, one of which changes the width: LLVM makes vectors of both.
+            let mut kept = [0u16; WORDS];
+            for (kept, w) in kept.iter_mut().zip(words) {
+                *kept = u16::from(w >> 8 >= threshold).wrapping_neg();
+            }
+            for ((x, out), kept) in x[done..].iter().zip(&mut out[done..]).zip(&kept[..words.len()]) {
+                *out = bf16::from_bits(x.to_bits() & kept);
+            }
+        });
+    }
+}
+
+/// Calls `f` with the words of elements `start..start + n`, run by run: where a run begins, and its words.
+#[inline(always)]
+fn runs(stream: Stream, start: u64, n: usize, mut f: impl FnMut(usize, &[u32])) {
+    let mut pairs = [0; WORDS / 2];
+    let mut done = 0;
+    while done < n {
+        let at = start + done as u64;
+        block(stream, at / 4, &mut pairs);
+        let words: &[u32; WORDS] = bytemuck::cast_ref(&pairs);
+        let skip = (at % 4) as usize;
+        let end = WORDS.min(skip + n - done);
+        // Runs of constant length become straight code.
+        if (skip, end) == (0, WORDS) {
+            f(done, words)
+        } else {
+            f(done, &words[skip..end])
         }
+        done += end - skip;
     }
 }
 
@@ -93,29 +117,32 @@ fn unit(word: u32) -> f32 {
     (word >> 8) as i32 as f32 * (1.0 / 16_777_216.0)
 }
 
-/// The words of counters `base..base + LANES`.
+/// The words of counters `base..base + LANES`, those of a counter one after the other, two by two.
+///
+/// A word stands in the low half of 64 bits, where products of 32 bits have their own low half; what is above is not read.
 #[inline(always)]
-fn block(key: [u32; 2], stream: u32, base: u64, words: &mut [[u32; LANES]; 4]) {
-    let [c0, c1, c2, c3] = words;
-    for l in 0..LANES {
-        let c = base.wrapping_add(l as u64);
-        c0[l] = c as u32;
-        c1[l] = (c >> 32) as u32;
-        c2[l] = stream;
-        c3[l] = 0;
-    }
+fn block(stream: Stream, base: u64, pairs: &mut [u64; WORDS / 2]) {
+    const LOW: u64 = 0xffff_ffff;
+    let Stream { key, stream } = stream;
+    let mut c0: [u64; LANES] = std::array::from_fn(|l| base.wrapping_add(l as u64));
+    let mut c1 = c0.map(|c| c >> 32);
+    let (mut c2, mut c3) = ([u64::from(stream); LANES], [0u64; LANES]);
     let [mut k0, mut k1] = key;
     for _ in 0..10 {
         for l in 0..LANES {
-            let p0 = u64::from(c0[l]) * 0xD251_1F53;
-            let p1 = u64::from(c2[l]) * 0xCD9E_8D57;
-            c0[l] = (p1 >> 32) as u32 ^ c1[l] ^ k0;
-            c1[l] = p1 as u32;
-            c2[l] = (p0 >> 32) as u32 ^ c3[l] ^ k1;
-            c3[l] = p0 as u32;
+            let p0 = (c0[l] & LOW) * 0xD251_1F53;
+            let p1 = (c2[l] & LOW) * 0xCD9E_8D57;
+            c0[l] = (p1 >> 32) ^ c1[l] ^ u64::from(k0);
+            c1[l] = p1;
+            c2[l] = (p0 >> 32) ^ c3[l] ^ u64::from(k1);
+            c3[l] = p0;
         }
         k0 = k0.wrapping_add(0x9E37_79B9);
         k1 = k1.wrapping_add(0xBB67_AE85);
+    }
+    for l in 0..LANES {
+        pairs[2 * l] = (c0[l] & LOW) | c1[l] << 32;
+        pairs[2 * l + 1] = (c2[l] & LOW) | c3[l] << 32;
     }
 }
 
@@ -126,12 +153,10 @@ mod tests {
     /// Known answers of Random123 (`kat_vectors`), with the counter words that a stream can produce.
     #[test]
     fn known_answers() {
-        let mut words = [[0; LANES]; 4];
-        block([0, 0], 0, 0, &mut words);
-        assert_eq!(
-            [0, 1, 2, 3].map(|w: usize| words[w][0]),
-            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
-        );
+        let mut pairs = [0; WORDS / 2];
+        block(Stream { key: [0, 0], stream: 0 }, 0, &mut pairs);
+        let words: &[u32; WORDS] = bytemuck::cast_ref(&pairs);
+        assert_eq!(words[..4], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
     }
 
     #[test]
@@ -144,6 +169,21 @@ mod tests {
             let mut part = vec![0.0; n];
             s.uniform(start as u64, &mut part);
             assert_eq!(part, all[start..start + n]);
+        }
+    }
+
+    #[test]
+    fn dropout_of_floats_and_of_16_bit_floats_keeps_the_same_elements() {
+        let dropout = Dropout::new(Stream { key: [7, 9], stream: 3 }, 0.3);
+        let x: Vec<bf16> = (1..=700).map(|i| bf16::from_f32(i as f32)).collect();
+        for (start, n) in [(0, 700), (1, 10), (64, 64), (130, 601)] {
+            let mut floats: Vec<f32> = x[..n].iter().map(|x| x.to_f32()).collect();
+            dropout.apply(start, &mut floats);
+            let mut kept = vec![bf16::NAN; n];
+            dropout.copy_kept(start, &x[..n], &mut kept);
+            let scaled: Vec<f32> = kept.iter().map(|x| x.to_f32() * dropout.keep()).collect();
+            assert_eq!(scaled, floats, "{start} {n}");
+            assert!(floats.contains(&0.0) && floats.iter().any(|x| *x != 0.0));
         }
     }
 }

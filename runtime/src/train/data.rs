@@ -23,7 +23,7 @@ const STREAM_ABOVE: u64 = 64 << 20;
 #[derive(Debug)]
 pub enum JobRows {
     /// Rows in memory, and what was read.
-    Held(RowSet, DataReport),
+    Held(Box<RowSet>, DataReport),
     /// Files that are read while training runs.
     Streamed(Box<RowStream>),
 }
@@ -92,7 +92,7 @@ pub fn load(job: &JobConfig, model: &ModelConfig) -> Result<JobData> {
         JobRows::Streamed(Box::new(open(job, model, tokenizer.clone())?))
     } else {
         let (rows, report) = read(job, model, &job.data.train, job.data.seq_len, tokenizer.as_deref())?;
-        JobRows::Held(rows, report)
+        JobRows::Held(Box::new(rows), report)
     };
     let mut data = JobData { rows, general: None, general_report: None, took: started.elapsed() };
     if general_paths.is_empty() {
@@ -136,7 +136,7 @@ pub fn loader(job: &JobConfig, data: JobData) -> Result<Loader> {
         world: job.data.world,
     };
     let loader = match data.rows {
-        JobRows::Held(rows, _) => Loader::new(rows, data.general, config)?,
+        JobRows::Held(rows, _) => Loader::new(*rows, data.general, config)?,
         JobRows::Streamed(stream) => Loader::streamed(*stream, data.general, config)?,
     };
     Ok(loader.after(data.took))

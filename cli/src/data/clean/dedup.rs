@@ -5,7 +5,8 @@
 //! breaking. The similarity is estimated by MinHash (Broder, "On the resemblance and containment of documents", 1997) with
 //! [`HASHES`] hash functions, of which 16 bits are kept (Li and König, "b-Bit minwise hashing", 2010): the standard error is
 //! `sqrt(s (1 - s) / 128)`, 0.035 at 0.8. Candidates come from bands of equal hashes, chosen so that a pair at the threshold
-//! is found with a probability of at least 0.99 ([`Bands`]). A kept row takes about 256 bytes and 16 for each band.
+//! is found with a probability of at least 0.99 ([`Bands`]). A kept row takes 256 bytes and 23 to 43
+//! for each band, depending on how full the table is.
 
 use kfc_runtime::files::xxh64;
 use std::collections::HashMap;

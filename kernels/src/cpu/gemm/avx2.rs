@@ -10,8 +10,16 @@ const MR: usize = 6;
 const NR: usize = 16;
 
 /// `f32` only.
-pub(super) static ISA: Isa =
-    Isa { mr: MR, nr: NR, single, pair: None, dot: None, direct: None, transpose: micro::transpose };
+pub(super) static ISA: Isa = Isa {
+    mr: MR,
+    nr: NR,
+    single,
+    pair: None,
+    dot: None,
+    direct: None,
+    transpose: micro::transpose,
+    narrow: None,
+};
 
 /// # Safety
 /// See [`Isa::single`].

@@ -25,11 +25,17 @@ pub(super) static F32: Isa = Isa {
     dot: None,
     direct: Some([single::<true>, single::<true>]),
     transpose,
+    narrow: None,
 };
 
 /// `f32`, and `bf16` by its own instruction.
-pub(super) static BF16: Isa =
-    Isa { pair: Some(pair::<false>), dot: Some(dot), direct: Some([single::<true>, pair::<true>]), ..F32 };
+pub(super) static BF16: Isa = Isa {
+    pair: Some(pair::<false>),
+    dot: Some(dot),
+    direct: Some([single::<true>, pair::<true>]),
+    narrow: Some(&super::narrow_avx512::KERNELS),
+    ..F32
+};
 
 /// Mask of the first `n` of 16 lanes.
 fn first(n: usize) -> __mmask16 {

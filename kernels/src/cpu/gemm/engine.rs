@@ -78,10 +78,8 @@ impl Engine {
         width: usize,
         out: *mut u32,
     ) {
-        let mat = Mat { src: Src::new(lines, self.element()), rs: stride, cs: 1, dropout: None };
-        let part = Part { first: 0, count, k: 0, depth, width, pair: self.pair };
         // SAFETY: by contract.
-        unsafe { pack::pack(self.isa, &mat, part, out) }
+        unsafe { self.pack(lines, (stride, 1), count, depth, width, out) }
     }
 
     /// Packs lines that are next to each other in memory; from one depth to the next there are `stride` elements.
@@ -97,7 +95,24 @@ impl Engine {
         width: usize,
         out: *mut u32,
     ) {
-        let mat = Mat { src: Src::new(lines, self.element()), rs: 1, cs: stride, dropout: None };
+        // SAFETY: by contract.
+        unsafe { self.pack(lines, (1, stride), count, depth, width, out) }
+    }
+
+    /// Packs lines whose elements are `strides` apart from line to line and from depth to depth.
+    ///
+    /// # Safety
+    /// As [`Engine::pack_rows`].
+    unsafe fn pack(
+        &self,
+        lines: *const u8,
+        (rs, cs): (usize, usize),
+        count: usize,
+        depth: usize,
+        width: usize,
+        out: *mut u32,
+    ) {
+        let mat = Mat { src: Src::new(lines, self.element()), rs, cs, dropout: None };
         let part = Part { first: 0, count, k: 0, depth, width, pair: self.pair };
         // SAFETY: by contract.
         unsafe { pack::pack(self.isa, &mat, part, out) }

@@ -3,6 +3,7 @@
 //! A panel is `width` rows (or columns) of an operand, stored depth by depth in 32-bit units: a unit is one `f32`, or two
 //! `bf16` of consecutive depths. An element of the result is summed over the units in order, whatever its place in a panel.
 
+use super::narrow;
 use crate::cpu::simd::Level;
 
 /// One call of a micro-kernel: `C (+)= alpha · A · B` for `m × n` elements.
@@ -65,6 +66,8 @@ pub(super) struct Isa {
     pub(super) direct: Option<[unsafe fn(&Block); 2]>,
     /// Copies up to 16 rows into a panel.
     pub(super) transpose: Transpose,
+    /// Products of `bf16` with narrow matrices.
+    pub(super) narrow: Option<&'static narrow::Kernels>,
 }
 
 /// See [`Isa::dot`].
@@ -99,7 +102,7 @@ const MR: usize = 4;
 const NR: usize = 8;
 
 static PORTABLE: Isa =
-    Isa { mr: MR, nr: NR, single: portable, pair: None, dot: None, direct: None, transpose };
+    Isa { mr: MR, nr: NR, single: portable, pair: None, dot: None, direct: None, transpose, narrow: None };
 
 /// # Safety
 /// See [`Isa::single`].

@@ -21,6 +21,9 @@ mod avx512;
 mod blocked;
 mod engine;
 mod micro;
+pub(crate) mod narrow;
+#[cfg(target_arch = "x86_64")]
+mod narrow_avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
@@ -33,6 +36,9 @@ const KC: usize = 256;
 
 /// Rows of a result up to which columns are computed as dot products ([`Job::dots`]).
 const DOT_ROWS: usize = 4;
+
+/// Rows up to which a job is turned in any case, if there are more columns: it packs no more than these rows then.
+const FEW_ROWS: usize = 128;
 
 /// Most products of a turned job.
 const TURNED_PRODUCTS: usize = 4;
@@ -137,7 +143,8 @@ impl<'a> Job<'a> {
             return unsafe { self.dots(micro::isa(level)) };
         }
         let isa = micro::isa(level);
-        if choice::current().turned && self.turns(isa) {
+        let is_few = self.m <= FEW_ROWS && self.m < self.n;
+        if (is_few || choice::current().turned) && self.turns(isa) {
             let turn = |p: &Product| Product { a: p.b.t(), b: p.a.t(), ..*p };
             let mut products = [self.products[0]; TURNED_PRODUCTS];
             products.iter_mut().zip(self.products).for_each(|(to, p)| *to = turn(p));

@@ -109,17 +109,17 @@ impl CudaPlan {
                 Read { name: o.name.clone(), from: place(&o.place).0, at }
             })
             .collect();
-        let (data, data_start, written) = step_data(plan, memory, store)?;
+        let StepData { parts, start, bytes } = step_data(plan, memory, store)?;
         let gpu = memory.gpu();
         Ok(CudaPlan {
             graph: None,
             name: plan.name.clone(),
             steps: plan.steps.iter().zip(launches).map(step).collect(),
             epilogue: plan.epilogue.iter().map(copy).collect(),
-            data,
-            data_start,
+            data: parts,
+            data_start: start,
             reads,
-            written: Pinned::new(gpu, written)?,
+            written: Pinned::new(gpu, bytes)?,
             results: Pinned::new(gpu, end)?,
             events: (0..=plan.steps.len()).map(|_| Event::new(gpu)).collect::<Result<_, CudaError>>()?,
             kernels: Arc::clone(&loaded.functions),
@@ -257,19 +257,26 @@ impl CudaPlan {
     }
 }
 
-/// Where step data is in the store and in one buffer, where that begins on the device, and its size. Step data of a plan lies
-/// together; what else lies between is another plan's, which writes it before it runs.
-fn step_data(plan: &Plan, memory: &CudaMemory, store: &Store) -> Result<(Vec<(Slot, Place)>, usize, usize)> {
-    let mut data = Vec::new();
+/// The step data of a plan. It lies together; what else lies between is another plan's, which writes it before it runs.
+struct StepData {
+    /// Where each tensor is in the store, and in one buffer.
+    parts: Vec<(Slot, Place)>,
+    /// Where the buffer begins on the device.
+    start: usize,
+    bytes: usize,
+}
+
+fn step_data(plan: &Plan, memory: &CudaMemory, store: &Store) -> Result<StepData> {
+    let mut parts = Vec::new();
     for i in plan.inputs.iter().filter(|i| memory.is_step_data(i)) {
         let missing = || StoreError::Missing { name: i.name.clone(), ty: i.ty.clone() };
         let slot = store.slot(&i.name).ok_or_else(missing)?;
-        data.push((slot, memory.place(&i.name).ok_or_else(missing)?));
+        parts.push((slot, memory.place(&i.name).ok_or_else(missing)?));
     }
-    let start = data.iter().map(|(_, p)| p.offset).min().unwrap_or(0);
-    let end = data.iter().map(|(_, p)| p.offset + p.bytes).max().unwrap_or(0);
-    data.iter_mut().for_each(|(_, p)| p.offset -= start);
-    Ok((data, start, end - start))
+    let start = parts.iter().map(|(_, p)| p.offset).min().unwrap_or(0);
+    let end = parts.iter().map(|(_, p)| p.offset + p.bytes).max().unwrap_or(0);
+    parts.iter_mut().for_each(|(_, p)| p.offset -= start);
+    Ok(StepData { parts, start, bytes: end - start })
 }
 
 impl Drop for CudaPlan {

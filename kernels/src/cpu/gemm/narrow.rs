@@ -1,0 +1,242 @@
+//! Products of a `bf16` matrix and a narrow `f32` one, such as an adapter's.
+//!
+//! The narrow matrix is split into its elements rounded to `bf16` and the rounded rests; both are multiplied with the same
+//! instruction and added to the same sums. That keeps 16 bits of an element, at half the speed of `bf16`. Neither matrix is
+//! copied into panels but for the narrow one: it is small.
+
+use super::micro;
+use crate::cpu::par::Shared;
+use crate::cpu::scratch;
+use crate::cpu::simd::{level, simd};
+use half::bf16;
+use kfc_graph::DType;
+use std::ops::Range;
+
+/// Lines of a panel.
+pub(super) const LANES: usize = 16;
+
+/// Pairs of a panel at one depth and the next: `LANES` of rounded elements, then as many of rests.
+pub(super) const PAIRS: usize = 2 * LANES;
+
+/// Columns of the wide matrix that [`Narrow::columns`] takes at once.
+pub(crate) const STRIP: usize = 64;
+
+/// Rows of a strip that stay in the nearest cache while all lines are multiplied with them.
+pub(crate) const CHUNK: usize = 128;
+
+/// The kernels of an instruction set.
+pub(super) struct Kernels {
+    /// Rows of [`Rows`] at most.
+    pub(super) m: usize,
+    /// # Safety
+    /// The CPU has the instruction set, addresses cover the extents, and nothing else uses the result.
+    pub(super) rows: unsafe fn(&Rows),
+    /// Columns, and lines, of [`Columns`] at most.
+    pub(super) n: usize,
+    pub(super) lines: usize,
+    /// # Safety
+    /// As `rows`.
+    pub(super) columns: unsafe fn(&Columns),
+}
+
+/// `out [m, n] = alpha · x · panel`, a panel of `n <= LANES` lines.
+pub(super) struct Rows {
+    /// Pairs of depths.
+    pub(super) units: usize,
+    pub(super) x: *const u16,
+    /// Elements from row to row.
+    pub(super) stride: usize,
+    pub(super) panel: *const u32,
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) alpha: f32,
+    pub(super) out: *mut f32,
+    /// Elements from row to row of the result.
+    pub(super) ldo: usize,
+}
+
+/// `sums [lines, n] += panelᵀ · x` for `depth` rows of `x`; rows of `sums` are [`STRIP`] apart and writable as a whole.
+pub(super) struct Columns {
+    pub(super) depth: usize,
+    pub(super) x: *const u16,
+    /// Elements from row to row.
+    pub(super) stride: usize,
+    pub(super) n: usize,
+    /// The first of the lines in a panel.
+    pub(super) panel: *const u32,
+    pub(super) lines: usize,
+    pub(super) sums: *mut f32,
+}
+
+/// A narrow matrix, split.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels {
+    at: Shared<u32>,
+    lines: usize,
+    depth: usize,
+}
+
+impl Panels {
+    /// Elements that a matrix of `lines` and a depth takes.
+    pub(crate) fn len(lines: usize, depth: usize) -> usize {
+        lines.div_ceil(LANES) * depth.div_ceil(2) * PAIRS
+    }
+
+    /// Panels in `memory`, which has [`Panels::len`] elements and is to be written by [`Panels::split`].
+    pub(crate) fn new(memory: &mut [u32], lines: usize, depth: usize) -> Panels {
+        debug_assert_eq!(memory.len(), Panels::len(lines, depth));
+        Panels { at: Shared::new(memory), lines, depth }
+    }
+
+    fn units(&self) -> usize {
+        self.depth.div_ceil(2)
+    }
+
+    /// Panels, each with its lines.
+    fn panels(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let lines = self.lines;
+        (0..lines).step_by(LANES).map(move |l| l..lines.min(l + LANES))
+    }
+
+    /// From `unit` of the panel of `line` on.
+    ///
+    /// # Safety
+    /// In bounds.
+    unsafe fn at(&self, line: usize, unit: usize) -> *mut u32 {
+        // SAFETY: by contract.
+        unsafe { self.at.at(line / LANES * self.units() * PAIRS + unit * PAIRS + line % LANES) }
+    }
+
+    /// Writes depths, the first of which is even, and the number of them unless they are the last. Element `(line, depth)` of
+    /// `matrix`, which begins at the first of them, is at `line * strides.0 + depth * strides.1`.
+    ///
+    /// # Safety
+    /// Nothing else uses these depths meanwhile.
+    pub(crate) unsafe fn split(&self, matrix: &[f32], strides: (usize, usize), depths: Range<usize>) {
+        for lines in self.panels() {
+            for depth in (0..depths.len()).step_by(2) {
+                let mut pair = [[0.0f32; LANES]; 2];
+                for (depth, row) in (depth..depths.len()).zip(&mut pair) {
+                    let start = lines.start * strides.0 + depth * strides.1;
+                    let row = &mut row[..lines.len()];
+                    if strides.0 == 1 {
+                        row.copy_from_slice(&matrix[start..start + lines.len()]);
+                    } else {
+                        row.iter_mut().enumerate().for_each(|(i, x)| *x = matrix[start + i * strides.0]);
+                    }
+                }
+                // SAFETY: by contract.
+                unsafe {
+                    let at = self.at(lines.start, (depths.start + depth) / 2);
+                    split(&pair, std::slice::from_raw_parts_mut(at, PAIRS));
+                }
+            }
+        }
+    }
+}
+
+simd! {
+    /// The pairs of one panel at two depths.
+    fn split(rows: &[[f32; LANES]; 2], out: &mut [u32]) {
+        let (high, low) = out.split_at_mut(LANES);
+        for i in 0..LANES {
+            let [a, b] = [parts(rows[0][i]), parts(rows[1][i])];
+            high[i] = a[0] | b[0] << 16;
+            low[i] = a[1] | b[1] << 16;
+        }
+    }
+}
+
+/// The bits of a number rounded to `bf16`, and of the rounded rest.
+#[inline(always)]
+fn parts(x: f32) -> [u32; 2] {
+    let bits = if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() };
+    let top = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
+    let rest = (x - f32::from_bits(top)).to_bits();
+    [top >> 16, rest.wrapping_add(0x7fff + ((rest >> 16) & 1)) >> 16]
+}
+
+/// The kernels of this CPU.
+#[derive(Clone, Copy)]
+pub(crate) struct Narrow(&'static Kernels);
+
+impl Narrow {
+    /// For a wide matrix of type `x`, if the CPU has them.
+    pub(crate) fn of(x: DType) -> Option<Narrow> {
+        micro::isa(level()).narrow.filter(|_| x == DType::Bf16).map(Narrow)
+    }
+
+    /// `out [m, lines] = alpha · x · N` for `x [m, depth]`, whose rows are `stride` elements apart, and an even depth.
+    ///
+    /// # Safety
+    /// `x` covers these extents, and `panels` are written.
+    pub(crate) unsafe fn rows(
+        &self,
+        x: &[bf16],
+        stride: usize,
+        panels: &Panels,
+        alpha: f32,
+        out: &mut [f32],
+    ) {
+        debug_assert!(panels.depth.is_multiple_of(2));
+        let x = x.as_ptr();
+        let (lines, most) = (panels.lines, self.0.m);
+        for (i, out) in out.chunks_mut(most * lines).enumerate() {
+            for group in panels.panels() {
+                // SAFETY: by contract.
+                unsafe {
+                    (self.0.rows)(&Rows {
+                        units: panels.units(),
+                        x: x.add(i * most * stride).cast(),
+                        stride,
+                        panel: panels.at(group.start, 0),
+                        m: out.len() / lines,
+                        n: group.len(),
+                        alpha,
+                        out: out.as_mut_ptr().add(group.start),
+                        ldo: lines,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Calls `result` with each line of `Nᵀ · x` for `n <= STRIP` columns. `x` says where rows of them are, at most [`CHUNK`]:
+    /// the address of the first, and the elements from one to the next.
+    ///
+    /// # Safety
+    /// What `x` says covers these extents until it is called again, and `panels` are written.
+    pub(crate) unsafe fn columns(
+        &self,
+        n: usize,
+        panels: &Panels,
+        mut x: impl FnMut(Range<usize>) -> (*const bf16, usize),
+        mut result: impl FnMut(usize, &[f32]),
+    ) {
+        scratch::with(panels.lines * STRIP, |sums| {
+            sums.fill(0.0);
+            for start in (0..panels.depth).step_by(CHUNK) {
+                let rows = start..panels.depth.min(start + CHUNK);
+                let (x, stride) = x(rows.clone());
+                for j in (0..n).step_by(self.0.n) {
+                    for line in panels.panels().flat_map(|p| p.step_by(self.0.lines)) {
+                        let end = panels.lines.min(line / LANES * LANES + LANES);
+                        // SAFETY: by contract; the first depth of a chunk is even.
+                        unsafe {
+                            (self.0.columns)(&Columns {
+                                depth: rows.len(),
+                                x: x.add(j).cast(),
+                                stride,
+                                n: self.0.n.min(n - j),
+                                panel: panels.at(line, start / 2),
+                                lines: self.0.lines.min(end - line),
+                                sums: sums.as_mut_ptr().add(line * STRIP + j),
+                            });
+                        }
+                    }
+                }
+            }
+            sums.chunks_exact(STRIP).enumerate().for_each(|(line, sums)| result(line, &sums[..n]));
+        });
+    }
+}

@@ -1,0 +1,232 @@
+//! `lora_linear_bwd`. The gradient of the frozen weight is never computed.
+
+use super::{Lora, Piece, Pieces, ROWS, bf16_rows, f32_rows, round, round_tasks, split_depths, split_tasks};
+use crate::cpu::float::{Dst, convert};
+use crate::cpu::gemm::narrow::{CHUNK, Narrow, Panels, STRIP};
+use crate::cpu::gemm::{Job, Mat, Product};
+use crate::cpu::par::{self, Shared, Stage};
+use crate::cpu::scratch;
+use crate::cpu::{Call, Kernel, KernelError};
+use half::bf16;
+use kfc_graph::{Attrs, DType, TensorType};
+use std::ops::Range;
+
+/// `lora_linear_bwd`.
+pub(crate) struct LoraLinearBwd {
+    lora: Lora,
+    need_dx: bool,
+    /// dS `[M, r]`.
+    ds: Piece<f32>,
+    way: Way,
+    workspace: usize,
+}
+
+/// How gradients of adapters are computed.
+enum Way {
+    /// With kernels for narrow matrices.
+    Narrow(Narrow, Layout),
+    /// As any products; the gradient of B is made transposed, `[r, O]`.
+    Plain(Piece<f32>),
+}
+
+/// What narrow products keep in the workspace.
+struct Layout {
+    /// Panels of B, S and dS.
+    b: Piece<u32>,
+    s: Piece<u32>,
+    ds: Piece<u32>,
+    /// A `[r, I]` and dS `[M, r]`, rounded.
+    a16: Piece<bf16>,
+    ds16: Piece<bf16>,
+}
+
+impl LoraLinearBwd {
+    pub(crate) fn new(attrs: &Attrs, inputs: &[TensorType]) -> Result<LoraLinearBwd, KernelError> {
+        let lora = Lora::new(attrs, &inputs[1], &inputs[2], &inputs[3])?;
+        let Lora { rows, inputs, outputs, rank, .. } = lora;
+        let mut pieces = Pieces::default();
+        let ds = pieces.next(rows * rank);
+        let way = match lora.narrow() {
+            Some(narrow) => {
+                let layout = Layout {
+                    b: pieces.next(Panels::len(rank, outputs)),
+                    s: pieces.next(Panels::len(rank, rows)),
+                    ds: pieces.next(Panels::len(rank, rows)),
+                    a16: pieces.next(rank * inputs),
+                    ds16: pieces.next(rows * rank),
+                };
+                Way::Narrow(narrow, layout)
+            }
+            None => Way::Plain(pieces.next(rank * outputs)),
+        };
+        Ok(LoraLinearBwd { lora, need_dx: attrs.bool("need_dx")?, ds, way, workspace: pieces.bytes })
+    }
+
+    /// Computes the gradients of A and B; returns dS and A as operands of the second product of dx.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn adapters(&self, call: &Call<'_>) -> (Mat, Mat) {
+        // SAFETY: by contract.
+        unsafe {
+            match &self.way {
+                Way::Narrow(narrow, layout) => self.narrow(call, *narrow, layout),
+                Way::Plain(db) => self.plain(call, db),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn plain(&self, call: &Call<'_>, db: &Piece<f32>) -> (Mat, Mat) {
+        let Lora { rows, inputs, outputs, rank, scale, .. } = self.lora;
+        let f32 = DType::F32;
+        let first = usize::from(self.need_dx);
+        // SAFETY: by contract; the workspace has the size asked for.
+        unsafe {
+            let dy = Mat::rows(call.src(0, self.lora.x), outputs);
+            let x = Mat::rows(call.src(1, self.lora.x), inputs).with_dropout(self.lora.dropout(call));
+            let b = Mat::rows(call.src(4, f32), rank);
+            let ds = self.ds.of(call);
+            let product = Product { alpha: scale, ..Product::new(dy, b, outputs) };
+            Job::new(rows, rank, &[product], Dst::floats(ds)).run();
+            let ds = f32_rows(ds, rank);
+
+            let (s, db) = (Mat::rows(call.src(5, f32), rank), db.of(call));
+            let product = Product { alpha: scale, ..Product::new(s.t(), dy, rows) };
+            Job::new(rank, outputs, &[product], Dst::floats(db)).run();
+            transpose(db, outputs, call.output(first + 1));
+
+            Job::new(rank, inputs, &[Product::new(ds.t(), x, rows)], call.dst(first, f32)).run();
+            (ds, Mat::rows(call.src(3, f32), inputs))
+        }
+    }
+
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn narrow(&self, call: &Call<'_>, narrow: Narrow, layout: &Layout) -> (Mat, Mat) {
+        let Lora { rows, inputs, outputs, rank, scale, .. } = self.lora;
+        let first = usize::from(self.need_dx);
+        // SAFETY: by contract; the workspace has the size asked for, and tasks write disjoint parts.
+        unsafe {
+            let (dy, x) = (call.src(0, DType::Bf16), call.src(1, DType::Bf16));
+            let (a, b, s) = (call.input::<f32>(3), call.input::<f32>(4), call.input::<f32>(5));
+            let dropout = self.lora.dropout(call);
+            let (a16, ds16) = (layout.a16.of(call), layout.ds16.of(call));
+            let (a_rounded, ds_rounded) = (Shared::new(a16), Shared::new(ds16));
+            let ds = Shared::new(self.ds.of(call));
+            let b_panels = Panels::new(layout.b.of(call), rank, outputs);
+            let s_panels = Panels::new(layout.s.of(call), rank, rows);
+            let ds_panels = Panels::new(layout.ds.of(call), rank, rows);
+            let (da, db) =
+                (Shared::new(call.output::<f32>(first)), Shared::new(call.output::<f32>(first + 1)));
+
+            let (of_b, of_s) = (split_tasks(rank, outputs), split_tasks(rank, rows));
+            let rounds = if self.need_dx { round_tasks(a.len()) } else { 0 };
+            let prepare = |task: usize| {
+                if task < of_b {
+                    let depths = split_depths(rank, outputs, task);
+                    b_panels.split(&b[depths.start * rank..], (1, rank), depths);
+                } else if task < of_b + of_s {
+                    let depths = split_depths(rank, rows, task - of_b);
+                    s_panels.split(&s[depths.start * rank..], (1, rank), depths);
+                } else {
+                    round(a, a_rounded, task - of_b - of_s);
+                }
+            };
+            // dS = scale · dy·B, as it is, split and rounded.
+            let rows_of_s = |task: usize| {
+                let start = task * ROWS;
+                let end = rows.min(start + ROWS);
+                let n = end - start;
+                let part = ds.slice(start * rank, n * rank);
+                narrow.rows(dy.raw(start * outputs, n * outputs), outputs, &b_panels, scale, part);
+                convert(part, ds_rounded.slice(start * rank, n * rank));
+                ds_panels.split(part, (1, rank), start..end);
+            };
+            // dB = scale · dyᵀ·S
+            let columns_of_b = |strip: usize| {
+                let (j, n) = part(strip, outputs);
+                let db = db.slice(j * rank, n * rank);
+                let dy = |chunk: Range<usize>| (dy.offset(chunk.start * outputs + j).ptr().cast(), outputs);
+                narrow.columns(n, &s_panels, dy, |k, line| {
+                    line.iter().zip(db.chunks_exact_mut(rank)).for_each(|(sum, db)| db[k] = scale * sum);
+                });
+            };
+            // dA = dSᵀ·dropout(x)
+            let columns_of_a = |strip: usize| {
+                let (j, n) = part(strip, inputs);
+                let keep = dropout.map_or(1.0, |d| d.keep());
+                scratch::with(CHUNK * STRIP / 2, |kept| {
+                    let kept: &mut [bf16] = bytemuck::cast_slice_mut(kept);
+                    let x = |chunk: Range<usize>| {
+                        let Some(dropout) = dropout else {
+                            return (x.offset(chunk.start * inputs + j).ptr().cast(), inputs);
+                        };
+                        for (row, kept) in chunk.zip(kept.chunks_exact_mut(STRIP)) {
+                            let start = row * inputs + j;
+                            dropout.copy_kept(start, x.raw(start, n), &mut kept[..n]);
+                        }
+                        (kept.as_ptr(), STRIP)
+                    };
+                    narrow.columns(n, &ds_panels, x, |k, line| {
+                        let da = da.slice(k * inputs + j, n);
+                        da.iter_mut().zip(line).for_each(|(da, sum)| *da = keep * sum);
+                    });
+                });
+            };
+            let blocks = rows.div_ceil(ROWS);
+            let work = |task: usize| match task.checked_sub(blocks) {
+                None => rows_of_s(task),
+                Some(strip) => columns_of_b(strip),
+            };
+            let stages = [
+                Stage((of_b + of_s + rounds, &prepare), (blocks + outputs.div_ceil(STRIP), &work)),
+                Stage((0, &|_| ()), (inputs.div_ceil(STRIP), &columns_of_a)),
+            ];
+            par::run_steps(&stages);
+            (bf16_rows(ds16, rank), bf16_rows(a16, inputs))
+        }
+    }
+}
+
+/// First and number of the columns of a strip.
+fn part(strip: usize, columns: usize) -> (usize, usize) {
+    (strip * STRIP, STRIP.min(columns - strip * STRIP))
+}
+
+impl Kernel for LoraLinearBwd {
+    unsafe fn run(&self, call: &Call<'_>) {
+        let Lora { rows, inputs, outputs, rank, .. } = self.lora;
+        // SAFETY: by contract of `run`.
+        unsafe {
+            let (ds, a) = self.adapters(call);
+            if self.need_dx {
+                let dy = Mat::rows(call.src(0, self.lora.x), outputs);
+                let w = Mat::rows(call.src(2, self.lora.w), inputs);
+                let dropout = self.lora.dropout(call);
+                let products =
+                    [Product::new(dy, w, outputs), Product { dropout, ..Product::new(ds, a, rank) }];
+                Job::new(rows, inputs, &products, call.dst(0, self.lora.x)).run();
+            }
+        }
+    }
+
+    fn workspace_bytes(&self) -> usize {
+        self.workspace
+    }
+}
+
+/// Columns of a block of [`transpose`].
+const BLOCK: usize = 16;
+
+/// `out [columns, r]` of `x [r, columns]`, block by block.
+fn transpose(x: &[f32], columns: usize, out: &mut [f32]) {
+    let rank = x.len() / columns;
+    for j in (0..columns).step_by(BLOCK) {
+        for k in 0..rank {
+            let line = &x[k * columns..][j..columns.min(j + BLOCK)];
+            line.iter().enumerate().for_each(|(i, x)| out[(j + i) * rank + k] = *x);
+        }
+    }
+}
