@@ -163,7 +163,7 @@ fn wrong_targets_are_errors_of_the_input() {
     fails(2, &args!["explain", folder.path(), "--set", "train.steps=1"], &["--set"]);
     let output = kfc(&args!["tune"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("--calibrate"));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("CONFIG.toml"));
 }
 
 #[test]
