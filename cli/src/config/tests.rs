@@ -87,7 +87,8 @@ fn resolved_text() {
     let text = to_toml(&with(&["lora={}", "train.mem_budget=8GiB"]).unwrap());
     let expected = "[model]\npath = \"/jobs/m\"\ninit = \"pretrained\"\n\n\
         [lora]\nr = 16\nalpha = 32.0\ndropout = 0.1\ntargets = \"all-linear\"\nrslora = false\ninit = \"default\"\n\n\
-        [data]\ntrain = [\"/jobs/a.jsonl\"]\npacking = true\nshuffle = true\non_error = \"fail\"\nlong_rows = \"split\"\n\n\
+        [data]\ntrain = [\"/jobs/a.jsonl\"]\npacking = true\nshuffle = true\non_error = \"fail\"\nlong_rows = \"split\"\n\
+        streaming = \"auto\"\nworkers = 8\nprefetch = 4\nrank = 0\nworld = 1\n\n\
         [train]\nsteps = 10\nbatch = 1\naccumulation = 8\nlr = 3e-5\nschedule = \"cosine\"\nwarmup_steps = 500\n\
         weight_decay = 0.01\nbetas = [0.9, 0.999]\neps = 1e-8\nmax_grad_norm = 1.0\nseed = 0\nsave_every = 500\nkeep = 2\n\
         mem_budget = \"8GiB\"\nrecompute = \"auto\"\n";
