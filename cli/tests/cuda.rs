@@ -129,7 +129,7 @@ fn a_budget_is_kept(bench: &Bench, said: &str) {
     let summary: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
     let bytes = summary["predicted_peak_bytes"].as_u64().unwrap();
     let budget = |bytes: u64| format!("train.mem_budget=\"{bytes}B\"");
-    let off = "train.recompute=\"off\"";
+    let off = "train.recompute=\"none\"";
     succeeds(bench.on_device("enough", "").args(["--set", off, "--set", &budget(bytes)]));
     let small = &["train.mem_budget", "too small", "the smallest that this job runs in"];
     fails(bench.on_device("small", "").args(["--set", off, "--set", &budget(bytes - 1)]), 2, small);
