@@ -27,7 +27,7 @@ fn change(report: &Path, task: &str) -> (f64, f64) {
     let report = json(report);
     let tasks = report["tasks"].as_array().unwrap();
     let task = tasks.iter().find(|t| t["name"] == task).unwrap();
-    let ppl = &task["comparison"]["ppl"];
+    let ppl = &task["comparison"]["metrics"]["ppl"];
     (ppl["before"].as_f64().unwrap(), ppl["after"].as_f64().unwrap())
 }
 

@@ -1,3 +1,5 @@
+//! The loader: rows in order, streams, general text, ranks.
+
 #![allow(clippy::unwrap_used)]
 use super::super::documents::Documents;
 use super::general::general_share;

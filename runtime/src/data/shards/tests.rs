@@ -1,3 +1,5 @@
+//! Shards written and read back, whole and damaged.
+
 #![allow(clippy::unwrap_used)]
 use super::super::load::{DataConfig, load};
 use super::super::testing::TempDir;
