@@ -74,6 +74,23 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Sample>> {
     })
 }
 
+/// The text with its line breaks to be seen, many in a row as one: small models make pages of them.
+fn short_of_lines(text: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('\n') {
+        let breaks = rest[at..].chars().take_while(|c| *c == '\n').count();
+        shown.push_str(&rest[..at]);
+        shown.push('⏎');
+        if breaks > 1 {
+            shown.push_str(&format!("×{breaks}"));
+        }
+        shown.push('\n');
+        rest = &rest[at + breaks..];
+    }
+    shown + rest
+}
+
 /// The samples as a part of the page.
 pub(super) fn section(samples: &[Sample]) -> String {
     if samples.is_empty() {
@@ -85,9 +102,22 @@ pub(super) fn section(samples: &[Sample]) -> String {
          <th scope=\"col\">prompt</th><th scope=\"col\">before</th><th scope=\"col\">after</th></tr></thead>\n<tbody>\n",
     );
     for s in samples {
-        let [prompt, before, after] = [&s.prompt, &s.before, &s.after].map(|text| escape(text));
+        let [prompt, before, after] =
+            [&s.prompt, &s.before, &s.after].map(|text| escape(&short_of_lines(text)));
         let _ = writeln!(html, "<tr><th scope=\"row\">{prompt}</th><td>{before}</td><td>{after}</td></tr>");
     }
     html.push_str("</tbody></table></div></section>\n");
     html
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short_of_lines;
+
+    #[test]
+    fn line_breaks_are_counted() {
+        assert_eq!(short_of_lines("a\nb\n\n\n c"), "a⏎\nb⏎×3\n c");
+        assert_eq!(short_of_lines("\n\n"), "⏎×2\n");
+        assert_eq!(short_of_lines(""), "");
+    }
 }

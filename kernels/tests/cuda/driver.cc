@@ -165,6 +165,11 @@ API cuInit(unsigned) {
     driver.started = true;
     return (result)number("init", SUCCESS);
 }
+// NVRTC looks for tables of the driver, and reads through a null pointer where this function itself is not there.
+API cuGetExportTable(const void **table, const void *) {
+    *table = nullptr;
+    return NOT_FOUND;
+}
 extern "C" __attribute__((visibility("default"))) result cuGetErrorString(result e, const char **text) {
     *text = e == ILLEGAL_ADDRESS  ? "an illegal memory access was encountered"
             : e == OUT_OF_MEMORY  ? "out of memory"
