@@ -5,7 +5,7 @@
 //! head, parts of a long reduction.
 //!
 //! A choice holds for all that a kernel does: [`with`] sets it for the calling thread, and the loops of
-//! [`par`](crate::cpu::par) hand it on to their tasks.
+//! `par` hand it on to their tasks.
 
 use std::cell::Cell;
 

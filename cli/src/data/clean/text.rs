@@ -67,7 +67,7 @@ fn char_weight(c: char) -> usize {
     }
 }
 
-/// How long a text is, in characters of which an ideograph counts three (see [`char_weight`]).
+/// How long a text is, in characters of which an ideograph counts three (see `char_weight`).
 pub fn weight(text: &str) -> usize {
     text.chars().map(char_weight).sum()
 }

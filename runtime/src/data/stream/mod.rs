@@ -1,6 +1,6 @@
 //! Training rows that are read while training runs: nothing but the blocks at hand is in memory.
 //!
-//! The files are cut into [blocks](cut) of about 64 rows. An epoch takes the blocks in the order of [`permutation`] (or of
+//! The files are cut into blocks (`cut`) of about 64 rows. An epoch takes the blocks in the order of [`permutation`] (or of
 //! the files), of which rank `r` of `w` takes the positions `r`, `r + w`, `r + 2w`, …; ranks share nothing and together
 //! take every block once. [`GROUP`] blocks at a time make a group, whose rows are put into an order of their own. So a row
 //! is found from (epoch, group, row in the group) by reading one group: that is all that resuming needs. Workers read
