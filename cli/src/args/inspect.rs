@@ -79,13 +79,7 @@ pub(super) fn command() -> Command {
         .arg(super::flag("loss", "Take the gradient of the text's loss, not of the logit"))
         .arg(super::path("fisher", "FILE", "Fisher diagonal that `kfc fisher` wrote"))
         .arg(super::count("max-tokens", "Longest text, in tokens").default_value("256"))
-        .arg(
-            Arg::new("dtype")
-                .long("dtype")
-                .value_name("TYPE")
-                .value_parser(parse::dtype)
-                .help("Compute in f32 or bf16 [default: the type of the stored weights]"),
-        )
+        .arg(super::dtype())
         .arg(super::path("html", "FILE", "Also write one self-contained page"))
 }
 

@@ -1,7 +1,6 @@
 //! `kfc logits`
 
-use super::parse;
-use clap::{Arg, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 use kfc_graph::DType;
 use std::path::PathBuf;
 
@@ -34,13 +33,7 @@ pub(super) fn command() -> Command {
         .arg(super::adapter())
         .arg(super::path("tokens", "FILE", "Safetensors file with `input_ids` [N,T]").required(true))
         .arg(super::path("out", "FILE", "Safetensors file to write").required(true))
-        .arg(
-            Arg::new("dtype")
-                .long("dtype")
-                .value_name("TYPE")
-                .value_parser(parse::dtype)
-                .help("Compute in f32 or bf16 [default: the type of the stored weights]"),
-        )
+        .arg(super::dtype())
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<LogitsArgs, clap::Error> {

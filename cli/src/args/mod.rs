@@ -229,6 +229,19 @@ fn config() -> Arg {
     Arg::new("config").value_name("CONFIG.toml").value_parser(parser).help("The job's configuration")
 }
 
+fn run_dir() -> Arg {
+    let parser = clap::builder::PathBufValueParser::new();
+    Arg::new("run").value_name("RUN_DIR").required(true).value_parser(parser).help("The run directory")
+}
+
+fn dtype() -> Arg {
+    Arg::new("dtype")
+        .long("dtype")
+        .value_name("TYPE")
+        .value_parser(parse::dtype)
+        .help("Compute in f32 or bf16 [default: the type of the stored weights]")
+}
+
 fn set() -> Arg {
     Arg::new("set")
         .long("set")

@@ -26,17 +26,10 @@ Examples:
 runs/job/eval, samples in runs/job/samples.json.";
 
 pub(super) fn command() -> Command {
-    let parser = clap::builder::PathBufValueParser::new();
     Command::new("report")
         .about("Write a run's page again, with evaluations and samples")
         .after_help(EXAMPLES)
-        .arg(
-            Arg::new("run")
-                .value_name("RUN_DIR")
-                .required(true)
-                .value_parser(parser)
-                .help("The run directory"),
-        )
+        .arg(super::run_dir())
         .arg(
             super::path("eval", "DIR", "A folder that `kfc eval --out` wrote; may be repeated")
                 .action(ArgAction::Append),

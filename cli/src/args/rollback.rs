@@ -1,6 +1,6 @@
 //! `kfc rollback`
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 use std::path::PathBuf;
 
 /// Arguments of `kfc rollback`.
@@ -19,17 +19,10 @@ Example:
 Copies the snapshot that the run took before its first step; the run itself is left as it is.";
 
 pub(super) fn command() -> Command {
-    let parser = clap::builder::PathBufValueParser::new();
     Command::new("rollback")
         .about("Restore what a run trained to its state before the run")
         .after_help(EXAMPLES)
-        .arg(
-            Arg::new("run")
-                .value_name("RUN_DIR")
-                .required(true)
-                .value_parser(parser)
-                .help("The run directory"),
-        )
+        .arg(super::run_dir())
         .arg(super::path("out", "DIR", "Folder to write").required(true))
 }
 
