@@ -28,9 +28,14 @@ pub(super) struct Region {
 }
 
 impl Region {
-    /// Distance of elements along the other axis: 16 bytes of padding keep 8 rows in different banks.
+    /// Whether pieces of 16 bytes change places instead of rows being padded (`kfc_swizzle`).
+    fn is_swizzled(&self) -> bool {
+        self.elem.bytes() == 2
+    }
+
+    /// Distance of elements along the other axis: 16 bytes of padding keep 8 rows in different banks, where nothing else does.
     pub(super) fn pitch(&self) -> usize {
-        self.dims[self.fast] + 16 / self.elem.bytes()
+        self.dims[self.fast] + if self.is_swizzled() { 0 } else { 16 / self.elem.bytes() }
     }
 
     /// Elements of a slot, a multiple of 16 bytes.
@@ -45,7 +50,12 @@ impl Region {
     /// Index of element `(i, j)` in source.
     pub(super) fn index(&self) -> String {
         let pitch = self.pitch();
-        if self.fast == 1 { format!("i * {pitch} + j") } else { format!("j * {pitch} + i") }
+        let (row, column) = if self.fast == 1 { ("i", "j") } else { ("j", "i") };
+        if self.is_swizzled() {
+            format!("kfc_swizzle<{pitch}>({row}, {column})")
+        } else {
+            format!("{row} * {pitch} + {column}")
+        }
     }
 }
 
