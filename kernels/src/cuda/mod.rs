@@ -52,6 +52,14 @@ impl Arch {
         }
     }
 
+    /// Bytes that a block should do with: what the smallest of the devices that run its kernels has (8.6 and 8.9 have 99 KiB).
+    pub const fn usual_shared_memory(self) -> usize {
+        match self {
+            Arch::Sm80 => 99 << 10,
+            other => other.shared_memory(),
+        }
+    }
+
     /// Its name, such as `sm_90a`.
     pub const fn name(self) -> &'static str {
         match self {

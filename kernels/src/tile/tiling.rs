@@ -161,7 +161,7 @@ impl Tiling {
             && self.m.max(self.n) * self.k.max(self.m.min(self.n)) <= 1 << 16
             && registers <= MOST_REGISTERS
             && registers * self.warps * 32 <= ALL_REGISTERS
-            && self.shared_bytes(elem) <= arch.shared_memory()
+            && self.shared_bytes(elem) <= arch.usual_shared_memory()
     }
 }
 

@@ -18,18 +18,16 @@ type Map = [Option<usize>];
 /// Most blocks along the second and third axis of a grid.
 const MOST_BLOCKS: usize = 65_535;
 
-/// Prints with as many stages as the program wants and shared memory has room for.
+/// Prints with as many stages as the program wants and there is shared memory for on all devices of the architecture.
 pub(super) fn print(p: &Program, arch: Arch) -> Result<Source, TileError> {
-    let tries = (1..=p.stages.max(1)).rev().map(|stages| print_staged(p, arch, stages));
-    let mut last = None;
-    for source in tries {
-        let is_done = source.is_ok();
-        last = Some(source);
-        if is_done {
-            break;
+    for stages in (2..=p.stages).rev() {
+        if let Ok(source) = print_staged(p, arch, stages)
+            && source.dynamic_shared <= arch.usual_shared_memory()
+        {
+            return Ok(source);
         }
     }
-    last.unwrap_or_else(|| print_staged(p, arch, 1))
+    print_staged(p, arch, 1)
 }
 
 fn print_staged(p: &Program, arch: Arch, stages: usize) -> Result<Source, TileError> {
@@ -40,6 +38,7 @@ fn print_staged(p: &Program, arch: Arch, stages: usize) -> Result<Source, TileEr
         arch,
         stages,
         rings: HashMap::new(),
+        most_stages: 1,
         plan,
         uses,
         ranges: Ranges::of(p),
@@ -73,6 +72,8 @@ pub(super) struct Printer<'a> {
     pub stages: usize,
     /// Values that are in rings, and the name of the slot that is read.
     pub rings: HashMap<Var, String>,
+    /// Slots of the largest ring.
+    pub most_stages: usize,
     pub plan: Plan<'a>,
     pub uses: Uses,
     ranges: Ranges,
@@ -141,8 +142,7 @@ impl<'a> Printer<'a> {
         }
         t += &self.text;
         t += "}\n";
-        let stages = if self.rings.is_empty() { 1 } else { self.stages };
-        Ok(Source { text: t, grid, threads, dynamic_shared, stages })
+        Ok(Source { text: t, grid, threads, dynamic_shared, stages: self.most_stages })
     }
 
     pub(super) fn line(&mut self, line: &str) {
@@ -428,11 +428,12 @@ impl<'a> Printer<'a> {
             };
             return self.line(&format!("const {ty} {name} = {value};"));
         }
-        if self.rings.contains_key(&r) {
-            return;
-        }
-        if self.is_copied(r) {
-            return self.copy(Copy { result: r, param, index, mask });
+        let copy = Copy { result: r, param, index, mask };
+        match (self.is_copied(r), self.rings.contains_key(&r)) {
+            (true, true) => return,
+            (true, false) => return self.copy(copy),
+            (false, true) => return self.read_own(copy),
+            (false, false) => {}
         }
         let layout = self.plan.layout(r);
         let wide = self.vector(&layout, index, mask, buffer.elem.bytes());

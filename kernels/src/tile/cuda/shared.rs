@@ -59,6 +59,17 @@ impl Region {
     }
 }
 
+/// Tiles in shared memory of which each thread only sees what it put there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Own {
+    /// Type of its elements.
+    pub elem: Elem,
+    /// Elements of a slot.
+    pub elements: usize,
+    /// How many there are, one after the other.
+    pub slots: usize,
+}
+
 /// What was written and read since the last barrier.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Since {
@@ -106,6 +117,7 @@ impl Since {
 #[derive(Default)]
 pub(super) struct Shared {
     pub regions: BTreeMap<Var, Region>,
+    pub own: BTreeMap<Var, Own>,
     scratch: [usize; 2],
     turn: usize,
     pub since: Since,
@@ -163,6 +175,14 @@ impl Shared {
                 v.index()
             ));
             at += r.bytes();
+        }
+        for (v, o) in &self.own {
+            let (ty, n) = (name(o.elem), v.index());
+            lines.push(format!(
+                "{ty} *const s{n} = reinterpret_cast<{ty} *>(shared + {at});  // {} of {}, as threads hold them",
+                o.slots, o.elements
+            ));
+            at += (o.slots * o.elements * o.elem.bytes()).next_multiple_of(16);
         }
         for (k, size) in self.scratch.iter().enumerate().filter(|(_, size)| **size > 0) {
             lines.push(format!("unsigned char *const scratch{k} = shared + {at};"));

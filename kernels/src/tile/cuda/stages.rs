@@ -7,13 +7,18 @@
 //! free. It is filled for S - 1 rounds ahead, and the round's work begins. Rounds beyond the end copy nothing, yet count as
 //! a group. So there is one barrier a round, and S - 1 rounds of copies are under way during the work of each.
 //!
+//! Loads whose values go through registers before they are multiplied are copied ahead too: each thread its own elements,
+//! which it reads back when their round comes.
+//!
 //! Invariant: what is copied ahead depends on the loop's counter and on what is known before the loop, and its buffer is
 //! only read.
 
 use super::assign::Kind;
-use super::express::arguments;
+use super::assign::identity;
+use super::express::{arguments, type_name};
 use super::print::Printer;
-use super::shared::{Place, Since};
+use super::print::pointer;
+use super::shared::{Own, Place, Region, Since};
 use crate::tile::ir::{Access, Carried, Inst, Stmt, Var};
 
 /// A load whose elements go from memory to shared memory.
@@ -28,7 +33,10 @@ pub(super) struct Copy {
 /// What a loop copies ahead.
 pub(super) struct Ring<'a> {
     stages: usize,
+    /// Operands that dots read where they are copied to.
     copies: Vec<Copy>,
+    /// Tiles of which each thread copies what it holds.
+    own: Vec<Copy>,
     /// Scalars of the body that indices and masks are computed from, in order.
     scalars: Vec<(Var, &'a Inst)>,
     /// Name of the counter and of the slot that a round reads, the loop's end, its step.
@@ -101,8 +109,16 @@ fn definitions(statements: &[Stmt], out: &mut Vec<Var>) {
 impl<'a> Printer<'a> {
     /// What a loop can copy ahead; nothing if it has no such operands.
     pub(super) fn ring(&self, s: &'a Stmt) -> Option<Ring<'a>> {
-        let Inst::For { index, to, step, carried, body, .. } = &s.inst else { return None };
-        if self.stages < 2 {
+        let Inst::For { index, from, to, step, carried, body } = &s.inst else { return None };
+        let ends = [*from, *to].map(|v| match self.plan.defs[v.index()] {
+            Some(Inst::Int(x, _)) => Some(*x),
+            _ => None,
+        });
+        let stages = match ends {
+            [Some(from), Some(to)] => self.stages.min(((to - from).max(0) as usize).div_ceil(*step as usize)),
+            _ => self.stages,
+        };
+        if stages < 2 || !body.iter().any(|s| matches!(s.inst, Inst::Dot { .. })) {
             return None;
         }
         // Elements of 2 bytes in rows that are not aligned are read and written one by one: there is nothing to be ahead of.
@@ -111,30 +127,26 @@ impl<'a> Printer<'a> {
             return None;
         }
         let known = Body::new(*index, carried, body);
-        let (mut copies, mut scalars) = (Vec::new(), Vec::new());
+        let (mut copies, mut own, mut scalars) = (Vec::new(), Vec::new(), Vec::new());
         for s in body {
             let (Inst::Load { param, index, mask }, Some(result)) = (&s.inst, s.result) else { continue };
+            let is_copied = self.is_copied(result);
+            let is_own = !is_copied && self.p.ty(result).dims.len() == 2 && self.is_asynchronous(s);
             let is_read = self.p.params[*param].access == Access::Read;
             let mut needed = scalars.clone();
-            if self.is_copied(result)
+            if (is_copied || is_own && self.plan.layout(result).replicas() == 0)
                 && is_read
                 && [Some(*index), *mask].into_iter().flatten().all(|v| known.is_known(self, v, &mut needed))
             {
-                copies.push(Copy { result, param: *param, index: *index, mask: *mask });
+                let list = if is_copied { &mut copies } else { &mut own };
+                list.push(Copy { result, param: *param, index: *index, mask: *mask });
                 scalars = needed;
             }
         }
         let slot = format!("slot{}", index.index());
         let (index, to) = (self.name(*index), self.scalar(*to));
-        (!copies.is_empty()).then_some(Ring {
-            stages: self.stages,
-            copies,
-            scalars,
-            index,
-            slot,
-            to,
-            step: *step,
-        })
+        let is_empty = copies.is_empty() && own.is_empty();
+        (!is_empty).then_some(Ring { stages, copies, own, scalars, index, slot, to, step: *step })
     }
 
     /// Whether a load that only dots use goes on while threads do other things.
@@ -156,6 +168,14 @@ impl<'a> Printer<'a> {
             }
             self.rings.insert(c.result, ring.slot.clone());
         }
+        for c in &ring.own {
+            // Nobody else reads or writes there, and a thread has read all of it before the last round ends.
+            let elements = self.plan.layout(c.result).registers() * self.p.warps * 32;
+            let own = Own { elem: self.plan.elem(c.result), elements, slots: ring.stages };
+            self.shared.own.insert(c.result, own);
+            self.rings.insert(c.result, ring.slot.clone());
+        }
+        self.most_stages = self.most_stages.max(ring.stages);
         // Copies that were begun before are part of the first group.
         self.shared.since.settled();
         self.line(&format!("int {} = 0;", ring.slot));
@@ -210,14 +230,53 @@ impl<'a> Printer<'a> {
             let to = self.slot_of(c.result, slot);
             self.copy_to(*c, &to);
         }
+        for c in &ring.own {
+            let to = self.slot_of(c.result, slot);
+            self.copy_own(*c, &to);
+        }
         self.depth -= 1;
         self.line("}");
         self.depth -= 1;
     }
 
+    /// Copies what a thread holds of a tile to this address.
+    fn copy_own(&mut self, c: Copy, to: &str) {
+        let buffer = &self.p.params[c.param];
+        let (layout, from) = (self.plan.layout(c.result), pointer(&buffer.name));
+        let wide = self.vector(&layout, c.index, c.mask, buffer.elem.bytes());
+        let map = identity(&self.p.ty(c.index).dims);
+        let operands: Vec<_> =
+            [Some(c.index), c.mask].into_iter().flatten().map(|v| (v, map.as_slice())).collect();
+        let at = self.own_place(wide);
+        self.each(&layout, wide, &operands, |this, g| {
+            let args: Vec<String> = operands.iter().map(|(v, m)| this.at(g, *v, m)).collect();
+            let valid = args.get(1).map_or(String::new(), |m| format!(", {m}"));
+            vec![format!("kfc_copy<{wide}>({to} + {at}, {from}, {}{valid});", args[0])]
+        });
+        self.flush();
+    }
+
+    /// Reads back what a thread copied of a tile for this round.
+    pub(super) fn read_own(&mut self, c: Copy) {
+        let (layout, name, ty) =
+            (self.plan.layout(c.result), self.name(c.result), type_name(self.plan.elem(c.result)));
+        let wide = self.vector(&layout, c.index, c.mask, self.plan.elem(c.result).bytes());
+        let (from, at) = (self.tile(c.result), self.own_place(wide));
+        self.each(&layout, wide, &[], |_, g| {
+            g.declarations.push(format!("{ty} {name}[{}];", layout.registers()));
+            vec![format!("kfc_load<{wide}>({name} + e, {from} + {at});")]
+        });
+    }
+
+    /// Where a thread's own registers `e` to `e + wide` stand: beside those of its neighbours, so that a warp's are together.
+    fn own_place(&self, wide: usize) -> String {
+        format!("e * {} + tid * {wide}", self.p.warps * 32)
+    }
+
     /// Where the tile of a slot begins.
     fn slot_of(&self, v: Var, slot: &str) -> String {
-        let size = self.shared.regions.get(&v).map_or(0, super::shared::Region::elements);
+        let own = self.shared.own.get(&v).map(|o| o.elements);
+        let size = own.or(self.shared.regions.get(&v).map(Region::elements)).unwrap_or(0);
         format!("s{} + {slot} * {size}", v.index())
     }
 
