@@ -48,10 +48,10 @@ fn collect() -> (Vec<(Program, Source)>, Vec<Case>, BTreeSet<usize>) {
     for (case, is_large) in all.iter().flat_map(|(cases, large)| cases.iter().map(move |c| (c, *large))) {
         programs::check(case, &mut |label, launch, before, after| {
             let mut p = launch.program.clone();
-            let text = print(&p).unwrap().text;
+            let text = print(&p, Arch::Sm80).unwrap().text;
             let kernel = *known.entry(text).or_insert_with(|| {
                 p.name = format!("{}_{}", p.name, kernels.len());
-                let source = print(&p).unwrap();
+                let source = print(&p, Arch::Sm80).unwrap();
                 kernels.push((p, source));
                 kernels.len() - 1
             });
@@ -127,7 +127,7 @@ const BATCH: usize = 24;
 /// What is wrong with these kernels for an architecture.
 fn compile(nvrtc: &Nvrtc, batch: &[&(Program, Source)], arch: Arch) -> String {
     let mut faults = String::new();
-    let text: String = batch.iter().map(|(_, s)| s.text.as_str()).collect();
+    let text: String = batch.iter().map(|(p, _)| print(p, arch).unwrap().text).collect();
     let object = nvrtc.compile(&text, arch).unwrap_or_else(|e| panic!("{e}"));
     let sass = if batch.iter().any(|(p, _)| has_tensor_dot(p, &p.body)) {
         nvrtc.sass_counts(&object.cubin).expect("cuobjdump")

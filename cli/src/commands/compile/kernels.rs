@@ -66,7 +66,7 @@ pub(super) fn write(
 }
 
 fn by_nvrtc(p: &Program, arch: Arch) -> anyhow::Result<Kernel> {
-    let source = tile::cuda::print(p)?;
+    let source = tile::cuda::print(p, arch)?;
     let object = nvrtc::compile(&source, &p.name, arch)?;
     let sass = object
         .sass(&p.name)

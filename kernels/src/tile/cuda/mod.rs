@@ -20,6 +20,7 @@ mod reduce;
 mod shared;
 
 use super::{Program, TileError};
+use crate::cuda::Arch;
 
 /// What every printed source includes as `kfc.cuh`.
 pub const HEADER: &str = include_str!("kfc.cuh");
@@ -27,8 +28,10 @@ pub const HEADER: &str = include_str!("kfc.cuh");
 /// Shared memory that a kernel can have without asking for it at launch.
 const STATIC_SHARED: usize = 48 << 10;
 
-/// Shared memory of a block on the smallest of the devices that are compiled for (sm_80).
-const MOST_SHARED: usize = 163 << 10;
+/// Warps over rows and columns of a product's tile.
+pub(super) fn warp_grid(m: usize, n: usize, warps: usize) -> (usize, usize) {
+    layout::warp_grid(m, n, warps, false)
+}
 
 /// A printed kernel and how it is launched: with pointers to the program's buffers in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,10 +46,10 @@ pub struct Source {
     pub dynamic_shared: usize,
 }
 
-/// The source of a program.
+/// The source of a program for an architecture.
 ///
 /// # Errors
 /// If its tiles do not fit in shared memory.
-pub fn print(p: &Program) -> Result<Source, TileError> {
-    print::print(p)
+pub fn print(p: &Program, arch: Arch) -> Result<Source, TileError> {
+    print::print(p, arch)
 }

@@ -5,7 +5,8 @@ use super::express::{arguments, element, float, integer, type_name};
 use super::layout::Layout;
 use super::range::Ranges;
 use super::shared::{Place, Shared, Since};
-use super::{MOST_SHARED, STATIC_SHARED, Source};
+use super::{STATIC_SHARED, Source};
+use crate::cuda::Arch;
 use crate::tile::TileError;
 use crate::tile::ir::{Access, Carried, Elem, Inst, Param, Program, Stmt, Var};
 use std::collections::HashMap;
@@ -16,11 +17,12 @@ type Map = [Option<usize>];
 /// Most blocks along the second and third axis of a grid.
 const MOST_BLOCKS: usize = 65_535;
 
-pub(super) fn print(p: &Program) -> Result<Source, TileError> {
+pub(super) fn print(p: &Program, arch: Arch) -> Result<Source, TileError> {
     let plan = Plan::new(p);
     let uses = plan.uses();
     let mut printer = Printer {
         p,
+        arch,
         plan,
         uses,
         ranges: Ranges::of(p),
@@ -49,6 +51,7 @@ pub(super) struct Group {
 
 pub(super) struct Printer<'a> {
     pub p: &'a Program,
+    pub arch: Arch,
     pub plan: Plan<'a>,
     pub uses: Uses,
     ranges: Ranges,
@@ -67,8 +70,9 @@ impl<'a> Printer<'a> {
     fn finish(self) -> Result<Source, TileError> {
         let (p, threads) = (self.p, self.p.warps * 32);
         let (pointers, bytes) = self.shared.declarations(type_name);
-        if bytes > MOST_SHARED {
-            let message = format!("its tiles need {bytes} bytes of shared memory, above {MOST_SHARED}");
+        let most = self.arch.shared_memory();
+        if bytes > most {
+            let message = format!("its tiles need {bytes} bytes of shared memory, above {most}");
             return Err(TileError { program: p.name.clone(), message });
         }
         let is_flat = p.grid[1].max(p.grid[2]) > MOST_BLOCKS;
