@@ -10,7 +10,7 @@ use crate::calibration::Rates;
 use cudarc::driver::sys::CUdeviceptr;
 use kfc_graph::{DType, Op, Prim, TensorType};
 use kfc_kernels::tile::lower::Kernel;
-use kfc_kernels::tile::programs::{Arg, Emitted, emit};
+use kfc_kernels::tile::programs::{Arg, Emitted, Launch, emit};
 use std::sync::Arc;
 
 /// Runs before the clock starts, and runs of which the fastest counts: other programs only ever slow them.
@@ -29,66 +29,79 @@ const MOST: u64 = 1 << 26;
 /// Bytes of random operands that are repeated.
 const PATTERN: usize = 1 << 20;
 
+/// A primitive with its operands' types and its programs.
+struct Work {
+    inputs: [TensorType; 2],
+    output: TensorType,
+    emitted: Emitted,
+}
+
+impl Work {
+    fn new(prim: Prim, ty: TensorType) -> Result<Work, CudaError> {
+        let (inputs, output) = ([ty.clone(), ty.clone()], ty);
+        let emitted = emit(&Op::Prim(prim), &inputs, std::slice::from_ref(&output))
+            .map_err(|e| CudaError::Source(format!("measuring the device: {e}")))?;
+        Ok(Work { inputs, output, emitted })
+    }
+
+    fn kernels(&self) -> impl Iterator<Item = Kernel> {
+        self.emitted.launches.iter().map(|l| Kernel {
+            name: format!("{} of {}", l.program.name, self.output),
+            program: l.program.clone(),
+            launches: 1,
+        })
+    }
+}
+
 /// Measures a device.
 ///
 /// # Errors
 /// If kernels cannot be had, memory does not suffice, or the driver fails.
 pub(crate) fn measure(gpu: &Arc<Gpu>) -> Result<Rates, CudaError> {
-    let tiles = (TILES * gpu.info.processors.max(1) as usize).isqrt();
-    let n = TILE * tiles;
-    let product = |dtype: DType| {
-        let ty = TensorType::new(dtype, [n, n]);
-        best(gpu, Prim::MatMul { ta: false, tb: true, out: dtype }, &[ty.clone(), ty.clone()], &ty)
-    };
-    let flops = 2.0 * (n as f64).powi(3);
+    let n = TILE * (TILES * gpu.info.processors.max(1) as usize).isqrt();
     let elements = (gpu.free_memory()?.0 / SHARE / 12).clamp(1 << 10, MOST) as usize;
-    let long = TensorType::new(DType::F32, [elements]);
-    let sum = best(gpu, Prim::Add, &[long.clone(), long.clone()], &long)?;
-    Ok(Rates {
-        flops_f32: flops / product(DType::F32)?,
-        flops_16: flops / product(DType::Bf16)?,
-        bytes: 12.0 * elements as f64 / sum,
-    })
+    let product = |dtype: DType| {
+        Work::new(Prim::MatMul { ta: false, tb: true, out: dtype }, TensorType::new(dtype, [n, n]))
+    };
+    let sum = Work::new(Prim::Add, TensorType::new(DType::F32, [elements]))?;
+    let all = [product(DType::F32)?, product(DType::Bf16)?, sum];
+    let kernels: Vec<Kernel> = all.iter().flat_map(Work::kernels).collect();
+    let mut loaded = kernels::load(gpu, &kernels, None)?.into_iter();
+    let mut seconds = [0.0; 3];
+    for (work, seconds) in all.iter().zip(&mut seconds) {
+        let own: Vec<Loaded> = loaded.by_ref().take(work.emitted.launches.len()).collect();
+        *seconds = best(gpu, work, &own)?;
+    }
+    let flops = 2.0 * (n as f64).powi(3);
+    let bytes = 12.0 * elements as f64;
+    Ok(Rates { flops_f32: flops / seconds[0], flops_16: flops / seconds[1], bytes: bytes / seconds[2] })
 }
 
-/// Seconds of the fastest run of a primitive.
-fn best(gpu: &Arc<Gpu>, prim: Prim, inputs: &[TensorType], output: &TensorType) -> Result<f64, CudaError> {
-    let wrong = |e: &dyn std::fmt::Display| CudaError::Source(format!("measuring the device: {e}"));
-    let op = Op::Prim(prim);
-    let emitted = emit(&op, inputs, std::slice::from_ref(output)).map_err(|e| wrong(&e))?;
-    let kernel = |l: &kfc_kernels::tile::programs::Launch| Kernel {
-        name: format!("{} of {}", l.program.name, inputs[0]),
-        program: l.program.clone(),
-        launches: 1,
-    };
-    let loaded = kernels::load(gpu, &emitted.launches.iter().map(kernel).collect::<Vec<_>>(), None)?;
-    let places = Places::of(&emitted, inputs, output);
+/// Seconds of the fastest run.
+fn best(gpu: &Arc<Gpu>, work: &Work, loaded: &[Loaded]) -> Result<f64, CudaError> {
+    let places = Places::of(&work.emitted, &work.inputs, &work.output);
     let memory = DeviceBytes::new(gpu, places.bytes, "operands to measure the device with")?;
     let stream = Stream::new(gpu)?;
-    let operands = places.inputs.iter().zip(inputs);
+    let operands = places.inputs.iter().zip(&work.inputs);
     operands.clone().try_for_each(|(start, ty)| fill(gpu, &stream, memory.at + *start as u64, ty))?;
     let (before, after) = (Event::new(gpu)?, Event::new(gpu)?);
     let mut best = f64::INFINITY;
     for run in 0..WARM_UP + RUNS {
         stream.record(&before)?;
-        for (launch, kernel) in emitted.launches.iter().zip(&loaded) {
+        for (launch, kernel) in work.emitted.launches.iter().zip(loaded) {
             let args: Vec<CUdeviceptr> = places.args(launch, memory.at);
             // SAFETY: `places` gives each argument the bytes that the program was emitted for; memory lives until the stream is
             // waited for below.
             unsafe { kernel.launch(&stream, &args) }?;
         }
         stream.record(&after)?;
-        wait(&stream, &loaded)?;
+        let kernel = || loaded.first().map_or_else(String::new, |l| l.name.clone());
+        stream.wait().map_err(|e| CudaError::Kernel { kernel: kernel(), what: describe(e) })?;
         if run >= WARM_UP {
             best = best.min(after.ns_since(&before)? as f64 * 1e-9);
         }
     }
     Ok(best.max(1e-9))
-}
-
-fn wait(stream: &Stream, loaded: &[Loaded]) -> Result<(), CudaError> {
-    let kernel = || loaded.first().map_or_else(String::new, |l| l.name.clone());
-    stream.wait().map_err(|e| CudaError::Kernel { kernel: kernel(), what: describe(e) })
 }
 
 /// Where the buffers of a primitive begin in one allocation.
@@ -114,7 +127,7 @@ impl Places {
         Places { inputs, output, works: starts.iter().map(|s| work + s).collect(), bytes: end }
     }
 
-    fn args(&self, launch: &kfc_kernels::tile::programs::Launch, base: CUdeviceptr) -> Vec<CUdeviceptr> {
+    fn args(&self, launch: &Launch, base: CUdeviceptr) -> Vec<CUdeviceptr> {
         let starts = launch.starts.iter().zip(&launch.program.params).map(|(s, p)| s * p.elem.bytes());
         let at = |(arg, start): (&Arg, usize)| {
             let place = match *arg {
