@@ -181,6 +181,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     match what.as_str() {
         "calibrate" => {
             let mut calibration = Calibration::empty(Machine::this());
+            calibration.measure_rates()?;
             let steps = calibration.measure_job(&mut workload.trainer_of(&job)?, Duration::from_secs(4))?;
             calibration.save()?;
             println!("{}", json!({"steps": steps}));
