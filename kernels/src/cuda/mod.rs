@@ -44,6 +44,14 @@ impl Arch {
         }
     }
 
+    /// Bytes of shared memory that a block can have.
+    pub const fn shared_memory(self) -> usize {
+        match self {
+            Arch::Sm80 => 163 << 10,
+            Arch::Sm90a | Arch::Sm100a => 227 << 10,
+        }
+    }
+
     /// Its name, such as `sm_90a`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -74,5 +82,6 @@ impl FromStr for Arch {
 
 /// All that decides what comes out of compiling a source, but for the compiler's version: what a cache knows it by.
 pub fn cache_key(source: &cuda::Source, arch: Arch) -> String {
-    format!("cuda {arch}\n{}\n{}\n{}", nvrtc::OPTIONS.join(" "), cuda::HEADER, source.text)
+    let headers: String = cuda::HEADERS.iter().map(|(_, text)| *text).collect();
+    format!("cuda {arch}\n{}\n{headers}\n{}", nvrtc::OPTIONS.join(" "), source.text)
 }

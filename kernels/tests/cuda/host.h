@@ -90,6 +90,8 @@ struct fiber {
     state at = state::done;
     unsigned phase = 0;
     std::vector<copy> copies;
+    // Parts of shared memory that it wrote and did not say so to what reads asynchronously.
+    std::vector<std::pair<size_t, size_t>> written;
 };
 
 // What one lane shows to the others; of two phases, so that one is read while the next is written.
@@ -105,6 +107,11 @@ static unsigned current;
 static void (*kernel)(void **);
 static void **arguments;
 static unsigned char *shared_bytes;
+static size_t shared_size;
+// Shared memory as what reads it asynchronously sees it.
+static unsigned char *async_bytes;
+// Where shared memory begins for instructions that take its addresses.
+static constexpr unsigned SHARED_WINDOW = 1024;
 static const char *label = "";
 
 [[noreturn]] static void fail(const char *what) {
@@ -143,12 +150,26 @@ static inline void copy_later(void *to, const void *from, int bytes) {
     fibers[current].copies.push_back({to, from, bytes});
 }
 
+// A thread wrote here.
+static inline void wrote(const void *p, size_t n) {
+    const size_t at = (uintptr_t)p - (uintptr_t)shared_bytes;
+    if (!shared_bytes || at >= shared_size) return;
+    memset(async_bytes + at, 0xff, n);
+    fibers[current].written.push_back({at, n});
+}
+
+static inline void fence_shared() {
+    for (const auto &w : fibers[current].written) memcpy(async_bytes + w.first, shared_bytes + w.first, w.second);
+    fibers[current].written.clear();
+}
+
 static inline void copy_now() {
     for (const copy &c : fibers[current].copies) {
         if (c.from)
             memcpy(c.to, c.from, c.bytes);
         else
             memset(c.to, 0, c.bytes);
+        wrote(c.to, c.bytes);
     }
     fibers[current].copies.clear();
 }
@@ -159,15 +180,23 @@ static inline void check_aligned(const void *p, size_t n) {
 
 static unsigned char *shared_memory(size_t n) {
     if (!shared_bytes) {
-        shared_bytes = (unsigned char *)malloc(n);
+        shared_size = n;
+        if (posix_memalign((void **)&shared_bytes, 1024, n)) fail("no memory");
+        async_bytes = (unsigned char *)malloc(n);
         memset(shared_bytes, 0xff, n);
+        memset(async_bytes, 0xff, n);
     }
     return shared_bytes;
 }
 
+static void start_of_products();
+static void end_of_products();
+
 static void enter() {
     kernel(arguments);
     if (!fibers[current].copies.empty()) fail("copies are not waited for");
+    fibers[current].written.clear();
+    end_of_products();
     fibers[current].at = state::done;
     go(fibers[current].at_rest, scheduler);
 }
@@ -188,6 +217,7 @@ static void run_warp(unsigned w, bool descending) {
 }
 
 static void run_block(unsigned threads, bool descending) {
+    start_of_products();
     for (unsigned t = 0; t < threads; ++t) {
         fiber &f = fibers[t];
         f.stack.resize(STACK);
@@ -207,7 +237,8 @@ static void run_block(unsigned threads, bool descending) {
         for (unsigned t = 0; t < threads; ++t) fibers[t].at = state::ready;
     }
     free(shared_bytes);
-    shared_bytes = nullptr;
+    free(async_bytes);
+    shared_bytes = async_bytes = nullptr;
 }
 
 static float half_to_float(unsigned short h) {
@@ -223,6 +254,7 @@ static unsigned short float_to_half(float x) {
 }
 
 } // namespace kfc_host
+#include "hopper.h"
 
 static inline void __syncthreads() {
     kfc_host::wait(kfc_host::state::in_block);

@@ -3,7 +3,7 @@
 //! A tile is an array of registers in each thread; `assign` decides in which layout, `print` writes loops over the
 //! registers. Indices and masks are no tiles: they are computed from coordinates where they are used. Dots take their
 //! operands from shared memory and use tensor cores for 16-bit floats. Reductions have a fixed order, so results are the
-//! same bits each time. What is not plain C++ is behind the `kfc_` functions of [`HEADER`].
+//! same bits each time. What is not plain C++ is behind the `kfc_` functions of [`HEADERS`].
 //!
 //! Invariants: 16-bit floats and integers are exact; `f32` arithmetic may be contracted to fused multiply-adds, and `exp`
 //! and the like are accurate to 2 units in the last place. Buffers start at multiples of 16 bytes, and may overlap where
@@ -12,6 +12,7 @@
 mod assign;
 mod axis;
 mod express;
+mod hopper;
 mod layout;
 mod print;
 mod products;
@@ -20,20 +21,21 @@ mod reduce;
 mod shared;
 
 use super::{Program, TileError};
+use crate::cuda::Arch;
 
 /// What every printed source includes as `kfc.cuh`.
 pub const HEADER: &str = include_str!("kfc.cuh");
 
+/// What a printed source may include, by name.
+pub const HEADERS: [(&str, &str); 2] = [("kfc.cuh", HEADER), ("hopper.cuh", include_str!("hopper.cuh"))];
+
 /// Shared memory that a kernel can have without asking for it at launch.
 const STATIC_SHARED: usize = 48 << 10;
-
-/// Shared memory of a block on the smallest of the devices that are compiled for (sm_80).
-const MOST_SHARED: usize = 163 << 10;
 
 /// A printed kernel and how it is launched: with pointers to the program's buffers in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Source {
-    /// Its source, which includes [`HEADER`] as `kfc.cuh`; the kernel has the program's name.
+    /// Its source, which includes [`HEADERS`]; the kernel has the program's name.
     pub text: String,
     /// Blocks.
     pub grid: [usize; 3],
@@ -43,10 +45,11 @@ pub struct Source {
     pub dynamic_shared: usize,
 }
 
-/// The source of a program.
+/// The source of a program for an architecture. On Hopper, products of 16-bit tiles with rows for whole groups of four warps
+/// are `wgmma`; elsewhere, and of other tiles, `mma.sync`.
 ///
 /// # Errors
 /// If its tiles do not fit in shared memory.
-pub fn print(p: &Program) -> Result<Source, TileError> {
-    print::print(p)
+pub fn print(p: &Program, arch: Arch) -> Result<Source, TileError> {
+    print::print(p, arch)
 }

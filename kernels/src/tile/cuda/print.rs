@@ -5,7 +5,8 @@ use super::express::{arguments, element, float, integer, type_name};
 use super::layout::Layout;
 use super::range::Ranges;
 use super::shared::{Place, Shared, Since};
-use super::{MOST_SHARED, STATIC_SHARED, Source};
+use super::{STATIC_SHARED, Source};
+use crate::cuda::Arch;
 use crate::tile::TileError;
 use crate::tile::ir::{Access, Carried, Elem, Inst, Param, Program, Stmt, Var};
 use std::collections::HashMap;
@@ -16,11 +17,12 @@ type Map = [Option<usize>];
 /// Most blocks along the second and third axis of a grid.
 const MOST_BLOCKS: usize = 65_535;
 
-pub(super) fn print(p: &Program) -> Result<Source, TileError> {
-    let plan = Plan::new(p);
+pub(super) fn print(p: &Program, arch: Arch) -> Result<Source, TileError> {
+    let plan = Plan::new(p, arch);
     let uses = plan.uses();
     let mut printer = Printer {
         p,
+        arch,
         plan,
         uses,
         ranges: Ranges::of(p),
@@ -49,6 +51,7 @@ pub(super) struct Group {
 
 pub(super) struct Printer<'a> {
     pub p: &'a Program,
+    pub arch: Arch,
     pub plan: Plan<'a>,
     pub uses: Uses,
     ranges: Ranges,
@@ -67,8 +70,9 @@ impl<'a> Printer<'a> {
     fn finish(self) -> Result<Source, TileError> {
         let (p, threads) = (self.p, self.p.warps * 32);
         let (pointers, bytes) = self.shared.declarations(type_name);
-        if bytes > MOST_SHARED {
-            let message = format!("its tiles need {bytes} bytes of shared memory, above {MOST_SHARED}");
+        let most = self.arch.shared_memory();
+        if bytes > most {
+            let message = format!("its tiles need {bytes} bytes of shared memory, above {most}");
             return Err(TileError { program: p.name.clone(), message });
         }
         let is_flat = p.grid[1].max(p.grid[2]) > MOST_BLOCKS;
@@ -87,7 +91,11 @@ impl<'a> Printer<'a> {
         if dynamic_shared > 0 {
             t += &format!(", {dynamic_shared} bytes of shared memory");
         }
-        t += "\n#include \"kfc.cuh\"\n\n";
+        t += "\n#include \"kfc.cuh\"\n";
+        if self.plan.in_groups {
+            t += "#include \"hopper.cuh\"\n";
+        }
+        t.push('\n');
         let params: Vec<String> = p
             .params
             .iter()
@@ -110,8 +118,9 @@ impl<'a> Printer<'a> {
             t += "    const int pid0 = blockIdx.x, pid1 = blockIdx.y, pid2 = blockIdx.z;\n";
         }
         if bytes > 0 {
-            let shared = if dynamic_shared > 0 { "KFC_SHARED_AT_LAUNCH" } else { "KFC_SHARED" };
-            t += &format!("    {shared}({bytes});\n");
+            let tiles = if self.plan.in_groups { "_TILES" } else { "" };
+            let when = if dynamic_shared > 0 { "_AT_LAUNCH" } else { "" };
+            t += &format!("    KFC_SHARED{tiles}{when}({bytes});\n");
             pointers.iter().for_each(|line| t += &format!("    {line}\n"));
         }
         t += &self.text;
@@ -147,10 +156,14 @@ impl<'a> Printer<'a> {
         }
     }
 
-    pub(super) fn barrier(&mut self, needed: bool, copies: bool) {
+    /// `copies` and `tiles`: what threads did since the last barrier that others are to see.
+    pub(super) fn barrier(&mut self, needed: bool, copies: bool, tiles: bool) {
         if needed {
             if copies {
                 self.line("kfc_copy_wait();");
+            }
+            if tiles && self.plan.in_groups {
+                self.line("kfc_fence_shared();");
             }
             self.line("__syncthreads();");
         }
@@ -158,16 +171,16 @@ impl<'a> Printer<'a> {
 
     /// Threads are about to write to a place.
     pub(super) fn writes(&mut self, place: Place) {
-        let copies = self.shared.copies();
+        let (copies, tiles) = (self.shared.copies(), self.shared.tiles());
         let needed = self.shared.write(place);
-        self.barrier(needed, copies);
+        self.barrier(needed, copies, tiles);
     }
 
     /// Threads are about to read from a place.
     pub(super) fn reads(&mut self, place: Place) {
-        let copies = self.shared.copies();
+        let (copies, tiles) = (self.shared.copies(), self.shared.tiles());
         let needed = self.shared.read(place);
-        self.barrier(needed, copies);
+        self.barrier(needed, copies, tiles);
     }
 
     /// Ends the loop that is open.
@@ -467,9 +480,9 @@ impl<'a> Printer<'a> {
         let shared = (0..self.p.params.len()).map(Place::Buffer).zip(&self.p.params);
         if shared.filter(|(_, q)| alike(q)).any(|(place, _)| self.shared.since.was_read(place)) {
             self.flush();
-            let copies = self.shared.copies();
+            let (copies, tiles) = (self.shared.copies(), self.shared.tiles());
             self.shared.since = Since::default();
-            self.barrier(true, copies);
+            self.barrier(true, copies, tiles);
         }
     }
 

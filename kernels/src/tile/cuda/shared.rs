@@ -23,7 +23,12 @@ pub(super) struct Region {
     pub dims: [usize; 2],
     /// The axis along which elements are consecutive.
     pub fast: usize,
+    /// Bytes of its rows if they are swizzled (`kfc_swizzled`), for `wgmma`.
+    pub swizzle: Option<usize>,
 }
+
+/// Where swizzled tiles begin.
+const PATTERN: usize = 1024;
 
 impl Region {
     /// Distance of elements along the other axis: 16 bytes of padding keep 8 rows in different banks.
@@ -33,12 +38,19 @@ impl Region {
 
     /// Bytes, a multiple of 16.
     fn bytes(&self) -> usize {
+        if self.swizzle.is_some() {
+            return (self.dims[0] * self.dims[1] * self.elem.bytes()).next_multiple_of(PATTERN);
+        }
         self.pitch() * self.dims[1 - self.fast] * self.elem.bytes()
     }
 
     /// Index of element `(i, j)` in source.
     pub(super) fn index(&self) -> String {
         let pitch = self.pitch();
+        if let Some(bytes) = self.swizzle {
+            let [slow, fast] = if self.fast == 1 { ["i", "j"] } else { ["j", "i"] };
+            return format!("kfc_swizzled<{bytes}, {}>({slow}, {fast})", self.dims[1 - self.fast]);
+        }
         if self.fast == 1 { format!("i * {pitch} + j") } else { format!("j * {pitch} + i") }
     }
 }
@@ -116,6 +128,11 @@ impl Shared {
         self.since.copies = true;
     }
 
+    /// Whether tiles were written since the last barrier.
+    pub(super) fn tiles(&self) -> bool {
+        self.since.written.iter().any(|place| matches!(place, Place::Tile(_)))
+    }
+
     /// Whether copies are under way.
     pub(super) fn copies(&self) -> bool {
         self.since.copies
@@ -136,8 +153,12 @@ impl Shared {
             let (ty, pitch) = (name(r.elem), r.pitch());
             let [m, n] = if r.fast == 1 { r.dims } else { [r.dims[1], r.dims[0]] };
             let turned = if r.fast == 1 { "" } else { ", transposed" };
+            let rows = match r.swizzle {
+                Some(bytes) => format!("in swizzled rows of {bytes} bytes"),
+                None => format!("{pitch} apart"),
+            };
             lines.push(format!(
-                "{ty} *const s{} = reinterpret_cast<{ty} *>(shared + {at});  // {m} x {n}, {pitch} apart{turned}",
+                "{ty} *const s{} = reinterpret_cast<{ty} *>(shared + {at});  // {m} x {n}, {rows}{turned}",
                 v.index()
             ));
             at += r.bytes();

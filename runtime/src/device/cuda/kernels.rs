@@ -65,7 +65,7 @@ pub(super) fn load(
 
 fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<Found, CudaError> {
     let failed = |e: TileError| CudaError::Kernel { kernel: kernel.name.clone(), what: e.to_string() };
-    let source = cuda::print(&kernel.program).map_err(failed)?;
+    let source = cuda::print(&kernel.program, gpu.arch).map_err(failed)?;
     // A missing compiler is said as it is: it concerns no kernel.
     let object = nvrtc::compile(&source, &kernel.program.name, gpu.arch)
         .map_err(|e| CudaError::Source(e.to_string()))?;
