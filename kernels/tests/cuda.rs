@@ -20,7 +20,7 @@ use kfc_kernels::cuda::{Arch, Nvrtc};
 use kfc_kernels::tile::Program;
 use kfc_kernels::tile::cuda::{HEADERS, Source, print};
 use kfc_kernels::tile::ir::{Elem, Inst, Stmt};
-use kfc_kernels::tile::programs::Sizes;
+use kfc_kernels::tile::programs::{Sizes, emit};
 use kfc_ops::samples::fill;
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -155,6 +155,15 @@ fn toolchain() -> Option<PathBuf> {
         .find(|f| f.join("libnvrtc.so.13").exists())
 }
 
+/// Whether there is a dot.
+fn has_dot(statements: &[Stmt]) -> bool {
+    statements.iter().any(|s| match &s.inst {
+        Inst::Dot { .. } => true,
+        Inst::For { body, .. } => has_dot(body),
+        _ => false,
+    })
+}
+
 /// Whether a program multiplies 16-bit tiles.
 fn has_tensor_dot(p: &Program, statements: &[Stmt]) -> bool {
     statements.iter().any(|s| match &s.inst {
@@ -236,6 +245,66 @@ fn kernels_compile_without_spills() {
         "{} kernels compiled, {everywhere} for all their architectures, {hopper} with wgmma",
         kernels.len()
     );
+}
+
+/// What was learnt of the kernels of operations at the extents of a model.
+#[test]
+fn kernels_of_a_model_compile_without_spills() {
+    let Some(folder) = toolchain() else { return skip("no NVRTC; tools/gpu-toolchain.sh sets it up") };
+    let nvrtc = Nvrtc::load_from(Some(folder)).unwrap();
+    let mut programs: Vec<Program> = Vec::new();
+    for (op, types) in tile_cases::realistic() {
+        let emitted = emit(&op, &types, &op.infer(&types).unwrap()).unwrap();
+        let dots = emitted.launches.into_iter().map(|l| l.program).filter(|p| has_dot(&p.body));
+        for mut p in dots {
+            if programs.iter().all(|q| (&q.body, &q.params) != (&p.body, &p.params)) {
+                p.name = format!("{}_{}", p.name, programs.len());
+                programs.push(p);
+            }
+        }
+    }
+    let work = &|arch: Arch| {
+        let sources: Vec<Source> = programs.iter().map(|p| print(p, arch).unwrap()).collect();
+        let text: String = sources.iter().map(|s| s.text.as_str()).collect();
+        let object = nvrtc.compile(&text, arch).unwrap_or_else(|e| panic!("{e}"));
+        let sass = nvrtc.sass_counts(&object.cubin).expect("cuobjdump");
+        let (mut faults, mut table) = (object.warnings.join("\n"), String::new());
+        for (p, s) in programs.iter().zip(&sources) {
+            let r = object.reports.iter().find(|r| r.kernel == p.name).expect("a report");
+            let c = sass[&p.name];
+            let shared = r.shared_bytes + s.dynamic_shared;
+            let _ = writeln!(
+                table,
+                "{arch:<8} {:<24} {:>5} blocks of {:>3}: {:>3} registers, {shared:>6} bytes shared, {} stages, {:>5} \
+                 instructions, {:>3} HMMA, {:>3} HGMMA, {:>3} LDSM, {} spilled",
+                p.name,
+                s.grid.iter().product::<usize>(),
+                s.threads,
+                r.registers,
+                s.stages,
+                c.instructions,
+                c.hmma,
+                c.hgmma,
+                c.ldsm,
+                r.spill_bytes
+            );
+            let is_hopper = s.text.contains("hopper.cuh");
+            if (c.hgmma > 0) != is_hopper || is_hopper && c.hmma > 0 {
+                let _ = writeln!(faults, "{arch}: {} does not use the tensor cores it should: {c:?}", p.name);
+            }
+            if r.spill_bytes + r.stack_bytes > 0 || r.registers * s.threads > 1 << 16 {
+                let _ = writeln!(faults, "{arch}: {r:?}, {} threads", s.threads);
+            }
+        }
+        (faults, table)
+    };
+    let all: Vec<(String, String)> = std::thread::scope(|s| {
+        let threads: Vec<_> = Arch::ALL.map(|a| s.spawn(move || work(a))).into_iter().collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    all.iter().for_each(|(_, table)| eprint!("{table}"));
+    let faults: String = all.into_iter().map(|(faults, _)| faults).collect();
+    assert!(faults.is_empty(), "{faults}");
 }
 
 /// All kernels as one C++ program for the CPU.

@@ -99,12 +99,15 @@ impl Printer<'_> {
         let (left, turned) = sides[0];
         let k = self.p.ty(left).dims[usize::from(!turned)];
         let (gm, gn) = group_grid(m, n, self.p.warps);
-        let (left, right) = (left.index(), sides[1].0.index());
-        let arguments = arguments.join(", ");
+        let (right, arguments) = (self.tile(sides[1].0), arguments.join(", "));
         self.line(&if from_registers {
-            format!("kfc_dot_registers<{m}, {n}, {k}, {gm}, {arguments}>({name}, v{left}, s{right});")
+            format!(
+                "kfc_dot_registers<{m}, {n}, {k}, {gm}, {arguments}>({name}, v{}, {right});",
+                left.index()
+            )
         } else {
-            format!("kfc_dot_groups<{m}, {n}, {k}, {gm}, {gn}, {arguments}>({name}, s{left}, s{right});")
+            let left = self.tile(left);
+            format!("kfc_dot_groups<{m}, {n}, {k}, {gm}, {gn}, {arguments}>({name}, {left}, {right});")
         });
     }
 }

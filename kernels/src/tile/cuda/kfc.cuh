@@ -170,6 +170,13 @@ template <int BYTES> KFC_INLINE void kfc_copy_bytes(void *to, const void *from, 
 KFC_INLINE void kfc_copy_wait() {
     asm volatile("cp.async.wait_all;" ::: "memory");
 }
+// Makes the copies since the last call a group; waits for all groups but the last N.
+KFC_INLINE void kfc_copy_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int N> KFC_INLINE void kfc_copy_wait_but() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 #else
 template <int BYTES> KFC_INLINE void kfc_copy_bytes(void *to, const void *from, bool valid) {
     KFC_CHECK_ALIGNED(to, BYTES);
@@ -177,7 +184,14 @@ template <int BYTES> KFC_INLINE void kfc_copy_bytes(void *to, const void *from, 
     kfc_host::copy_later(to, valid ? from : nullptr, BYTES);
 }
 KFC_INLINE void kfc_copy_wait() {
-    kfc_host::copy_now();
+    kfc_host::copy_commit();
+    kfc_host::copy_wait(0);
+}
+KFC_INLINE void kfc_copy_commit() {
+    kfc_host::copy_commit();
+}
+template <int N> KFC_INLINE void kfc_copy_wait_but() {
+    kfc_host::copy_wait(N);
 }
 #endif
 // Elements of `base` at `index`; `base` itself stands in for those that there are not.

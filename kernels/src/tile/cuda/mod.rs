@@ -2,8 +2,9 @@
 //!
 //! A tile is an array of registers in each thread; `assign` decides in which layout, `print` writes loops over the
 //! registers. Indices and masks are no tiles: they are computed from coordinates where they are used. Dots take their
-//! operands from shared memory and use tensor cores for 16-bit floats. Reductions have a fixed order, so results are the
-//! same bits each time. What is not plain C++ is behind the `kfc_` functions of [`HEADERS`].
+//! operands from shared memory and use tensor cores for 16-bit floats; loops copy them some rounds ahead (`stages`).
+//! Reductions have a fixed order, so results are the same bits each time. What is not plain C++ is behind the `kfc_` functions
+//! of [`HEADERS`].
 //!
 //! Invariants: 16-bit floats and integers are exact; `f32` arithmetic may be contracted to fused multiply-adds, and `exp`
 //! and the like are accurate to 2 units in the last place. Buffers start at multiples of 16 bytes, and may overlap where
@@ -14,11 +15,13 @@ mod axis;
 mod express;
 mod hopper;
 mod layout;
+mod loops;
 mod print;
 mod products;
 mod range;
 mod reduce;
 mod shared;
+mod stages;
 
 use super::{Program, TileError};
 use crate::cuda::Arch;
@@ -32,6 +35,11 @@ pub const HEADERS: [(&str, &str); 2] = [("kfc.cuh", HEADER), ("hopper.cuh", incl
 /// Shared memory that a kernel can have without asking for it at launch.
 const STATIC_SHARED: usize = 48 << 10;
 
+/// Warps over rows and columns of a product's tile.
+pub(super) fn warp_grid(m: usize, n: usize, warps: usize) -> (usize, usize) {
+    layout::warp_grid(m, n, warps, false)
+}
+
 /// A printed kernel and how it is launched: with pointers to the program's buffers in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Source {
@@ -43,6 +51,8 @@ pub struct Source {
     pub threads: usize,
     /// Bytes of shared memory to ask for at launch.
     pub dynamic_shared: usize,
+    /// Slots of the rings that operands of dots go through; 1 without rings.
+    pub stages: usize,
 }
 
 /// The source of a program for an architecture. On Hopper, products of 16-bit tiles with rows for whole groups of four warps

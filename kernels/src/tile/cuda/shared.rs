@@ -25,6 +25,8 @@ pub(super) struct Region {
     pub fast: usize,
     /// Bytes of its rows if they are swizzled (`kfc_swizzled`), for `wgmma`.
     pub swizzle: Option<usize>,
+    /// How many such tiles there are, one after the other.
+    pub slots: usize,
 }
 
 /// Where swizzled tiles begin.
@@ -36,12 +38,16 @@ impl Region {
         self.dims[self.fast] + 16 / self.elem.bytes()
     }
 
-    /// Bytes, a multiple of 16.
-    fn bytes(&self) -> usize {
+    /// Elements of a slot: multiples of 16 bytes, or of what swizzling repeats after.
+    pub(super) fn elements(&self) -> usize {
         if self.swizzle.is_some() {
-            return (self.dims[0] * self.dims[1] * self.elem.bytes()).next_multiple_of(PATTERN);
+            return (self.dims[0] * self.dims[1]).next_multiple_of(PATTERN / self.elem.bytes());
         }
-        self.pitch() * self.dims[1 - self.fast] * self.elem.bytes()
+        self.pitch() * self.dims[1 - self.fast]
+    }
+
+    fn bytes(&self) -> usize {
+        self.elements() * self.elem.bytes() * self.slots
     }
 
     /// Index of element `(i, j)` in source.
@@ -65,6 +71,11 @@ pub(super) struct Since {
 }
 
 impl Since {
+    /// Says that the wait for copies is arranged for.
+    pub(super) fn settled(&mut self) {
+        self.copies = false;
+    }
+
     /// Says that threads read what none of them has written here.
     pub(super) fn reads(&mut self, place: Place) {
         if !self.read.contains(&place) {
@@ -153,12 +164,13 @@ impl Shared {
             let (ty, pitch) = (name(r.elem), r.pitch());
             let [m, n] = if r.fast == 1 { r.dims } else { [r.dims[1], r.dims[0]] };
             let turned = if r.fast == 1 { "" } else { ", transposed" };
+            let slots = if r.slots == 1 { String::new() } else { format!("{} of ", r.slots) };
             let rows = match r.swizzle {
                 Some(bytes) => format!("in swizzled rows of {bytes} bytes"),
                 None => format!("{pitch} apart"),
             };
             lines.push(format!(
-                "{ty} *const s{} = reinterpret_cast<{ty} *>(shared + {at});  // {m} x {n}, {rows}{turned}",
+                "{ty} *const s{} = reinterpret_cast<{ty} *>(shared + {at});  // {slots}{m} x {n}, {rows}{turned}",
                 v.index()
             ));
             at += r.bytes();

@@ -89,7 +89,8 @@ impl Folder {
         let text = match self.is_triton {
             true => triton::print(&kernel.program),
             false => {
-                cuda::print(&kernel.program, self.arch).map_err(|e| CudaError::Source(e.to_string()))?.text
+                let source = cuda::print(&kernel.program, self.arch);
+                source.map_err(|e| CudaError::Source(e.to_string()))?.text
             }
         };
         let (about, file) =
