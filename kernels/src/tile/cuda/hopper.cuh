@@ -69,12 +69,17 @@ template <int N> KFC_INLINE void kfc_wgmma_begin(float *sums) {
     kfc_host::wgmma_fence();
 #endif
 }
-template <int N> KFC_INLINE void kfc_wgmma_wait(float *sums) {
+KFC_INLINE void kfc_wgmma_commit() {
 #ifndef KFC_HOST
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #else
     kfc_host::wgmma_commit();
+#endif
+}
+template <int N> KFC_INLINE void kfc_wgmma_wait(float *sums) {
+#ifndef KFC_HOST
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#else
     kfc_host::wgmma_wait(0);
 #endif
     kfc_keep<N>(sums);
@@ -149,7 +154,7 @@ KFC_INLINE unsigned long long kfc_operand(const T *tile, int at, int k) {
     return kfc_descriptor<BYTES>(panel, FAST_K ? 16 : SLOW * BYTES, 8 * BYTES);
 }
 
-// acc += a · b for [M, K] and [K, N] in shared memory, GM x GN groups of four warps over rows and columns; a fast k as for
+// Begins acc += a · b, which ends with kfc_wgmma_wait, for [M, K] and [K, N] in shared memory, GM x GN groups of four warps over rows and columns; a fast k as for
 // kfc_dot. Registers: tile row (of 64) · columns of a group / 2 + register of kfc_wgmma.
 template <int M, int N, int K, int GM, int GN, bool A_FAST_K, int A_BYTES, int A_SLOW, bool B_FAST_K, int B_BYTES, int B_SLOW,
           typename T>
@@ -166,9 +171,9 @@ KFC_INLINE void kfc_dot_groups(float *acc, const T *a, const T *b) {
             kfc_wgmma<!A_FAST_K, !B_FAST_K>(acc + i * NI / 2, x, y, kfc_columns<NI>{}, T{});
         }
     }
-    kfc_wgmma_wait<MT * NI / 2>(acc);
+    kfc_wgmma_commit();
 }
-// The same for a in registers, which hold what a result of [M, K] in GM groups would be.
+// The same for a in registers, and to its end: they hold what a result of [M, K] in GM groups would be.
 template <int M, int N, int K, int GM, bool B_FAST_K, int B_BYTES, int B_SLOW, typename T>
 KFC_INLINE void kfc_dot_registers(float *acc, const T *a, const T *b) {
     constexpr int MT = M / 64 / GM;
@@ -188,5 +193,6 @@ KFC_INLINE void kfc_dot_registers(float *acc, const T *a, const T *b) {
 #pragma unroll
         for (int i = 0; i < MT; ++i) kfc_wgmma<!B_FAST_K>(acc + i * N / 2, x[i][k / 16], y, kfc_columns<N>{}, T{});
     }
+    kfc_wgmma_commit();
     kfc_wgmma_wait<MT * N / 2>(acc);
 }

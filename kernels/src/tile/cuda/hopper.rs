@@ -100,14 +100,17 @@ impl Printer<'_> {
         let k = self.p.ty(left).dims[usize::from(!turned)];
         let (gm, gn) = group_grid(m, n, self.p.warps);
         let (right, arguments) = (self.tile(sides[1].0), arguments.join(", "));
-        self.line(&if from_registers {
-            format!(
-                "kfc_dot_registers<{m}, {n}, {k}, {gm}, {arguments}>({name}, v{}, {right});",
-                left.index()
-            )
-        } else {
-            let left = self.tile(left);
-            format!("kfc_dot_groups<{m}, {n}, {k}, {gm}, {gn}, {arguments}>({name}, {left}, {right});")
-        });
+        if from_registers {
+            let left = left.index();
+            return self.line(&format!(
+                "kfc_dot_registers<{m}, {n}, {k}, {gm}, {arguments}>({name}, v{left}, {right});"
+            ));
+        }
+        let left = self.tile(left);
+        self.line(&format!(
+            "kfc_dot_groups<{m}, {n}, {k}, {gm}, {gn}, {arguments}>({name}, {left}, {right});"
+        ));
+        self.refill();
+        self.line(&format!("kfc_wgmma_wait<{}>({name});", self.plan.layout(r).registers()));
     }
 }

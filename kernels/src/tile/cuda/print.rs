@@ -5,7 +5,7 @@ use super::express::{arguments, element, float, integer, type_name};
 use super::layout::Layout;
 use super::range::Ranges;
 use super::shared::{Place, Shared};
-use super::stages::Copy;
+use super::stages::{Copy, Ring};
 use super::{STATIC_SHARED, Source};
 use crate::cuda::Arch;
 use crate::tile::TileError;
@@ -40,6 +40,7 @@ fn print_staged(p: &Program, arch: Arch, stages: usize) -> Result<Source, TileEr
         arch,
         stages,
         rings: HashMap::new(),
+        due: None,
         plan,
         uses,
         ranges: Ranges::of(p),
@@ -73,6 +74,8 @@ pub(super) struct Printer<'a> {
     pub stages: usize,
     /// Values that are in rings, and the name of the slot that is read.
     pub rings: HashMap<Var, String>,
+    /// What is to be copied ahead in this round and is not yet on its way.
+    pub due: Option<Ring<'a>>,
     pub plan: Plan<'a>,
     pub uses: Uses,
     ranges: Ranges,
