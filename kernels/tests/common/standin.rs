@@ -64,7 +64,7 @@ impl Standin {
             std::fs::read_dir(&kernels).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<String> = files.filter_map(|n| n.strip_suffix(".cu").map(String::from)).collect();
         names.sort();
-        let mut source = String::from("#include \"host.h\"\n#include \"kfc.cuh\"\n");
+        let mut source = String::from("#include \"host.h\"\n#include \"hopper.cuh\"\n");
         let (mut calls, mut labels, mut parameters) = (String::new(), String::new(), String::new());
         for (i, name) in names.iter().enumerate() {
             let about = json(&kernels.join(format!("{name}.json")));
