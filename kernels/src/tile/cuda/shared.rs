@@ -33,9 +33,14 @@ pub(super) struct Region {
 const PATTERN: usize = 1024;
 
 impl Region {
-    /// Distance of elements along the other axis: 16 bytes of padding keep 8 rows in different banks.
+    /// Whether pieces of 16 bytes change places instead of rows being padded (`kfc_swizzle`).
+    fn is_exchanged(&self) -> bool {
+        self.elem.bytes() == 2
+    }
+
+    /// Distance of elements along the other axis: 16 bytes of padding keep 8 rows in different banks, where nothing else does.
     pub(super) fn pitch(&self) -> usize {
-        self.dims[self.fast] + 16 / self.elem.bytes()
+        self.dims[self.fast] + if self.is_exchanged() { 0 } else { 16 / self.elem.bytes() }
     }
 
     /// Elements of a slot: multiples of 16 bytes, or of what swizzling repeats after.
@@ -53,11 +58,14 @@ impl Region {
     /// Index of element `(i, j)` in source.
     pub(super) fn index(&self) -> String {
         let pitch = self.pitch();
+        let (row, column) = if self.fast == 1 { ("i", "j") } else { ("j", "i") };
         if let Some(bytes) = self.swizzle {
-            let [slow, fast] = if self.fast == 1 { ["i", "j"] } else { ["j", "i"] };
-            return format!("kfc_swizzled<{bytes}, {}>({slow}, {fast})", self.dims[1 - self.fast]);
+            format!("kfc_swizzled<{bytes}, {}>({row}, {column})", self.dims[1 - self.fast])
+        } else if self.is_exchanged() {
+            format!("kfc_swizzle<{pitch}>({row}, {column})")
+        } else {
+            format!("{row} * {pitch} + {column}")
         }
-        if self.fast == 1 { format!("i * {pitch} + j") } else { format!("j * {pitch} + i") }
     }
 }
 
