@@ -4,7 +4,9 @@
 //! - `kernels`: binaries of a plan's kernels, compiled, cached or from a folder, and loaded;
 //! - `memory`: one plain allocation for all tensors and the arena, filled from the host through page-locked buffers;
 //! - `bound`: a plan bound to it, run kernel by kernel at first and then as one graph;
+//! - `limits`: what a device does at best, from what its driver says;
 //! - `programs`: tile programs alone, for checks;
+//! - `rates`: how fast a device multiplies and streams, with our kernels;
 //! - `folder`: kernels that `kfc compile --emit` wrote.
 //!
 //! Invariants: a step allocates nothing; everything runs in one stream, in the plan's order, so that results are the same
@@ -15,16 +17,19 @@ mod driver;
 mod error;
 mod folder;
 mod kernels;
+mod limits;
 mod memory;
 mod programs;
+mod rates;
 
 pub use bound::CudaPlan;
-pub use driver::{Gpu, Info, devices, start};
+pub use driver::{Gpu, Info, describe_one, devices, start};
 pub use error::CudaError;
 pub use folder::source_hash;
 pub(crate) use memory::ALIGN;
 pub use memory::CudaMemory;
 pub use programs::Programs;
+pub(crate) use rates::measure as measure_rates;
 
 use crate::accounting::Account;
 use crate::error::Result;
