@@ -438,7 +438,7 @@ fn kernels_compute_the_same_on_a_cpu() {
 }
 
 /// `y = x·wᵀ + bias` of several tiles and rounds, cut in these ways: kernels and a launch of each.
-fn products(x: DType, arch: Arch, cuts: &[Tiling]) -> (Vec<Kernel>, Vec<Case>) {
+fn products(x: DType, cuts: &[Tiling], arch: Arch) -> (Vec<Kernel>, Vec<Case>) {
     let (m, n, k) = (80, 160, 200);
     let types = [[m, k].as_slice(), &[n, k], &[n]].map(|dims| TensorType::new(x, dims));
     let data: Vec<Vec<f64>> = (types.iter().enumerate())
@@ -472,25 +472,19 @@ fn every_tiling_gives_the_same_bits() {
     if !has_compiler() {
         return;
     }
-    let cut = |m, n, k, warps, stages| Tiling { m, n, k, warps, stages };
-    let large = [
-        cut(64, 64, 32, 4, 2),
-        cut(64, 64, 64, 4, 3),
-        cut(128, 64, 32, 4, 4),
-        cut(64, 128, 64, 8, 2),
-        cut(128, 128, 64, 8, 3),
-        cut(128, 256, 32, 8, 1),
-    ];
-    for (x, arch) in [(DType::F32, Arch::Sm80), (DType::Bf16, Arch::Sm80), (DType::Bf16, Arch::Sm90a)] {
+    let archs = [(DType::F32, Arch::Sm80), (DType::Bf16, Arch::Sm80), (DType::Bf16, Arch::Sm90a)];
+    for (x, arch) in archs {
         let shape = Shape { kernel: "linear".into(), m: 80, n: 160, k: 200, elem: x.into() };
-        let all = candidates(&shape, arch);
-        let mut cuts: Vec<Tiling> = all.iter().step_by(all.len().div_ceil(12)).copied().collect();
-        cuts.extend((1..=5).map(|stages| Tiling { stages, ..all[0] }));
+        let mut all = candidates(&shape, arch);
         if arch == Arch::Sm90a {
-            // Tiles of fewer rows are not for the instruction of four warps.
-            cuts = large.to_vec();
+            // Its built-in tiling has too few rows for instructions of four warps: those that have enough.
+            let tall = Shape { m: 1 << 20, ..shape };
+            all = candidates(&tall, arch).into_iter().filter(|t| t.m <= 128 && t.n <= 256).collect();
         }
-        let (kernels, cases) = products(x, arch, &cuts);
+        let mut cuts: Vec<Tiling> = all.iter().step_by(all.len().div_ceil(12)).copied().collect();
+        cuts.extend((2..=5).map(|stages| Tiling { stages, ..all[0] }));
+        cuts.push(Tiling { stages: 1, ..all[0] });
+        let (kernels, cases) = products(x, &cuts, arch);
         let host = Host::new(&format!("cuda-tilings-{x:?}-{arch}"), &kernels);
         for (order, results) in host.run(&kernels, &cases) {
             let results = results.unwrap_or_else(|e| panic!("{order}: {e}"));
@@ -504,36 +498,64 @@ fn every_tiling_gives_the_same_bits() {
     }
 }
 
+/// Whether each of these changes of a source makes a product go wrong, and the source as it is does not. A change is what is
+/// replaced by what.
+fn is_seen(name: &str, arch: Arch, cut: Tiling, changes: &[(String, String)]) {
+    let (mut kernels, cases) = products(DType::Bf16, &vec![cut; changes.len() + 1], arch);
+    for (k, (from, to)) in kernels[1..].iter_mut().zip(changes) {
+        assert!(k.source.text.contains(from), "{from}\n{}", k.source.text);
+        k.source.text = k.source.text.replace(from, to);
+    }
+    let host = Host::new(name, &kernels);
+    for (i, case) in cases.iter().enumerate() {
+        let runs = host.run(&kernels, std::slice::from_ref(case));
+        let is_right = runs.into_iter().all(|(_, results)| {
+            results.is_ok_and(|r| differences(&kernels, std::slice::from_ref(case), &r).is_empty())
+        });
+        assert_eq!(is_right, i == 0, "change {i}");
+    }
+}
+
+/// Name of the slot that a kernel reads, and what fills another one.
+fn slots(cut: Tiling, arch: Arch) -> (String, String) {
+    let text = products(DType::Bf16, &[cut], arch).0.remove(0).source.text;
+    let start = text.find("int slot").unwrap() + 4;
+    let slot = text[start..].split(' ').next().unwrap().to_string();
+    (format!("{slot} == 0 ? 2 : {slot} - 1;\n"), format!("{slot};\n"))
+}
+
 #[test]
 fn a_wait_or_barrier_that_is_missing_is_seen() {
     if !has_compiler() {
         return;
     }
     let cut = Tiling { m: 64, n: 64, k: 32, warps: 4, stages: 3 };
-    let (mut kernels, cases) = products(DType::Bf16, Arch::Sm80, &[cut; 4]);
-    let edit = |source: &mut Source, from: &str, to: &str| {
-        assert!(source.text.contains(from), "{from}\n{}", source.text);
-        source.text = source.text.replace(from, to);
-    };
-    let slot = {
-        let text = &kernels[0].source.text;
-        let start = text.find("int slot").unwrap() + 4;
-        text[start..].split(' ').next().unwrap().to_string()
-    };
-    edit(&mut kernels[1].source, "kfc_copy_wait_but<1>();", "kfc_copy_wait_but<2>();");
-    edit(
-        &mut kernels[2].source,
-        "kfc_copy_wait_but<1>();\n        __syncthreads();",
-        "kfc_copy_wait_but<1>();",
-    );
-    // The slot that is read is filled, before all have read it.
-    edit(&mut kernels[3].source, &format!("{slot} == 0 ? 2 : {slot} - 1;\n"), &format!("{slot};\n"));
-    let host = Host::new("cuda-missing", &kernels);
-    for (i, case) in cases.iter().enumerate() {
-        let runs = host.run(&kernels, std::slice::from_ref(case));
-        let is_right = runs.into_iter().all(|(_, results)| {
-            results.is_ok_and(|r| differences(&kernels, std::slice::from_ref(case), &r).is_empty())
-        });
-        assert_eq!(is_right, i == 0, "edit {i}");
+    let changes = [
+        ("kfc_copy_wait_but<1>();".into(), "kfc_copy_wait_but<2>();".into()),
+        ("kfc_copy_wait_but<1>();\n        __syncthreads();".into(), "kfc_copy_wait_but<1>();".into()),
+        // The slot that is read is filled, before all have read it.
+        slots(cut, Arch::Sm80),
+    ];
+    is_seen("cuda-missing", Arch::Sm80, cut, &changes);
+}
+
+#[test]
+fn what_is_wrong_with_products_of_four_warps_is_seen() {
+    if !has_compiler() {
+        return;
     }
+    let cut = Tiling { m: 128, n: 64, k: 64, warps: 8, stages: 3 };
+    let changes = [
+        ("kfc_copy_wait_but<1>();", "kfc_copy_wait_but<2>();"),
+        ("kfc_fence_shared();\n        __syncthreads();", "kfc_fence_shared();"),
+        ("kfc_fence_shared();", ""),
+        ("kfc_wgmma_wait<32>(v", "kfc_keep<32>(v"),
+        // Rows swizzled in another way than the descriptors say, and descriptors that say so.
+        ("kfc_swizzled<128, 128>", "kfc_swizzled<64, 128>"),
+        ("true, 128, 128, true, 128, 64>", "true, 128, 128, true, 64, 64>"),
+        ("true, 128, 128, true, 128, 64>", "true, 128, 128, false, 128, 64>"),
+    ];
+    let mut changes = changes.map(|(from, to)| (from.to_string(), to.to_string())).to_vec();
+    changes.push(slots(cut, Arch::Sm90a));
+    is_seen("cuda-groups", Arch::Sm90a, cut, &changes);
 }

@@ -26,11 +26,9 @@ mod stages;
 use super::{Program, TileError};
 use crate::cuda::Arch;
 
-/// What every printed source includes as `kfc.cuh`.
-pub const HEADER: &str = include_str!("kfc.cuh");
-
-/// What a printed source may include, by name.
-pub const HEADERS: [(&str, &str); 2] = [("kfc.cuh", HEADER), ("hopper.cuh", include_str!("hopper.cuh"))];
+/// What a printed source may include, by name: every one the first, those of Hopper both.
+pub const HEADERS: [(&str, &str); 2] =
+    [("kfc.cuh", include_str!("kfc.cuh")), ("hopper.cuh", include_str!("hopper.cuh"))];
 
 /// Shared memory that a kernel can have without asking for it at launch.
 const STATIC_SHARED: usize = 48 << 10;

@@ -34,13 +34,13 @@ const PATTERN: usize = 1024;
 
 impl Region {
     /// Whether pieces of 16 bytes change places instead of rows being padded (`kfc_swizzle`).
-    fn is_swizzled(&self) -> bool {
-        self.swizzle.is_none() && self.elem.bytes() == 2
+    fn is_exchanged(&self) -> bool {
+        self.elem.bytes() == 2
     }
 
     /// Distance of elements along the other axis: 16 bytes of padding keep 8 rows in different banks, where nothing else does.
     pub(super) fn pitch(&self) -> usize {
-        self.dims[self.fast] + if self.is_swizzled() { 0 } else { 16 / self.elem.bytes() }
+        self.dims[self.fast] + if self.is_exchanged() { 0 } else { 16 / self.elem.bytes() }
     }
 
     /// Elements of a slot: multiples of 16 bytes, or of what swizzling repeats after.
@@ -58,12 +58,10 @@ impl Region {
     /// Index of element `(i, j)` in source.
     pub(super) fn index(&self) -> String {
         let pitch = self.pitch();
-        if let Some(bytes) = self.swizzle {
-            let [slow, fast] = if self.fast == 1 { ["i", "j"] } else { ["j", "i"] };
-            return format!("kfc_swizzled<{bytes}, {}>({slow}, {fast})", self.dims[1 - self.fast]);
-        }
         let (row, column) = if self.fast == 1 { ("i", "j") } else { ("j", "i") };
-        if self.is_swizzled() {
+        if let Some(bytes) = self.swizzle {
+            format!("kfc_swizzled<{bytes}, {}>({row}, {column})", self.dims[1 - self.fast])
+        } else if self.is_exchanged() {
             format!("kfc_swizzle<{pitch}>({row}, {column})")
         } else {
             format!("{row} * {pitch} + {column}")
