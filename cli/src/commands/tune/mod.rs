@@ -6,6 +6,8 @@ mod search;
 use crate::args::{Global, TuneArgs};
 use crate::error::Outcome;
 use kfc_runtime::config::JobConfig;
+use kfc_runtime::device::Device;
+use kfc_runtime::exec::Copies;
 use kfc_runtime::models::Model;
 use kfc_runtime::train::{Trainer, data};
 
@@ -25,7 +27,15 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
 /// # Errors
 /// If the job is wrong or does not fit.
 pub(crate) fn trainer(job: &JobConfig) -> anyhow::Result<Trainer> {
+    trainer_with(job, Copies::AsTuned)
+}
+
+/// [`trainer`] with transposed copies of weights.
+///
+/// # Errors
+/// As there.
+pub(crate) fn trainer_with(job: &JobConfig, copies: Copies) -> anyhow::Result<Trainer> {
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let rows = data::load(job, &model.config)?;
-    Ok(Trainer::new(job, data::loader(job, rows)?)?)
+    Ok(Trainer::with_copies(&Device::Cpu, job, data::loader(job, rows)?, copies)?)
 }
