@@ -7,6 +7,7 @@ use crate::args::{Global, TuneArgs};
 use crate::error::Outcome;
 use kfc_runtime::config::JobConfig;
 use kfc_runtime::device::Device;
+use kfc_runtime::exec::Copies;
 use kfc_runtime::models::Model;
 use kfc_runtime::train::{Trainer, data};
 
@@ -26,15 +27,15 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
 /// # Errors
 /// If the job is wrong or does not fit.
 pub(crate) fn trainer(job: &JobConfig) -> anyhow::Result<Trainer> {
-    trainer_on(&Device::Cpu, job)
+    trainer_with(&Device::Cpu, job, Copies::AsTuned)
 }
 
-/// [`trainer`] on a device.
+/// [`trainer`] on a device, and with transposed copies of weights.
 ///
 /// # Errors
 /// As [`trainer`]; and if the device is missing or its kernels cannot be had.
-pub(super) fn trainer_on(device: &Device, job: &JobConfig) -> anyhow::Result<Trainer> {
+pub(crate) fn trainer_with(device: &Device, job: &JobConfig, copies: Copies) -> anyhow::Result<Trainer> {
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let rows = data::load(job, &model.config)?;
-    Ok(Trainer::on(device, job, data::loader(job, rows)?)?)
+    Ok(Trainer::with_copies(device, job, data::loader(job, rows)?, copies)?)
 }
