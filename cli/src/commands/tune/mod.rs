@@ -22,18 +22,10 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
     }
 }
 
-/// A trainer at the first step of a job, whose steps nobody keeps.
+/// A job's trainer, as `kfc train` has it before its first step, with transposed copies of weights; nothing is written.
 ///
 /// # Errors
-/// If the job is wrong or does not fit.
-pub(crate) fn trainer(job: &JobConfig) -> anyhow::Result<Trainer> {
-    trainer_with(&Device::Cpu, job, Copies::AsTuned)
-}
-
-/// [`trainer`] on a device, and with transposed copies of weights.
-///
-/// # Errors
-/// As [`trainer`]; and if the device is missing or its kernels cannot be had.
+/// If the job is wrong or does not fit, or the device is missing or its kernels cannot be had.
 pub(crate) fn trainer_with(device: &Device, job: &JobConfig, copies: Copies) -> anyhow::Result<Trainer> {
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let rows = data::load(job, &model.config)?;
