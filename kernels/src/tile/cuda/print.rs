@@ -20,23 +20,28 @@ const MOST_BLOCKS: usize = 65_535;
 
 /// Prints with as many stages as the program wants and there is shared memory for on all devices of the architecture.
 pub(super) fn print(p: &Program, arch: Arch) -> Result<Source, TileError> {
-    for stages in (2..=p.stages).rev() {
-        if let Ok(source) = print_staged(p, arch, stages)
-            && source.dynamic_shared <= arch.usual_shared_memory()
+    let most = arch.usual_shared_memory();
+    for (stages, all_loads) in
+        [true, false].into_iter().flat_map(|all| (2..=p.stages).rev().map(move |s| (s, all)))
+    {
+        if let Ok(source) = print_staged(p, arch, stages, all_loads)
+            && source.dynamic_shared <= most
         {
             return Ok(source);
         }
     }
-    print_staged(p, arch, 1)
+    print_staged(p, arch, 1, false)
 }
 
-fn print_staged(p: &Program, arch: Arch, stages: usize) -> Result<Source, TileError> {
+/// `all_loads`: also those that go through registers are copied ahead.
+fn print_staged(p: &Program, arch: Arch, stages: usize, all_loads: bool) -> Result<Source, TileError> {
     let plan = Plan::new(p, arch);
     let uses = plan.uses();
     let mut printer = Printer {
         p,
         arch,
         stages,
+        all_loads,
         rings: HashMap::new(),
         most_stages: 1,
         due: None,
@@ -71,6 +76,8 @@ pub(super) struct Printer<'a> {
     pub arch: Arch,
     /// Slots of rings; no rings if it is 1.
     pub stages: usize,
+    /// Loads that go through registers are in rings too.
+    pub all_loads: bool,
     /// Values that are in rings, and the name of the slot that is read.
     pub rings: HashMap<Var, String>,
     /// Slots of the largest ring.

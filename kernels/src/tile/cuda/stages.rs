@@ -132,7 +132,8 @@ impl<'a> Printer<'a> {
         for s in body {
             let (Inst::Load { param, index, mask }, Some(result)) = (&s.inst, s.result) else { continue };
             let is_copied = self.is_copied(result);
-            let is_own = !is_copied && self.p.ty(result).dims.len() == 2 && self.is_asynchronous(s);
+            let is_own =
+                self.all_loads && !is_copied && self.p.ty(result).dims.len() == 2 && self.is_asynchronous(s);
             let is_read = self.p.params[*param].access == Access::Read;
             let mut needed = scalars.clone();
             if (is_copied || is_own && self.plan.layout(result).replicas() == 0)
