@@ -202,6 +202,7 @@ API cuDeviceGetAttribute(int *value, int attribute, int) {
     switch (attribute) {
     case 75: *value = capability / 10; return SUCCESS;
     case 76: *value = capability % 10; return SUCCESS;
+    case 13: *value = 1000000; return SUCCESS;
     case 16: *value = 132; return SUCCESS;
     case 97: *value = (int)number("shared", 232448); return SUCCESS;
     default: return INVALID_VALUE;

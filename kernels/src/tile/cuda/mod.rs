@@ -19,6 +19,8 @@ mod range;
 mod reduce;
 mod shared;
 
+pub use express::type_name;
+
 use super::{Program, TileError};
 
 /// What every printed source includes as `kfc.cuh`.

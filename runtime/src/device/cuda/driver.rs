@@ -140,6 +140,14 @@ impl Gpu {
         unsafe { result::ctx::set_current(self.context) }.doing("entering the context")
     }
 
+    /// Its highest clock, cycles a second; `None` if the driver does not say.
+    pub(super) fn clock(&self) -> Option<f64> {
+        let attribute = Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE;
+        // SAFETY: the device comes from the driver.
+        let khz = unsafe { result::device::get_attribute(self.device, attribute) }.ok()?;
+        (khz > 0).then(|| f64::from(khz) * 1e3)
+    }
+
     /// Bytes that are free, and all.
     fn free_memory(&self) -> Result<(u64, u64)> {
         let (free, total) = result::mem_get_info().doing("asking for free memory")?;

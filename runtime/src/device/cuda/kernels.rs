@@ -3,11 +3,15 @@
 use super::CudaError;
 use super::driver::{Function, Gpu, LaunchShape, Stream};
 use super::folder::{Folder, Found};
+use crate::edited::{self, Edit};
+use crate::error::RunError;
 use crate::nvrtc;
+use crate::triton::Compiler;
 use cudarc::driver::sys::CUdeviceptr;
 use kfc_kernels::tile::lower::Kernel;
 use kfc_kernels::tile::{TileError, cuda};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +23,8 @@ pub(super) struct Loaded {
     hidden: usize,
     /// What messages call it.
     pub(super) name: String,
+    /// Where it comes from, if people wrote it.
+    pub(super) edited: Option<String>,
 }
 
 /// Most parameters of a kernel: a launch carries 4 KiB of them.
@@ -45,7 +51,8 @@ impl Loaded {
     }
 }
 
-/// Loads kernels: from `folder`, or else compiled here, several at a time, or found in the cache.
+/// Loads kernels: those of `edits` from their files; the others from `folder`, or else compiled here, several at a time, or
+/// found in the cache.
 ///
 /// # Errors
 /// If one is not in the folder, cannot be compiled, or does not fit the device.
@@ -53,14 +60,24 @@ pub(super) fn load(
     gpu: &Arc<Gpu>,
     kernels: &[Kernel],
     folder: Option<&Path>,
-) -> Result<Vec<Loaded>, CudaError> {
+    edits: &[Edit],
+) -> Result<Vec<Loaded>, RunError> {
+    let sources = edited::read(edits, kernels)?;
+    let mut compiler = Compiler::new(None);
+    let mut edited: BTreeMap<usize, Found> = BTreeMap::new();
+    for source in &sources {
+        let compiled = source.compile(&kernels[source.kernel].program, gpu.arch, &mut compiler)?;
+        edited.insert(source.kernel, Found::of_edit(compiled, source.edit.to_string()));
+    }
     let folder = folder.map(|path| Folder::open(path, gpu.arch)).transpose()?;
-    let binary = |kernel: &Kernel| match &folder {
-        Some(folder) => folder.find(kernel),
-        None => compile(gpu, kernel),
+    let binary = |(k, kernel): (usize, &Kernel)| match (edited.get(&k), &folder) {
+        (Some(found), _) => Ok(found.clone()),
+        (None, Some(folder)) => folder.find(kernel),
+        (None, None) => compile(gpu, kernel),
     };
-    let found = kernels.par_iter().map(binary).collect::<Result<Vec<Found>, CudaError>>()?;
-    kernels.iter().zip(found).map(|(kernel, found)| place(gpu, kernel, &found)).collect()
+    let found = kernels.par_iter().enumerate().map(binary).collect::<Result<Vec<Found>, CudaError>>()?;
+    let place = |(kernel, found): (&Kernel, &Found)| place(gpu, kernel, found);
+    Ok(kernels.iter().zip(&found).map(place).collect::<Result<_, CudaError>>()?)
 }
 
 fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<Found, CudaError> {
@@ -71,7 +88,7 @@ fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<Found, CudaError> {
         .map_err(|e| CudaError::Source(e.to_string()))?;
     let shape =
         LaunchShape { grid: source.grid, threads: source.threads, dynamic_shared: source.dynamic_shared };
-    Ok(Found { cubin: object.cubin, shape, hidden: 0 })
+    Ok(Found { cubin: object.cubin, shape, hidden: 0, edited: None })
 }
 
 fn place(gpu: &Arc<Gpu>, kernel: &Kernel, found: &Found) -> Result<Loaded, CudaError> {
@@ -82,5 +99,5 @@ fn place(gpu: &Arc<Gpu>, kernel: &Kernel, found: &Found) -> Result<Loaded, CudaE
             format!("its binary takes {} parameters, its launch gives {expected}", function.parameters);
         return Err(CudaError::Kernel { kernel: kernel.name.clone(), what });
     }
-    Ok(Loaded { function, hidden: found.hidden, name: kernel.name.clone() })
+    Ok(Loaded { function, hidden: found.hidden, name: kernel.name.clone(), edited: found.edited.clone() })
 }
