@@ -181,6 +181,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     match what.as_str() {
         "calibrate" => {
             let mut calibration = Calibration::empty(Machine::this());
+            calibration.measure_rates()?;
             let steps = calibration.measure_job(&mut workload.trainer_of(&job)?, Duration::from_secs(4))?;
             calibration.save()?;
             println!("{}", json!({"steps": steps}));
@@ -207,7 +208,7 @@ fn policy_of(name: &str) -> anyhow::Result<RecomputePolicy> {
 fn choices(job: &JobConfig) -> anyhow::Result<()> {
     let (seq, before) = rows(job)?;
     let start = Instant::now();
-    let b = setup::budgets(job, seq, before)?;
+    let b = setup::budgets(job, seq, &setup::Target::Host { before })?;
     let seconds = start.elapsed().as_secs_f64();
     let list = |choices: &[kfc_graph::budget::Choice]| -> Vec<Value> {
         let one = |c: &kfc_graph::budget::Choice| json!({"name": c.name, "peak": b.peak(c), "extra_ms": c.extra_seconds * 1e3});

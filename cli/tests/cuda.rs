@@ -109,6 +109,7 @@ fn a_run_is_that_of_the_cpu() {
     kernels_of_another_job_are_refused(&bench);
     compiled_kernels_are_kept(&bench);
     a_run_is_explained(&bench);
+    a_job_is_explained_as_it_will_run(&bench, &said);
 }
 
 /// One allocation, of the size that was predicted; everything is given back; the plans run as graphs after their first runs.
@@ -237,6 +238,39 @@ fn a_run_is_explained(bench: &Bench) {
     let launches =
         profile["plans"].as_array().unwrap().iter().flat_map(|p| p["launches"].as_array().unwrap());
     assert!(launches.clone().all(|l| l[4].as_u64().unwrap() > 0), "{profile}");
+}
+
+/// What is predicted without running is what the run allocated; limits are those of the device's clocks.
+fn a_job_is_explained_as_it_will_run(bench: &Bench, said: &str) {
+    let summary: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let explain = |settings: &str, command: &str| -> serde_json::Value {
+        let mut c = common::command();
+        c.arg(command).arg(&bench.job).args(["--device", "cuda", "--json"]);
+        c.env("XDG_CACHE_HOME", bench.world.join("cache"));
+        serde_json::from_str(&succeeds(bench.standin.on(&mut c, settings))).unwrap()
+    };
+    let job = explain("", "explain");
+    assert_eq!(job["predicted_peak_bytes"], summary["predicted_peak_bytes"]);
+    assert_eq!((&job["machine"]["cpu"], &job["machine"]["isa"]), (&"Stand-in".into(), &"sm_90a".into()));
+    assert_eq!(job["limits"]["from"], "stated");
+    assert_eq!(job["limits"]["flops_16"].as_f64().unwrap(), 2.0 * 2048.0 * 132.0 * 1.98e9);
+    assert_eq!(job["limits"]["bytes_per_s"].as_f64().unwrap(), 2.619e9 * 2.0 * 640.0);
+    assert_eq!(explain("clock=0", "explain")["limits"]["from"], "guessed");
+    let run = succeeds(common::command().arg("explain").arg(bench.world.join("gpu")).arg("--json"));
+    let run: serde_json::Value = serde_json::from_str(&run).unwrap();
+    assert_eq!(run["limits"], job["limits"]);
+    assert!(run["kernels"].as_array().unwrap().len() == job["kernels"].as_array().unwrap().len());
+
+    let fits = &explain("", "doctor")["job"];
+    assert_eq!((&fits["fits"], fits["limit_bytes"].as_u64().unwrap()), (&true.into(), 1 << 32), "{fits}");
+    assert_eq!(fits["predicted_peak_bytes"], summary["predicted_peak_bytes"]);
+    let small = &explain("free=100000", "doctor")["job"];
+    assert_eq!((&small["fits"], &small["limited_by"]), (&false.into(), &"the device's free memory".into()));
+
+    let mut wrong = common::command();
+    wrong.arg("explain").arg(bench.world.join("gpu")).args(["--device", "cuda"]);
+    fails(&mut wrong, 2, &["a run is explained where it ran"]);
+    fails(common::command().args(["doctor", "--device", "cuda"]), 2, &["name its CONFIG.toml"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! file, or with a damaged one, predictions are rough.
 
 use crate::Result;
+use crate::device::cuda::{self, Gpu};
 use crate::files::{self, xxh64};
 use crate::profile::{Kind, Machine, PlanProfile};
 use crate::train::Trainer;
@@ -15,10 +16,19 @@ use kfc_kernels::cuda::Arch;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Seconds that a launch takes without work: a step in a walk over a list.
 const LAUNCH: f64 = 1e-7;
+
+/// The same on a GPU, one kernel of a graph after the other: a guess, until kernels are timed.
+const GPU_LAUNCH: f64 = 2e-6;
+
+/// Seconds that a launch takes without work.
+fn launch_seconds(machine: &Machine) -> f64 {
+    if machine.is_gpu() { GPU_LAUNCH } else { LAUNCH }
+}
 
 /// Slices of the time that a job is timed for, each of a step at least.
 const SLICES: u32 = 7;
@@ -69,9 +79,9 @@ struct Timed {
 }
 
 impl Timed {
-    /// Seconds that the roofline allows; 0 if its work is not counted.
-    fn bound(&self) -> f64 {
-        if self.ratio > 0.0 { (self.ns * 1e-9 - LAUNCH) / self.ratio } else { 0.0 }
+    /// Seconds that the roofline allows when a launch takes `launch`; 0 if its work is not counted.
+    fn bound(&self, launch: f64) -> f64 {
+        if self.ratio > 0.0 { (self.ns * 1e-9 - launch) / self.ratio } else { 0.0 }
     }
 }
 
@@ -117,6 +127,8 @@ pub struct Check {
 pub struct Calibration {
     machine: Machine,
     rates: Option<Rates>,
+    /// What a GPU says of itself; it is never kept.
+    stated: Option<Rates>,
     kernels: BTreeMap<String, Timed>,
 }
 
@@ -146,6 +158,21 @@ fn guess(machine: &Machine) -> Rates {
 }
 
 impl Rates {
+    /// As kept in files.
+    pub fn to_json(&self) -> Value {
+        json!({"flops_f32": self.flops_f32, "flops_16": self.flops_16, "bytes": self.bytes})
+    }
+
+    /// From what [`Rates::to_json`] gives; `None` if it is damaged.
+    pub fn from_json(v: &Value) -> Option<Rates> {
+        let positive = |name: &str| v[name].as_f64().filter(|x| x.is_finite() && *x > 0.0);
+        Some(Rates {
+            flops_f32: positive("flops_f32")?,
+            flops_16: positive("flops_16")?,
+            bytes: positive("bytes")?,
+        })
+    }
+
     /// The better of each: a limit is what was reached at best.
     fn best(self, other: Rates) -> Rates {
         Rates {
@@ -165,7 +192,13 @@ impl Rates {
 impl Calibration {
     /// Nothing known.
     pub fn empty(machine: Machine) -> Calibration {
-        Calibration { machine, rates: None, kernels: BTreeMap::new() }
+        Calibration { machine, rates: None, stated: None, kernels: BTreeMap::new() }
+    }
+
+    /// The same with what a GPU says of itself, which counts where nothing was measured.
+    pub fn with_stated(mut self, stated: Option<Rates>) -> Calibration {
+        self.stated = stated;
+        self
     }
 
     /// What was measured on a machine like this one; empty if nothing was, or it cannot be read.
@@ -207,9 +240,18 @@ impl Calibration {
         self.kernels.len()
     }
 
-    /// Rates, measured or guessed.
+    /// Rates, measured, as the device says, or guessed.
     pub fn rates(&self) -> Rates {
-        self.rates.unwrap_or_else(|| guess(&self.machine))
+        self.rates.or(self.stated).unwrap_or_else(|| guess(&self.machine))
+    }
+
+    /// Where the rates are from, in a word: `measured`, `stated` by the device's clocks, or `guessed`.
+    pub fn rates_are(&self) -> &'static str {
+        match (self.rates, self.stated) {
+            (Some(_), _) => "measured",
+            (None, Some(_)) => "stated",
+            (None, None) => "guessed",
+        }
     }
 
     /// Seconds that a launch is expected to take.
@@ -219,9 +261,10 @@ impl Calibration {
         }
         let rates = self.rates();
         let bound = rates.roofline(kind.cost, kind.is_16_bit());
-        match scaled(self.kernels.values().filter(|t| t.op == kind.op), bound) {
+        let launch = launch_seconds(&self.machine);
+        match scaled(self.kernels.values().filter(|t| t.op == kind.op), bound, launch) {
             Some(seconds) => (seconds, Source::Scaled),
-            None => (bound + LAUNCH, Source::Roofline),
+            None => (bound + launch, Source::Roofline),
         }
     }
 
@@ -230,7 +273,8 @@ impl Calibration {
     pub fn scaled_error(&self) -> Option<f64> {
         let from_others = |(signature, t): (&String, &Timed)| {
             let others = self.kernels.iter().filter(|(s, o)| *s != signature && o.op == t.op);
-            let seconds = scaled(others.map(|(_, o)| o), t.bound())?;
+            let launch = launch_seconds(&self.machine);
+            let seconds = scaled(others.map(|(_, o)| o), t.bound(launch), launch)?;
             (t.ns > 0.0).then(|| (seconds * 1e9 / t.ns - 1.0).abs())
         };
         median(&mut self.kernels.iter().filter_map(from_others).collect::<Vec<_>>())
@@ -253,13 +297,21 @@ impl Calibration {
         Ok(())
     }
 
+    /// The rates of a GPU, measured with kernels of ours. Takes seconds.
+    ///
+    /// # Errors
+    /// If its kernels cannot be had, or memory does not suffice.
+    pub fn of_device(gpu: &Arc<Gpu>) -> Result<Calibration> {
+        let rates = Some(cuda::measure_rates(gpu)?);
+        Ok(Calibration { rates, ..Calibration::empty(gpu.info.machine()) })
+    }
+
     /// Times every kernel of a job where it runs: takes steps (whose results nobody keeps) for about `budget` after two of
-    /// warm-up (`time_job`). Measures the rates before. Returns the number of steps.
+    /// warm-up (`time_job`). The rates are measured before. Returns the number of steps.
     ///
     /// # Errors
     /// As [`Trainer::step`].
     pub fn measure_job(&mut self, trainer: &mut Trainer, budget: Duration) -> Result<usize> {
-        self.measure_rates()?;
         let (steps, times) = time_job(trainer, budget)?;
         let mut sums: BTreeMap<String, (Kind, f64, f64)> = BTreeMap::new();
         for t in times {
@@ -270,7 +322,8 @@ impl Calibration {
         for (signature, (kind, ns, launches)) in sums {
             let ns = ns / launches.max(1.0);
             let bound = rates.roofline(kind.cost, kind.is_16_bit()) * 1e9;
-            let ratio = if bound > 0.0 { (ns - LAUNCH * 1e9).max(0.0) / bound } else { 1.0 };
+            let launch = launch_seconds(&self.machine) * 1e9;
+            let ratio = if bound > 0.0 { (ns - launch).max(0.0) / bound } else { 1.0 };
             self.kernels.insert(signature, Timed { op: kind.op, ns, ratio });
         }
         Ok(steps)
@@ -332,15 +385,15 @@ fn time_job(trainer: &mut Trainer, budget: Duration) -> Result<(usize, Vec<JobTi
 
 /// The time at `bound` seconds of the roofline, from times of the same operation: the share of the roofline that they
 /// reach, the more like `bound` theirs is the more it counts. `None` if nothing is known.
-fn scaled<'a>(known: impl Iterator<Item = &'a Timed>, bound: f64) -> Option<f64> {
+fn scaled<'a>(known: impl Iterator<Item = &'a Timed>, bound: f64, launch: f64) -> Option<f64> {
     let (mut sum, mut weights) = (0.0, 0.0);
     for t in known.filter(|t| t.ratio > 0.0) {
-        let distance = if bound > 0.0 { (bound / t.bound()).ln().abs() } else { 0.0 };
+        let distance = if bound > 0.0 { (bound / t.bound(launch)).ln().abs() } else { 0.0 };
         let weight = 1.0 / (0.1 + distance).powi(2);
         sum += weight * t.ratio.ln();
         weights += weight;
     }
-    (weights > 0.0).then(|| bound * (sum / weights).exp() + LAUNCH)
+    (weights > 0.0).then(|| bound * (sum / weights).exp() + launch)
 }
 
 /// Mean times of a plan's kernels over so many steps.
@@ -385,7 +438,7 @@ fn to_json(c: &Calibration) -> Value {
         .iter()
         .map(|(signature, t)| (signature.clone(), json!({"op": t.op, "ns": t.ns, "ratio": t.ratio})))
         .collect();
-    let rates = c.rates.map(|r| json!({"flops_f32": r.flops_f32, "flops_16": r.flops_16, "bytes": r.bytes}));
+    let rates = c.rates.map(|r| r.to_json());
     let m = &c.machine;
     json!({
         "cpu": m.cpu, "isa": m.isa, "threads": m.threads, "version": m.version, "rates": rates, "kernels": kernels,
@@ -401,15 +454,9 @@ fn from_json(v: &Value, machine: &Machine) -> Option<Calibration> {
     if !same {
         return None;
     }
-    let positive = |v: &Value| v.as_f64().filter(|x| x.is_finite() && *x > 0.0);
-    let r = &v["rates"];
-    let rates = match r {
+    let rates = match &v["rates"] {
         Value::Null => None,
-        _ => Some(Rates {
-            flops_f32: positive(&r["flops_f32"])?,
-            flops_16: positive(&r["flops_16"])?,
-            bytes: positive(&r["bytes"])?,
-        }),
+        rates => Some(Rates::from_json(rates)?),
     };
     let timed = |(signature, t): (&String, &Value)| {
         let number = |name: &str| t[name].as_f64().filter(|x| x.is_finite() && *x >= 0.0);
@@ -417,7 +464,7 @@ fn from_json(v: &Value, machine: &Machine) -> Option<Calibration> {
         Some((signature.clone(), timed))
     };
     let kernels = v["kernels"].as_object()?.iter().map(timed).collect::<Option<_>>()?;
-    Some(Calibration { machine: machine.clone(), rates, kernels })
+    Some(Calibration { machine: machine.clone(), rates, stated: None, kernels })
 }
 
 #[cfg(test)]

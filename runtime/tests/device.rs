@@ -43,7 +43,7 @@ fn collect(only: &str) -> (Vec<Program>, Vec<Launch>) {
     for case in cases.iter().filter(|c| c.label.starts_with(only)) {
         programs::check(case, &mut |label, launch, before, after| {
             let mut p = launch.program.clone();
-            let program = *known.entry(cuda::print(&p).unwrap().text).or_insert_with(|| {
+            let program = *known.entry(cuda::print(&p, Arch::Sm90a).unwrap().text).or_insert_with(|| {
                 p.name = format!("{}_{}", p.name, all.len());
                 all.push(p);
                 all.len() - 1
@@ -106,7 +106,7 @@ fn some_programs_compute_the_same_on_the_stand_in() {
     let folder_of_nvrtc = standin::nvrtc();
     kfc_kernels::cuda::Nvrtc::load_from(folder_of_nvrtc.clone()).unwrap();
     for p in collect(only).0 {
-        let source = cuda::print(&p).unwrap();
+        let source = cuda::print(&p, Arch::Sm90a).unwrap();
         let cubin = nvrtc::compile(&source, &p.name, Arch::Sm90a).unwrap().cubin;
         std::fs::write(kernels.join(format!("{}.cu", p.name)), source.text).unwrap();
         std::fs::write(kernels.join(format!("{}.cubin", p.name)), cubin).unwrap();

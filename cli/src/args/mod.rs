@@ -66,6 +66,11 @@ pub enum Device {
 }
 
 impl Device {
+    /// The device; its kernels are compiled there.
+    pub fn plain(self) -> kfc_runtime::device::Device {
+        self.with_kernels(None)
+    }
+
     /// The device, whose kernels come from the folder `kernels` if that is given.
     pub fn with_kernels(self, kernels: Option<&Path>) -> kfc_runtime::device::Device {
         self.with_edits(kernels, &[])

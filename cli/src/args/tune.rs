@@ -1,5 +1,6 @@
 //! `kfc tune`
 
+use super::Device;
 use clap::{Arg, ArgMatches, Command};
 use std::path::PathBuf;
 
@@ -10,6 +11,8 @@ pub struct TuneArgs {
     pub config: Option<PathBuf>,
     /// `key=value` overrides, in order.
     pub set: Vec<String>,
+    /// Where they run.
+    pub device: Device,
     /// Whether kernels are only timed, as they run.
     pub calibrate: bool,
     /// Whether earlier findings are forgotten.
@@ -46,6 +49,7 @@ pub(super) fn command() -> Command {
         .after_help(EXAMPLES)
         .arg(super::config().required_unless_present("calibrate"))
         .arg(super::set())
+        .arg(super::device())
         .arg(super::flag("calibrate", "Only time kernels, as they run, and keep the times for predictions"))
         .arg(super::flag("fresh", "Forget what earlier searches tried").conflicts_with("calibrate"))
         .arg(
@@ -61,6 +65,7 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<TuneArgs, clap::Error
     Ok(TuneArgs {
         config: matches.get_one("config").cloned(),
         set: super::all(matches, "set"),
+        device: super::required(matches, "device")?,
         calibrate: matches.get_flag("calibrate"),
         fresh: matches.get_flag("fresh"),
         seconds: matches.get_one("seconds").copied(),

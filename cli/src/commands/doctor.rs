@@ -26,7 +26,7 @@ pub fn run(args: &DoctorArgs, global: &Global) -> anyhow::Result<Outcome> {
         None => vec![disk::write(Path::new("."))],
     };
     let gpu = gpu::find();
-    let fit = job.as_ref().map(|job| fit::check(job, memory)).transpose()?;
+    let fit = job.as_ref().map(|job| fit::check(job, &args.device.plain(), memory)).transpose()?;
     if global.json {
         output::json_line(&object(memory, &disks, &gpu, fit.as_ref()))?;
     } else {

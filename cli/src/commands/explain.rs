@@ -1,7 +1,7 @@
 //! `kfc explain`: where time and memory of a step go. Of a run, from its `profile.json`; of a job, by planning its step
 //! without loading a weight.
 
-use crate::args::{ExplainArgs, Global};
+use crate::args::{Device, ExplainArgs, Global};
 use crate::config;
 use crate::error::{Outcome, input_error};
 use crate::explain::{Explanation, json, page, text};
@@ -12,7 +12,8 @@ use kfc_runtime::config::JobConfig;
 use kfc_runtime::memory;
 use kfc_runtime::models::Model;
 use kfc_runtime::profile::Profile;
-use kfc_runtime::train::{data, setup};
+use kfc_runtime::train::data;
+use kfc_runtime::train::setup::{self, Target};
 use kfc_runtime::tuning::Tuning;
 
 /// Runs `kfc explain`.
@@ -24,11 +25,14 @@ pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Outcome> {
         if !args.set.is_empty() {
             return Err(input_error("--set is for a configuration; a run is explained as it ran"));
         }
+        if args.device != Device::Cpu {
+            return Err(input_error("--device is for a configuration; a run is explained where it ran"));
+        }
         of_run(&RunDir::open(&args.target)?)?
     } else {
-        predict(&config::load(&args.target, &args.set)?)?
+        predict(&config::load(&args.target, &args.set)?, &args.device.plain())?
     };
-    let calibration = Calibration::load(&profile.machine);
+    let calibration = Calibration::load(&profile.machine).with_stated(profile.stated);
     let tuning = Tuning::load(&profile.machine);
     let explanation = Explanation::new(&profile, &calibration, &tuning);
     if let Some(path) = &args.html {
@@ -54,13 +58,13 @@ fn of_run(run: &RunDir) -> anyhow::Result<Profile> {
     Ok(Profile::read(&run.profile()).map_err(kfc_runtime::RunError::from)?)
 }
 
-/// The step of a job as it would run here.
+/// The step of a job as it would run on a device of this machine.
 ///
 /// # Errors
-/// If anything that the job names is missing or does not fit.
-pub(crate) fn predict(job: &JobConfig) -> anyhow::Result<Profile> {
+/// If anything that the job names, or the device, is missing or does not fit.
+pub(crate) fn predict(job: &JobConfig, device: &kfc_runtime::device::Device) -> anyhow::Result<Profile> {
     let (seq, before) = rows(job)?;
-    Ok(setup::predict(job, seq, before)?)
+    Ok(setup::predict(job, seq, &Target::of(device, before)?)?)
 }
 
 /// Tokens of a row of the job's data, and what is resident with the rows in memory.

@@ -1,11 +1,13 @@
-//! Whether a job fits this machine's memory, what the limit is, and what would make it fit.
+//! Whether a job fits the memory of this machine or its GPU, what the limit is, and what would make it fit.
 
 use crate::commands::explain::rows;
 use crate::config::format_bytes;
 use kfc_runtime::config::{JobConfig, RecomputePolicy};
+use kfc_runtime::device::Device;
+use kfc_runtime::device::cuda::Gpu;
 use kfc_runtime::machine::Memory;
 use kfc_runtime::profile::Profile;
-use kfc_runtime::train::setup;
+use kfc_runtime::train::setup::{self, Target};
 
 /// The verdict.
 pub(crate) struct Fit {
@@ -29,23 +31,26 @@ impl Fit {
 ///
 /// # Errors
 /// If anything that the job names is missing or does not fit together.
-pub(crate) fn check(job: &JobConfig, memory: Memory) -> anyhow::Result<Fit> {
+pub(crate) fn check(job: &JobConfig, device: &Device, memory: Memory) -> anyhow::Result<Fit> {
     let (seq, before) = rows(job)?;
-    let (mut limit, mut limited_by) = match memory.group {
-        Some((_, left)) if left <= memory.available => (left, "the control group of this process"),
-        _ => (memory.available, "the machine's free memory"),
+    let target = Target::of(device, before)?;
+    let (mut limit, mut limited_by) = match (device, memory.group) {
+        (Device::Cuda { index, .. }, _) => (Gpu::open(*index)?.free_memory()?.0, "the device's free memory"),
+        // The rows are in memory already.
+        (Device::Cpu, Some((_, left))) if left <= memory.available => {
+            (left.saturating_add(before), "the control group of this process")
+        }
+        (Device::Cpu, _) => (memory.available.saturating_add(before), "the machine's free memory"),
     };
-    // The rows are in memory already.
-    limit = limit.saturating_add(before);
     if let Some(budget) = job.train.mem_budget.filter(|b| *b < limit) {
         (limit, limited_by) = (budget, "train.mem_budget");
     }
     // A budget that nothing fits into is what this is to say, and no error.
-    let profile =
-        setup::predict(job, seq, before).or_else(|_| setup::predict(&with_budget(job, None), seq, before))?;
+    let profile = setup::predict(job, seq, &target)
+        .or_else(|_| setup::predict(&with_budget(job, None), seq, &target))?;
     let mut fit = Fit { profile, limit, limited_by, advice: Vec::new() };
     if !fit.fits() {
-        fit.advice = advice(job, seq, before, &fit);
+        fit.advice = advice(job, seq, &target, &fit);
     }
     Ok(fit)
 }
@@ -56,11 +61,11 @@ fn with_budget(job: &JobConfig, budget: Option<u64>) -> JobConfig {
     job
 }
 
-fn advice(job: &JobConfig, seq: usize, before: u64, fit: &Fit) -> Vec<String> {
+fn advice(job: &JobConfig, seq: usize, target: &Target, fit: &Fit) -> Vec<String> {
     let mut advice = Vec::new();
     // The peak of a changed job, if it fits the limit.
     let fits = |job: &JobConfig| {
-        let peak = setup::predict(&with_budget(job, Some(fit.limit)), seq, before).ok()?.predicted_peak();
+        let peak = setup::predict(&with_budget(job, Some(fit.limit)), seq, target).ok()?.predicted_peak();
         (peak <= fit.limit).then(|| format_bytes(peak))
     };
     let mut recomputing = job.clone();
@@ -106,7 +111,7 @@ fn advice(job: &JobConfig, seq: usize, before: u64, fit: &Fit) -> Vec<String> {
     if fit.limited_by == "train.mem_budget" {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let all = mib(fit.profile.predicted_peak());
-        let smallest = setup::budgets(&recomputing, seq, before).ok().and_then(|b| b.smallest()).map(mib);
+        let smallest = setup::budgets(&recomputing, seq, target).ok().and_then(|b| b.smallest()).map(mib);
         match smallest.filter(|s| *s < all) {
             Some(s) => advice.push(format!(
                 "train.mem_budget = \"{s}MiB\" or more with train.recompute = \"auto\"; from {all} MiB on, as it is"

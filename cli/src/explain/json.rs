@@ -29,7 +29,7 @@ pub(crate) fn object(e: &Explanation<'_>) -> Value {
         },
         "limits": {
             "flops_f32": r.flops_f32, "flops_16": r.flops_16, "bytes_per_s": r.bytes,
-            "measured": e.calibration.is_measured(),
+            "measured": e.calibration.is_measured(), "from": e.calibration.rates_are(),
         },
         "note": e.note(),
         "predicted_ms": e.predicted_ms,

@@ -187,7 +187,17 @@ impl<'a> Explanation<'a> {
     pub(crate) fn note(&self) -> String {
         let covered = self.kernels.iter().filter(|k| k.source == Source::Calibrated).count();
         let all = self.kernels.len();
-        if !self.calibration.is_measured() {
+        let gpu = self.profile.machine.is_gpu();
+        if gpu && !self.calibration.is_measured() {
+            let from = match self.calibration.rates_are() {
+                "stated" => "computed from the device's clocks, multiprocessors and bus",
+                _ => "guesses from the device's generation",
+            };
+            format!(
+                "not calibrated: limits are {from}, times the roofline's; `kfc tune CONFIG.toml --calibrate --device \
+                 cuda` measures them"
+            )
+        } else if !self.calibration.is_measured() {
             "not calibrated: predicted times are guesses from the kind of CPU; `kfc tune CONFIG.toml --calibrate` measures it"
                 .into()
         } else if covered < all {

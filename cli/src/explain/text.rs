@@ -156,7 +156,11 @@ pub(crate) fn summary(e: &Explanation<'_>) -> Vec<(String, String)> {
                 rate(r.flops_f32 * 1e-9),
                 rate(r.flops_16 * 1e-9),
                 rate(r.bytes * 1e-9),
-                if e.calibration.is_measured() { "" } else { " (guessed)" }
+                match e.calibration.rates_are() {
+                    "measured" => "",
+                    "stated" => " (from the device's clocks)",
+                    _ => " (guessed)",
+                }
             ),
         ),
         ("time", time),

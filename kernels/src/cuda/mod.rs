@@ -44,6 +44,14 @@ impl Arch {
         }
     }
 
+    /// Bytes of shared memory that a block can have.
+    pub const fn shared_memory(self) -> usize {
+        match self {
+            Arch::Sm80 => 163 << 10,
+            Arch::Sm90a | Arch::Sm100a => 227 << 10,
+        }
+    }
+
     /// Its name, such as `sm_90a`.
     pub const fn name(self) -> &'static str {
         match self {

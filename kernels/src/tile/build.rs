@@ -2,6 +2,7 @@
 //! [`Builder::finish`], so that kernels read as straight lines.
 
 use super::ir::{Access, Binary, Carried, Compare, Elem, Fold, Inst, Param, Program, Stmt, Ty, Unary, Var};
+use super::tiling::{STAGES, Tiled};
 use super::{TileError, verify};
 
 /// A buffer of the program under construction.
@@ -25,10 +26,18 @@ impl Builder {
             params: Vec::new(),
             grid,
             warps,
+            stages: STAGES,
+            tiled: None,
             body: Vec::new(),
             types: Vec::new(),
         };
         Builder { program, blocks: vec![Vec::new()], error: None }
+    }
+
+    /// Says that the program computes a product cut in this way.
+    pub fn tiled(&mut self, tiled: Tiled) {
+        self.program.stages = tiled.tiling.stages;
+        self.program.tiled = Some(tiled);
     }
 
     /// The finished program.

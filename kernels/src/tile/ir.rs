@@ -1,11 +1,12 @@
 //! The tile language: what one kernel does, in terms of tiles of elements rather than threads.
 
+use super::tiling::Tiled;
 use kfc_graph::DType;
 use std::fmt;
 
 /// Type of the elements of a tile. Arithmetic is on `F32`, `I32` and `U32` only: the 16-bit floats are loaded, stored,
 /// cast and multiplied by [`Inst::Dot`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Elem {
     /// 32-bit float.
     F32,
@@ -336,6 +337,10 @@ pub struct Program {
     pub grid: [usize; 3],
     /// Warps of 32 threads that run one program.
     pub warps: usize,
+    /// Rounds of a loop whose operands of dots are in shared memory or on their way to it.
+    pub stages: usize,
+    /// The product that it computes and how it is cut, if other tilings would give the same bits.
+    pub tiled: Option<Tiled>,
     /// What it does.
     pub body: Vec<Stmt>,
     pub(super) types: Vec<Ty>,

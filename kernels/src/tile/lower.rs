@@ -1,7 +1,7 @@
 //! From plans to kernels and launches: each distinct program once, and for each step what is launched with which addresses.
 
-use super::Program;
-use super::programs::{Arg, EmitError, emit};
+use super::programs::{Arg, EmitError, Sizes, emit_tiled};
+use super::{Program, Tilings};
 use crate::plan::{Place, Plan, Step};
 use kfc_graph::Op;
 use serde_json::{Value, json};
@@ -63,14 +63,23 @@ pub struct Lowered {
 /// # Errors
 /// If an operation has no programs.
 pub fn lower(plans: &[Plan]) -> Result<Lowered, EmitError> {
+    lower_tiled(plans, &Tilings::new())
+}
+
+/// [`lower`] with products cut as `tilings` say.
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_tiled(plans: &[Plan], tilings: &Tilings) -> Result<Lowered, EmitError> {
     let mut all = Lowered::default();
-    // Programs by their source, which says all that matters of them.
-    let mut known: HashMap<String, usize> = HashMap::new();
+    // Programs by their source and stages, which say all that matters of them.
+    let mut known: HashMap<(String, usize), usize> = HashMap::new();
     let mut names: HashMap<String, usize> = HashMap::new();
     for plan in plans {
         let mut steps = Vec::new();
         for step in &plan.steps {
-            let emitted = emit(&step.op, &step.input_types, &step.output_types)?;
+            let emitted =
+                emit_tiled(&step.op, &step.input_types, &step.output_types, &Sizes::default(), tilings)?;
             let works = emitted.workspace_starts().0;
             let mut launches = Vec::new();
             for launch in emitted.launches {
@@ -79,7 +88,7 @@ pub fn lower(plans: &[Plan]) -> Result<Lowered, EmitError> {
                     .map(|(arg, (start, p))| address(step, &works, *arg, start * p.elem.bytes()))
                     .collect();
                 let origin = origin(step, &launch.args);
-                let source = super::triton::print(&launch.program);
+                let source = (super::triton::print(&launch.program), launch.program.stages);
                 let kernel = *known.entry(source).or_insert_with(|| {
                     let count = names.entry(launch.program.name.clone()).or_default();
                     *count += 1;
@@ -179,5 +188,11 @@ pub fn program_json(p: &Program) -> Value {
         .iter()
         .map(|b| json!({"name": b.name, "type": b.elem.name(), "elements": b.len, "access": b.access.name()}))
         .collect();
-    json!({"function": p.name, "grid": p.grid, "warps": p.warps, "parameters": params})
+    let mut about = json!({"function": p.name, "grid": p.grid, "warps": p.warps, "parameters": params});
+    if let Some(t) = &p.tiled {
+        let (s, t) = (&t.shape, t.tiling);
+        about["product"] = json!({"m": s.m, "n": s.n, "k": s.k, "type": s.elem.name()});
+        about["tile"] = json!({"m": t.m, "n": t.n, "k": t.k});
+    }
+    about
 }

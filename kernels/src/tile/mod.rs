@@ -16,12 +16,14 @@ pub mod interp;
 pub mod ir;
 pub mod lower;
 pub mod programs;
+pub mod tiling;
 pub mod trial;
 pub mod triton;
 mod verify;
 
 pub use build::{Buffer, Builder};
 pub use ir::Program;
+pub use tiling::{Tiling, Tilings};
 
 /// Why a program is wrong. A fault of the code that wrote it, not of its input.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

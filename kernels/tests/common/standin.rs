@@ -124,6 +124,46 @@ impl Standin {
         standin
     }
 
+    /// Builds it in `folder` for all kernels that NVRTC has compiled into the cache `cache`; `emitted` is for their sources.
+    pub fn of_cache(folder: PathBuf, cache: &Path, emitted: &Path) -> Standin {
+        let (kept, kernels) = (cache.join("kfc/kernels"), emitted.join("kernels"));
+        let _ = std::fs::remove_dir_all(&folder);
+        let _ = std::fs::remove_dir_all(emitted);
+        std::fs::create_dir_all(&kernels).unwrap();
+        let header = kfc_kernels::tile::cuda::HEADER;
+        std::fs::write(kernels.join("kfc.cuh"), header).unwrap();
+        for entry in std::fs::read_dir(kept).unwrap().map(|e| e.unwrap().path()) {
+            if entry.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            let key = json(&entry)["key"].as_str().unwrap().to_string();
+            let Some((_, text)) = key.split_once(&format!("{header}\n")) else { continue };
+            let name = entry.file_stem().unwrap();
+            let signature = text.split_once("__global__").unwrap().1.split_once('{').unwrap().0;
+            let (before, list) = signature.rsplit_once('(').unwrap();
+            let function = before.split_whitespace().last().unwrap();
+            let parameters = list.trim().trim_end_matches(')').split(',').map(|p| {
+                let words = p.replace('*', " ");
+                let is = |ty: &str| words.split_whitespace().any(|w| w == ty);
+                let known = [
+                    ("float", "f32"),
+                    ("kfc_bf16", "bf16"),
+                    ("kfc_f16", "f16"),
+                    ("int", "i32"),
+                    ("unsigned", "u32"),
+                ];
+                let found = known.iter().find(|(c, _)| is(c)).unwrap_or_else(|| panic!("{p}"));
+                serde_json::json!({"type": found.1})
+            });
+            let about =
+                serde_json::json!({"function": function, "parameters": parameters.collect::<Vec<_>>()});
+            std::fs::write(kernels.join(name).with_extension("cu"), text).unwrap();
+            std::fs::write(kernels.join(name).with_extension("json"), about.to_string()).unwrap();
+            std::fs::copy(entry.with_extension("cubin"), kernels.join(name).with_extension("cubin")).unwrap();
+        }
+        Standin::new(folder, emitted)
+    }
+
     /// Only the library: for what goes wrong before a kernel is loaded.
     pub fn empty(folder: PathBuf) -> Standin {
         std::fs::create_dir_all(&folder).unwrap();

@@ -43,7 +43,7 @@ enum : result {
     STREAM_CAPTURE_INVALIDATED = 901,
 };
 
-// What the driver knows how to do differently: version, devices, capability, free, total, shared, alloc (the error of an
+// What the driver knows how to do differently: version, devices, capability, processors, clock, free, total, shared, alloc (the error of an
 // allocation), init (that of starting), fault (ENTRY:N breaks at its Nth launch), parameters (so many fewer), order (1 for
 // descending warps).
 static std::string setting(const std::string &name, const std::string &usual) {
@@ -202,8 +202,10 @@ API cuDeviceGetAttribute(int *value, int attribute, int) {
     switch (attribute) {
     case 75: *value = capability / 10; return SUCCESS;
     case 76: *value = capability % 10; return SUCCESS;
-    case 13: *value = 1000000; return SUCCESS;
-    case 16: *value = 132; return SUCCESS;
+    case 16: *value = (int)number("processors", 132); return SUCCESS;
+    case 13: *value = (int)number("clock", 1980000); return SUCCESS;
+    case 36: *value = 2619000; return SUCCESS;
+    case 37: *value = 5120; return SUCCESS;
     case 97: *value = (int)number("shared", 232448); return SUCCESS;
     default: return INVALID_VALUE;
     }

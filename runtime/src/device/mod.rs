@@ -7,6 +7,7 @@
 pub mod cuda;
 
 use crate::accounting::Account;
+use crate::calibration::Rates;
 use crate::edited::Edit;
 use crate::error::Result;
 use crate::exec::{BoundPlan, Store};
@@ -102,12 +103,15 @@ impl Opened {
     pub(crate) fn machine(&self) -> Machine {
         match self {
             Opened::Cpu => Machine::this(),
-            Opened::Cuda { gpu, .. } => Machine {
-                cpu: gpu.info.name.clone(),
-                isa: gpu.arch.name().into(),
-                threads: gpu.info.processors.max(0) as usize,
-                version: env!("CARGO_PKG_VERSION").into(),
-            },
+            Opened::Cuda { gpu, .. } => gpu.info.machine(),
+        }
+    }
+
+    /// What the device says it can do at best, if it is a GPU.
+    pub(crate) fn stated(&self) -> Option<Rates> {
+        match self {
+            Opened::Cpu => None,
+            Opened::Cuda { gpu, .. } => gpu.info.rates(),
         }
     }
 }

@@ -172,12 +172,13 @@ impl Source {
 
     fn by_nvrtc(&self, program: &Program, arch: Arch) -> Result<Compiled> {
         let wrong = |what: String| RunError::Input(format!("{}: {what}", self.edit));
-        let original = cuda::print(program).map_err(|e| wrong(e.to_string()))?;
+        let original = cuda::print(program, arch).map_err(|e| wrong(e.to_string()))?;
         let source = cuda::Source {
             text: self.text.clone(),
             grid: self.settings.grid.unwrap_or(original.grid),
             threads: self.settings.width.unwrap_or(original.threads),
             dynamic_shared: self.settings.depth.unwrap_or(original.dynamic_shared),
+            stages: original.stages,
         };
         let object =
             nvrtc::compile(&source, &program.name, arch).map_err(|e| wrong(first_lines(&e.to_string())))?;

@@ -1,6 +1,7 @@
 //! A profile as JSON and back. Launches and blocks are arrays, since there are thousands of them.
 
 use super::{Kind, Launch, Machine, Measured, PlanProfile, Profile};
+use crate::calibration::Rates;
 use crate::files::{FileError, read_json};
 use kfc_graph::budget::Decision;
 use kfc_graph::{Cost, Phase};
@@ -29,6 +30,7 @@ impl Profile {
             },
             "plans": self.plans.iter().map(plan_json).collect::<Vec<_>>(),
             "account": pairs(&self.account),
+            "stated": self.stated.map(|r| r.to_json()),
             "measured": self.measured.as_ref().map(|m| json!({
                 "steps": m.steps, "warmup": m.warmup, "wall_ns": m.wall_ns, "host": pairs(&m.host),
                 "peak_bytes": m.peak_bytes, "startup": pairs(&m.startup),
@@ -93,6 +95,7 @@ fn profile(v: &Value) -> Option<Profile> {
         },
         plans: array(object, "plans")?.iter().map(plan).collect::<Option<_>>()?,
         account: pairs(array(object, "account")?)?,
+        stated: object.get("stated").and_then(Rates::from_json),
         measured,
     })
 }
@@ -231,6 +234,7 @@ mod tests {
                 }],
             }],
             account: vec![("step data".into(), 64)],
+            stated: Some(Rates { flops_f32: 1e9, flops_16: 2e9, bytes: 1e8 }),
             measured: Some(Measured {
                 steps: 1,
                 warmup: 0,

@@ -12,6 +12,7 @@ pub(crate) use clock::{Clock, Part};
 pub(crate) use startup::{Stage, Startup};
 
 use crate::accounting::Account;
+use crate::calibration::Rates;
 use kfc_graph::budget::Decision;
 use kfc_graph::{Cost, Op, Phase, TensorType};
 use kfc_kernels::cpu::simd;
@@ -36,6 +37,8 @@ pub struct Profile {
     pub plans: Vec<PlanProfile>,
     /// What the run holds in memory: item and bytes, the largest first.
     pub account: Vec<(String, u64)>,
+    /// What a GPU says it can do at best; none of a CPU.
+    pub stated: Option<Rates>,
     /// What was measured, if it ran.
     pub measured: Option<Measured>,
 }
@@ -58,6 +61,11 @@ impl Machine {
     pub(crate) fn usual_gpu() -> Machine {
         let (cpu, isa) = ("H100".into(), Arch::Sm90a.name().into());
         Machine { cpu, isa, threads: 132, version: env!("CARGO_PKG_VERSION").into() }
+    }
+
+    /// Whether it is a GPU.
+    pub fn is_gpu(&self) -> bool {
+        self.isa.parse::<Arch>().is_ok()
     }
 
     /// This process's.
@@ -186,15 +194,22 @@ pub struct Launch {
 
 impl Profile {
     /// The description of a step that did not run yet.
-    pub fn predicted(model: String, shape: [usize; 3], plans: &[Plan], account: &Account) -> Profile {
+    pub fn predicted(
+        model: String,
+        shape: [usize; 3],
+        machine: Machine,
+        plans: &[Plan],
+        account: &Account,
+    ) -> Profile {
         // The first plan runs once a micro-batch, the last once a step.
         let runs = |i: usize| if i + 1 == plans.len() { 1 } else { shape[2] };
         Profile {
             model,
             shape,
-            machine: Machine::this(),
+            machine,
             plans: plans.iter().enumerate().map(|(i, p)| PlanProfile::of(p, runs(i))).collect(),
             account: account.items.iter().map(|i| (i.what.to_string(), i.bytes)).collect(),
+            stated: None,
             measured: None,
         }
     }

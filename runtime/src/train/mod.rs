@@ -19,6 +19,7 @@ pub use run::{Observer, RunOptions, Silent, Summary, resume, run};
 pub use schedule::learning_rate;
 
 use crate::accounting::Account;
+use crate::calibration::Rates;
 use crate::config::JobConfig;
 use crate::data::{Loader, MicroBatch, StepBatch};
 use crate::device::{DevicePlan, Memory};
@@ -48,6 +49,8 @@ pub struct Trainer {
     store: Store,
     memory: Memory,
     machine: Machine,
+    /// What a GPU says it can do at best.
+    stated: Option<Rates>,
     params: Vec<TrainedParam>,
     slots: DataSlots,
     outputs: Outputs,
@@ -237,6 +240,7 @@ impl Trainer {
             machine: self.machine.clone(),
             plans,
             account: self.account.items.iter().map(|i| (i.what.to_string(), i.bytes)).collect(),
+            stated: self.stated,
             measured: (self.clock.steps > 0).then_some(measured),
         }
     }

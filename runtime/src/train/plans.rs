@@ -151,9 +151,10 @@ impl Budgets {
 }
 
 /// The choices of a job whose graphs are these; `held` as in [`compile_graphs`].
-pub(super) fn budgets(graphs: &StepGraphs, held: &Account) -> Result<Budgets> {
-    let update = compile_with(&graphs.update, &CompileOptions::default(), &mut |_, _| ())?.plan;
-    let frontier = frontier(&graphs.train.graph, Backend::Cpu, &seconds_of(Backend::Cpu))?;
+pub(super) fn budgets(graphs: &StepGraphs, held: &Account, backend: Backend) -> Result<Budgets> {
+    let plain = CompileOptions { backend, ..CompileOptions::default() };
+    let update = compile_with(&graphs.update, &plain, &mut |_, _| ())?.plan;
+    let frontier = frontier(&graphs.train.graph, backend, &seconds_of(backend))?;
     Ok(Budgets { held: held.total(), least: update.arena_bytes, frontier })
 }
 

@@ -5,15 +5,16 @@ use super::plans::{self, Budgets, CompiledJob, StepGraphs};
 use super::scale::LossScaler;
 use super::{Clock, DataSlots, GRADIENTS, Outputs, Trainer, ewc};
 use crate::accounting::{Account, READ_AHEAD};
+use crate::calibration::Rates;
 use crate::config::{JobConfig, Length};
 use crate::data::Loader;
-use crate::device::{Device, Opened};
+use crate::device::{Device, Opened, cuda};
 use crate::error::{Result, RunError};
 use crate::exec::Store;
 use crate::hf::{Adapter, WeightFile};
 use crate::memory;
 use crate::models::write_f32;
-use crate::profile::{PlanProfile, Profile, Stage, Startup};
+use crate::profile::{Machine, PlanProfile, Profile, Stage, Startup};
 use crate::random;
 use crate::teacher_cache::TeacherCache;
 use kfc_graph::{DType, InputKind, TensorType};
@@ -97,28 +98,86 @@ fn allocate(store: &mut Store, graphs: &StepGraphs, without: Option<&str>) -> Re
     Ok(())
 }
 
-/// A job's step as it would run on rows of `seq` tokens, with what it would hold in memory when `before` bytes are resident
-/// already. No weight is read and nothing is allocated.
+/// Where a step is planned for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target {
+    /// This CPU, in a process in which so many bytes are resident already.
+    Host {
+        /// See there.
+        before: u64,
+    },
+    /// A GPU, with what it says it can do at best.
+    Gpu {
+        /// What it is.
+        machine: Machine,
+        /// See there.
+        stated: Option<Rates>,
+    },
+}
+
+impl Target {
+    /// A device that is there; no context is made on it.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn of(device: &Device, before: u64) -> Result<Target> {
+        Ok(match device {
+            Device::Cpu => Target::Host { before },
+            Device::Cuda { index, .. } => {
+                let info = cuda::describe_one(*index)?;
+                Target::Gpu { machine: info.machine(), stated: info.rates() }
+            }
+        })
+    }
+
+    fn backend(&self) -> Backend {
+        match self {
+            Target::Host { .. } => Backend::Cpu,
+            Target::Gpu { .. } => Backend::Tile,
+        }
+    }
+
+    fn machine(&self) -> Machine {
+        match self {
+            Target::Host { .. } => Machine::this(),
+            Target::Gpu { machine, .. } => machine.clone(),
+        }
+    }
+
+    /// What is held there beside the arena.
+    fn held(&self, graphs: &StepGraphs) -> Account {
+        match self {
+            Target::Host { before } => Account::of_graphs(*before, [&graphs.train.graph, &graphs.update]),
+            Target::Gpu { .. } => held_on_device(graphs),
+        }
+    }
+}
+
+/// A job's step as it would run on rows of `seq` tokens, with what it would hold in memory there. No weight is read and
+/// nothing is allocated.
 ///
 /// # Errors
 /// As [`Trainer::new`], as far as configurations and file headers tell.
-pub fn predict(job: &JobConfig, seq: usize, before: u64) -> Result<Profile> {
+pub fn predict(job: &JobConfig, seq: usize, target: &Target) -> Result<Profile> {
     let (student, graphs) = described(job, seq)?;
-    let held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
     let CompiledJob { plans, account } =
-        plans::compile_graphs(job, &graphs, &held, Backend::Cpu, &mut |_, _, _| ())?;
+        plans::compile_graphs(job, &graphs, &target.held(&graphs), target.backend(), &mut |_, _, _| ())?;
     let shape = [job.train.batch, seq, job.train.accumulation];
-    Ok(Profile::predicted(describe_student(&student, &graphs.train.params), shape, &plans, &account))
+    let model = describe_student(&student, &graphs.train.params);
+    let mut profile = Profile::predicted(model, shape, target.machine(), &plans, &account);
+    if let Target::Gpu { stated, .. } = target {
+        profile.stated = *stated;
+    }
+    Ok(profile)
 }
 
 /// What a job could run in: every choice between memory and time, with its peak. Arguments and promises as in [`predict`].
 ///
 /// # Errors
 /// As [`predict`], but for the budget, which is not looked at.
-pub fn budgets(job: &JobConfig, seq: usize, before: u64) -> Result<Budgets> {
+pub fn budgets(job: &JobConfig, seq: usize, target: &Target) -> Result<Budgets> {
     let (_, graphs) = described(job, seq)?;
-    let held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
-    plans::budgets(&graphs, &held)
+    plans::budgets(&graphs, &target.held(&graphs), target.backend())
 }
 
 /// The student of a job and its graphs, from configurations and file headers alone.
@@ -253,6 +312,7 @@ impl Trainer {
             store,
             memory,
             machine: opened.machine(),
+            stated: opened.stated(),
             params: graphs.train.params,
             important: penalty.and_then(|p| p.important),
             account,

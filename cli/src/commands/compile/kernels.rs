@@ -117,7 +117,7 @@ fn edited(
     }
     let compiled = source.compile(p, arch, compiler)?;
     let original = match language {
-        Language::Cuda => tile::cuda::print(p)?.text,
+        Language::Cuda => tile::cuda::print(p, arch)?.text,
         Language::Triton => triton::print(p),
     };
     add(about, compiled.figures);
@@ -133,7 +133,7 @@ fn edited(
 }
 
 fn by_nvrtc(p: &Program, arch: Arch) -> anyhow::Result<Kernel> {
-    let source = tile::cuda::print(p)?;
+    let source = tile::cuda::print(p, arch)?;
     let object = nvrtc::compile(&source, &p.name, arch)?;
     let sass = object
         .sass(&p.name)

@@ -1,11 +1,13 @@
 //! `kfc tune --calibrate`: measures this machine, and the kernels of a job where they run.
 
-use super::trainer;
+use super::trainer_on;
 use crate::args::{Global, TuneArgs};
 use crate::config;
 use crate::error::Outcome;
 use crate::output;
 use kfc_runtime::calibration::{Calibration, Check};
+use kfc_runtime::device::Device;
+use kfc_runtime::device::cuda::Gpu;
 use kfc_runtime::profile::Machine;
 use serde_json::json;
 use std::time::Duration;
@@ -21,18 +23,23 @@ const QUIET: f64 = 0.1;
 /// # Errors
 /// If the job is wrong or fails. That the times cannot be kept is told, and no error.
 pub(super) fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
-    let mut calibration = Calibration::empty(Machine::this());
-    let (steps, check) = match &args.config {
-        None => {
+    let device = args.device.plain();
+    let mut calibration = match &device {
+        Device::Cpu => {
+            let mut calibration = Calibration::empty(Machine::this());
             calibration.measure_rates()?;
-            (0, None)
+            calibration
         }
+        Device::Cuda { index, .. } => Calibration::of_device(&Gpu::open(*index)?)?,
+    };
+    let (steps, check) = match &args.config {
+        None => (0, None),
         Some(path) => {
             let job = config::load(path, &args.set)?;
             let budget = Duration::from_secs(args.seconds.unwrap_or(SECONDS));
-            let steps = calibration.measure_job(&mut trainer(&job)?, budget)?;
+            let steps = calibration.measure_job(&mut trainer_on(&device, &job)?, budget)?;
             // The steps of another trainer were not used: what they show holds for runs.
-            (steps, Some(calibration.check_job(&mut trainer(&job)?, budget / 2)?))
+            (steps, Some(calibration.check_job(&mut trainer_on(&device, &job)?, budget / 2)?))
         }
     };
     let saved = calibration.save();

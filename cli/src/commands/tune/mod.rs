@@ -6,6 +6,7 @@ mod search;
 use crate::args::{Global, TuneArgs};
 use crate::error::Outcome;
 use kfc_runtime::config::JobConfig;
+use kfc_runtime::device::Device;
 use kfc_runtime::models::Model;
 use kfc_runtime::train::{Trainer, data};
 
@@ -25,7 +26,15 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
 /// # Errors
 /// If the job is wrong or does not fit.
 pub(crate) fn trainer(job: &JobConfig) -> anyhow::Result<Trainer> {
+    trainer_on(&Device::Cpu, job)
+}
+
+/// [`trainer`] on a device.
+///
+/// # Errors
+/// As [`trainer`]; and if the device is missing or its kernels cannot be had.
+pub(super) fn trainer_on(device: &Device, job: &JobConfig) -> anyhow::Result<Trainer> {
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let rows = data::load(job, &model.config)?;
-    Ok(Trainer::new(job, data::loader(job, rows)?)?)
+    Ok(Trainer::on(device, job, data::loader(job, rows)?)?)
 }

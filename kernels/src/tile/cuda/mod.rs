@@ -2,7 +2,7 @@
 //!
 //! A tile is an array of registers in each thread; `assign` decides in which layout, `print` writes loops over the
 //! registers. Indices and masks are no tiles: they are computed from coordinates where they are used. Dots take their
-//! operands from shared memory and use tensor cores for 16-bit floats. Reductions have a fixed order, so results are the
+//! operands from shared memory and use tensor cores for 16-bit floats; loops copy them some rounds ahead (`stages`). Reductions have a fixed order, so results are the
 //! same bits each time. What is not plain C++ is behind the `kfc_` functions of [`HEADER`].
 //!
 //! Invariants: 16-bit floats and integers are exact; `f32` arithmetic may be contracted to fused multiply-adds, and `exp`
@@ -13,15 +13,18 @@ mod assign;
 mod axis;
 mod express;
 mod layout;
+mod loops;
 mod print;
 mod products;
 mod range;
 mod reduce;
 mod shared;
+mod stages;
 
 pub use express::type_name;
 
 use super::{Program, TileError};
+use crate::cuda::Arch;
 
 /// What every printed source includes as `kfc.cuh`.
 pub const HEADER: &str = include_str!("kfc.cuh");
@@ -29,8 +32,10 @@ pub const HEADER: &str = include_str!("kfc.cuh");
 /// Shared memory that a kernel can have without asking for it at launch.
 const STATIC_SHARED: usize = 48 << 10;
 
-/// Shared memory of a block on the smallest of the devices that are compiled for (sm_80).
-const MOST_SHARED: usize = 163 << 10;
+/// Warps over rows and columns of a product's tile.
+pub(super) fn warp_grid(m: usize, n: usize, warps: usize) -> (usize, usize) {
+    layout::warp_grid(m, n, warps, false)
+}
 
 /// A printed kernel and how it is launched: with pointers to the program's buffers in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,12 +48,14 @@ pub struct Source {
     pub threads: usize,
     /// Bytes of shared memory to ask for at launch.
     pub dynamic_shared: usize,
+    /// Slots of the rings that operands of dots go through; 1 without rings.
+    pub stages: usize,
 }
 
-/// The source of a program.
+/// The source of a program for an architecture.
 ///
 /// # Errors
 /// If its tiles do not fit in shared memory.
-pub fn print(p: &Program) -> Result<Source, TileError> {
-    print::print(p)
+pub fn print(p: &Program, arch: Arch) -> Result<Source, TileError> {
+    print::print(p, arch)
 }

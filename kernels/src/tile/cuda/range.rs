@@ -82,6 +82,7 @@ fn binary(op: Binary, a: Range, b: Range) -> Range {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use crate::cuda::Arch;
     use crate::tile::cuda::print;
     use crate::tile::{Builder, ir::Access, ir::Elem};
 
@@ -97,7 +98,7 @@ mod tests {
         let mask = b.below(index, i32::MAX as usize);
         let ones = b.full(1.0, &[64]);
         b.store(to, index, ones, Some(mask));
-        print(&b.finish().unwrap()).unwrap().text
+        print(&b.finish().unwrap(), Arch::Sm80).unwrap().text
     }
 
     #[test]
@@ -127,7 +128,7 @@ mod tests {
         let one = b.full(1.0, &[64]);
         let y = b.add(x, one);
         b.store(to, index, y, None);
-        print(&b.finish().unwrap()).unwrap().text
+        print(&b.finish().unwrap(), Arch::Sm80).unwrap().text
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! `ewc_delta` and its gradient: tiles of the change `scale·B·A` are made and used, never stored.
 
-use super::products::{Axis, Depth, Matrix, Tiles, extent, result_tile, sum_products};
+use super::products::{Axis, Depth, Matrix, extent, fixed, result_tile, sum_products};
 use super::sums::{column_sums, total};
 use super::{EmitError, Emitted, Kernel, Operation};
-use crate::tile::Builder;
 use crate::tile::ir::{Access, Binary, Elem, Fold, Var};
+use crate::tile::{Builder, Tiling};
 
 /// Rows or columns of the weight that one program of the gradient goes through.
 const RUN: usize = 1024;
@@ -34,10 +34,10 @@ impl Delta {
         })
     }
 
-    fn tiles(&self) -> Tiles {
-        let t = Tiles::new(self.outputs, self.inputs, self.rank, Elem::F32);
+    fn tiles(&self) -> Tiling {
+        let t = fixed(self.outputs, self.inputs, self.rank, Elem::F32);
         // Triton 3.6 fails on products of 64 rows that are reduced at once where they stand in tensor memory (sm_100).
-        Tiles { m: t.m.min(32), ..t }
+        Tiling { m: t.m.min(32), ..t }
     }
 
     /// Parameters a, b and fisher.

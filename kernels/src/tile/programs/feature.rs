@@ -1,6 +1,6 @@
 //! `feature_alignment`: a program takes a tile of the projected features and compares it with the teacher's.
 
-use super::products::{Depth, Matrix, Tiles, result_tile, sum_products};
+use super::products::{Depth, Matrix, fixed, result_tile, sum_products};
 use super::sums::total;
 use super::{EmitError, Emitted, Kernel, Operation};
 use crate::tile::ir::{Access, Elem, Fold};
@@ -8,7 +8,7 @@ use crate::tile::ir::{Access, Elem, Fold};
 /// `Σ w · (P·hs − ht)²`.
 pub(super) fn feature_alignment(o: &Operation<'_>) -> Result<Emitted, EmitError> {
     let (rows, inner, outer) = (o.inputs[0].rows(), o.inputs[0].last(), o.inputs[1].dims[0]);
-    let t = Tiles::new(rows, outer, inner, Elem::F32);
+    let t = fixed(rows, outer, inner, Elem::F32);
     let grid = [rows.div_ceil(t.m), outer.div_ceil(t.n), 1];
     let mut e = Emitted { workspaces: vec![(Elem::F32, grid[0] * grid[1])], ..Emitted::default() };
     let doc = "The sum of w · (hs · pᵀ − ht)² over a tile";

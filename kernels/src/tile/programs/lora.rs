@@ -2,7 +2,7 @@
 //! part of it is multiplied in that type, as one product of greater depth with the base weight's.
 
 use super::philox::Dropout;
-use super::products::{Axis, Depth, Matrix, Tiles, add_bias, extent, result_tile, sum_products};
+use super::products::{Axis, Depth, Matrix, add_bias, extent, result_tile, sum_products};
 use super::sums::column_sums;
 use super::{Arg, EmitError, Emitted, Kernel, Operation};
 use crate::tile::ir::{Access, Elem, Var};
@@ -63,10 +63,9 @@ pub(super) fn lora_linear(o: &Operation<'_>) -> Result<Emitted, EmitError> {
 
 /// `s = dropout(x)·aᵀ`.
 fn down(o: &Operation<'_>, l: &Lora) -> Result<super::Launch, EmitError> {
-    let t = Tiles::new(l.rows, l.rank, l.inputs, Elem::F32);
-    let doc = "A tile of s = dropout(x) · aᵀ";
-    let grid = [l.rows.div_ceil(t.m), l.rank.div_ceil(t.n), 1];
-    let mut k = Kernel::new("lora_down", doc, grid, t.warps);
+    let tiled = o.tiled("lora_down", l.rows, l.rank, l.inputs, Elem::F32);
+    let t = tiled.tiling;
+    let mut k = Kernel::product(tiled, "A tile of s = dropout(x) · aᵀ", 1);
     let (x, a) = (k.input(o, 0, "x"), k.input(o, 2, "a"));
     let seed = l.seed(&mut k, o);
     let s = k.output(o, 1, "s");
@@ -83,10 +82,10 @@ fn down(o: &Operation<'_>, l: &Lora) -> Result<super::Launch, EmitError> {
 
 /// `y = x·wᵀ + scale · s·bᵀ (+ bias)`.
 fn up(o: &Operation<'_>, l: &Lora) -> Result<super::Launch, EmitError> {
-    let t = Tiles::new(l.rows, l.outputs, l.inputs, l.elem);
+    let tiled = o.tiled("lora_linear", l.rows, l.outputs, l.inputs, l.elem);
+    let t = tiled.tiling;
     let doc = "A tile of y = x · wᵀ + scale · s · bᵀ (+ bias): the rank continues the depth of the product";
-    let grid = [l.rows.div_ceil(t.m), l.outputs.div_ceil(t.n), 1];
-    let mut k = Kernel::new("lora_linear", doc, grid, t.warps);
+    let mut k = Kernel::product(tiled, doc, 1);
     let (x, w, lora_b) = (k.input(o, 0, "x"), k.input(o, 1, "w"), k.input(o, 3, "b"));
     let bias = if o.attrs.bool("bias")? { Some(k.input(o, 4, "bias")) } else { None };
     let s = k.bind(Arg::Output(1), 0, "s", Elem::F32, l.rows * l.rank, Access::Read);
@@ -129,10 +128,9 @@ pub(super) fn lora_linear_bwd(o: &Operation<'_>) -> Result<Emitted, EmitError> {
 
 /// `ds = scale · dy·b`.
 fn ds(o: &Operation<'_>, l: &Lora, e: &Emitted) -> Result<super::Launch, EmitError> {
-    let t = Tiles::new(l.rows, l.rank, l.outputs, Elem::F32);
-    let doc = "A tile of ds = scale · dy · b";
-    let grid = [l.rows.div_ceil(t.m), l.rank.div_ceil(t.n), 1];
-    let mut k = Kernel::new("lora_ds", doc, grid, t.warps);
+    let tiled = o.tiled("lora_ds", l.rows, l.rank, l.outputs, Elem::F32);
+    let t = tiled.tiling;
+    let mut k = Kernel::product(tiled, "A tile of ds = scale · dy · b", 1);
     let (dy, lora_b) = (k.input(o, 0, "dy"), k.input(o, 4, "b"));
     let ds = k.work(e, 0, "ds", Access::Write);
     let b = &mut k.b;
@@ -168,8 +166,9 @@ fn adapter_gradient(
         Factor::A => ("lora_da", "A tile of dsᵀ · dropout(x) over a run of tokens", l.rank, l.inputs),
         Factor::B => ("lora_db", "A tile of scale · dyᵀ · s over a run of tokens", l.outputs, l.rank),
     };
-    let t = Tiles::new(m, n, l.rows, Elem::F32);
-    let mut k = Kernel::new(name, doc, [m.div_ceil(t.m), n.div_ceil(t.n), runs], t.warps);
+    let tiled = o.tiled(name, m, n, l.rows, Elem::F32);
+    let t = tiled.tiling;
+    let mut k = Kernel::product(tiled, doc, runs);
     let (left, right, seed) = match which {
         Factor::A => {
             let (ds, x) = (k.work(e, 0, "ds", Access::Read), k.input(o, 1, "x"));
@@ -208,10 +207,10 @@ fn adapter_gradient(
 
 /// `dx = dy·w + dropout'(ds·a)`.
 fn dx(o: &Operation<'_>, l: &Lora, e: &Emitted) -> Result<super::Launch, EmitError> {
-    let t = Tiles::new(l.rows, l.inputs, l.outputs, l.elem);
+    let tiled = o.tiled("lora_dx", l.rows, l.inputs, l.outputs, l.elem);
+    let t = tiled.tiling;
     let doc = "A tile of dx = dy · w + ds · a, the second part where the adapter's input was kept";
-    let grid = [l.rows.div_ceil(t.m), l.inputs.div_ceil(t.n), 1];
-    let mut k = Kernel::new("lora_dx", doc, grid, t.warps);
+    let mut k = Kernel::product(tiled, doc, 1);
     let (dy, w, a) = (k.input(o, 0, "dy"), k.input(o, 2, "w"), k.input(o, 3, "a"));
     let seed = l.seed(&mut k, o);
     let ds = k.work(e, 0, "ds", Access::Read);

@@ -20,6 +20,7 @@ mod products;
 mod row;
 mod sums;
 
+use super::tiling::{Shape, Tiled, Tilings};
 use super::{Buffer, Builder, Program, TileError, ir::Access, ir::Elem};
 use kfc_graph::{Composite, GraphError, Op, TensorType};
 use thiserror::Error;
@@ -129,8 +130,22 @@ pub fn emit_sized(
     outputs: &[TensorType],
     sizes: &Sizes,
 ) -> Result<Emitted, EmitError> {
+    emit_tiled(op, inputs, outputs, sizes, &Tilings::new())
+}
+
+/// [`emit_sized`] with products cut as `tilings` say. Results are the same bits for all of them.
+///
+/// # Errors
+/// As [`emit`].
+pub fn emit_tiled(
+    op: &Op,
+    inputs: &[TensorType],
+    outputs: &[TensorType],
+    sizes: &Sizes,
+    tilings: &Tilings,
+) -> Result<Emitted, EmitError> {
     let none = kfc_graph::Attrs::new();
-    let o = |attrs| Operation { attrs, inputs, outputs };
+    let o = |attrs| Operation { attrs, inputs, outputs, tilings };
     let mut e = match op {
         Op::Prim(p) => prims::emit(p, &o(&none)),
         Op::Composite(c) => composite(c.def.name(), &o(&c.attrs), sizes),
@@ -218,6 +233,15 @@ struct Operation<'a> {
     attrs: &'a kfc_graph::Attrs,
     inputs: &'a [TensorType],
     outputs: &'a [TensorType],
+    tilings: &'a Tilings,
+}
+
+impl Operation<'_> {
+    /// How the kernel of this name cuts its product of `[m, k]` and `[k, n]`, multiplied as `elem`.
+    fn tiled(&self, kernel: &str, m: usize, n: usize, k: usize, elem: Elem) -> Tiled {
+        let shape = Shape { kernel: kernel.into(), m, n, k, elem };
+        Tiled { tiling: self.tilings.of(&shape), shape }
+    }
 }
 
 /// A program under construction with the arguments that its parameters are bound to.
@@ -230,6 +254,15 @@ struct Kernel {
 impl Kernel {
     fn new(name: &str, doc: &str, grid: [usize; 3], warps: usize) -> Kernel {
         Kernel { b: Builder::new(name, doc, grid, warps), args: Vec::new(), starts: Vec::new() }
+    }
+
+    /// A program that computes a product: a block for each tile of the result, and that for each of `parts`.
+    fn product(t: Tiled, doc: &str, parts: usize) -> Kernel {
+        let (shape, tiling) = (&t.shape, t.tiling);
+        let grid = [shape.m.div_ceil(tiling.m), shape.n.div_ceil(tiling.n), parts];
+        let mut kernel = Kernel::new(&shape.kernel, doc, grid, tiling.warps);
+        kernel.b.tiled(t);
+        kernel
     }
 
     /// A parameter: `len` elements of an argument from element `start` on.

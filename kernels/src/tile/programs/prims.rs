@@ -3,7 +3,7 @@
 
 use super::elementwise::{embedding, flat, one, tile};
 use super::index::scatter_add;
-use super::products::{Depth, Matrix, Tiles, factors, result_tile, sum_products};
+use super::products::{Depth, Matrix, factors, result_tile, sum_products};
 use super::{EmitError, Emitted, Kernel, Launch, Operation, philox, sums, warps, width};
 use crate::tile::Builder;
 use crate::tile::ir::{Binary, Compare, Elem, Fold, Unary, Var};
@@ -310,9 +310,9 @@ fn matmul(o: &Operation<'_>, ta: bool, tb: bool) -> Result<Emitted, EmitError> {
     let inner = if ta { x.dims[r - 2] } else { x.dims[r - 1] };
     let batch: usize = x.dims[..r - 2].iter().product();
     let elem = factors(x.dtype.into(), o.inputs[1].dtype.into());
-    let t = Tiles::new(m, n, inner, elem);
-    let mut k =
-        Kernel::new("matmul", "A tile of c = a · b", [m.div_ceil(t.m), n.div_ceil(t.n), batch], t.warps);
+    let tiled = o.tiled("matmul", m, n, inner, elem);
+    let t = tiled.tiling;
+    let mut k = Kernel::product(tiled, "A tile of c = a · b", batch);
     let (a, c, out) = (k.input(o, 0, "a"), k.input(o, 1, "b"), k.output(o, 0, "c"));
     let b = &mut k.b;
     let (row, column) = result_tile(b, t, m, n);

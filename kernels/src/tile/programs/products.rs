@@ -2,7 +2,9 @@
 
 use super::{EmitError, Emitted, Kernel, Operation};
 use crate::tile::ir::{Access, Binary, Elem, Var};
-use crate::tile::{Buffer, Builder};
+pub(super) use crate::tile::tiling::extent;
+use crate::tile::tiling::{Shape, Tiled};
+use crate::tile::{Buffer, Builder, Tiling};
 
 /// Positions along an axis of a matrix.
 #[derive(Clone, Copy)]
@@ -94,27 +96,9 @@ impl Matrix {
     }
 }
 
-/// Extents of a tile of a product, and of the depth taken at once.
-#[derive(Clone, Copy)]
-pub(super) struct Tiles {
-    pub(super) m: usize,
-    pub(super) n: usize,
-    pub(super) k: usize,
-    pub(super) warps: usize,
-}
-
-impl Tiles {
-    /// For a product of `[m, k]` and `[k, n]` whose factors are of a type. Factors of 32 bits take more registers.
-    pub(super) fn new(m: usize, n: usize, k: usize, elem: Elem) -> Tiles {
-        let (most, deep) = if elem == Elem::F32 { (64, 32) } else { (128, 64) };
-        let (m, n, k) = (extent(m, most), extent(n, most), extent(k, deep));
-        Tiles { m, n, k, warps: if m * n >= 1 << 13 { 8 } else { 4 } }
-    }
-}
-
-/// A tile's extent along an axis of `n`: a power of two that products can take, at most `most`.
-pub(super) fn extent(n: usize, most: usize) -> usize {
-    n.next_power_of_two().clamp(16, most)
+/// How a product is cut whose tiles are summed further: it must not change with what is chosen.
+pub(super) fn fixed(m: usize, n: usize, k: usize, elem: Elem) -> Tiling {
+    Tiling::builtin(&Shape { kernel: String::new(), m, n, k, elem })
 }
 
 /// The type in which factors of these types are multiplied.
@@ -170,9 +154,9 @@ pub(super) fn sum_products(
 pub(super) fn linear(o: &Operation<'_>) -> Result<Emitted, EmitError> {
     let (rows, inputs, outputs) = (o.inputs[0].rows(), o.inputs[0].last(), o.inputs[1].dims[0]);
     let elem = factors(o.inputs[0].dtype.into(), o.inputs[1].dtype.into());
-    let t = Tiles::new(rows, outputs, inputs, elem);
-    let doc = "A tile of y = x · wᵀ (+ bias), summed in f32";
-    let mut k = Kernel::new("linear", doc, [rows.div_ceil(t.m), outputs.div_ceil(t.n), 1], t.warps);
+    let tiled = o.tiled("linear", rows, outputs, inputs, elem);
+    let t = tiled.tiling;
+    let mut k = Kernel::product(tiled, "A tile of y = x · wᵀ (+ bias), summed in f32", 1);
     let (x, w) = (k.input(o, 0, "x"), k.input(o, 1, "w"));
     let bias = (o.inputs.len() > 2).then(|| k.input(o, 2, "bias"));
     let y = k.output(o, 0, "y");
@@ -190,7 +174,7 @@ pub(super) fn linear(o: &Operation<'_>) -> Result<Emitted, EmitError> {
 }
 
 /// Rows and columns of this program's tile of a result `[rows, columns]`.
-pub(super) fn result_tile(b: &mut Builder, t: Tiles, rows: usize, columns: usize) -> (Axis, Axis) {
+pub(super) fn result_tile(b: &mut Builder, t: Tiling, rows: usize, columns: usize) -> (Axis, Axis) {
     let (row, column) = (b.program_id(0), b.program_id(1));
     (Axis::block(b, row, t.m, rows), Axis::block(b, column, t.n, columns))
 }
@@ -205,24 +189,19 @@ pub(super) fn add_bias(b: &mut Builder, bias: Buffer, column: Axis, value: Var) 
 
 /// `c = a·b`, or `c + a·b`: a launch of its own, `[m, k]` and `[k, n]` to `[m, n]` in rows.
 pub(super) struct Product {
-    pub(super) m: usize,
-    pub(super) n: usize,
-    pub(super) k: usize,
-    /// Type in which factors are multiplied.
-    pub(super) elem: Elem,
+    tiled: Tiled,
     /// Whether the product is added to what `c` holds.
-    pub(super) adds: bool,
+    adds: bool,
 }
 
 impl Product {
-    /// A kernel that has its grid and no parameters yet.
-    pub(super) fn kernel(&self, name: &str, doc: &str) -> Kernel {
-        let t = self.tiles();
-        Kernel::new(name, doc, [self.m.div_ceil(t.m), self.n.div_ceil(t.n), 1], t.warps)
+    pub(super) fn new(tiled: Tiled, adds: bool) -> Product {
+        Product { tiled, adds }
     }
 
-    fn tiles(&self) -> Tiles {
-        Tiles::new(self.m, self.n, self.k, self.elem)
+    /// A kernel that has its grid and no parameters yet.
+    pub(super) fn kernel(&self, doc: &str) -> Kernel {
+        Kernel::product(self.tiled.clone(), doc, 1)
     }
 
     /// What is done to `c`.
@@ -232,18 +211,17 @@ impl Product {
 
     /// The program's body.
     pub(super) fn write(&self, b: &mut Builder, x: Matrix, y: Matrix, c: Buffer) {
-        let t = self.tiles();
-        let (row, column) = result_tile(b, t, self.m, self.n);
-        let c = Matrix::rows(c, self.n);
+        let (t, s) = (self.tiled.tiling, &self.tiled.shape);
+        let (row, column) = result_tile(b, t, s.m, s.n);
+        let c = Matrix::rows(c, s.n);
         let start = if self.adds {
             let before = c.load(b, row, column);
             b.cast(before, Elem::F32)
         } else {
             b.full(0.0, &[t.m, t.n])
         };
-        let depth = Depth::all(b, self.k, t.k);
-        let value =
-            sum_products(b, &depth, self.elem, start, |b, k| (x.load(b, row, k), y.load(b, k, column)));
+        let depth = Depth::all(b, s.k, t.k);
+        let value = sum_products(b, &depth, s.elem, start, |b, k| (x.load(b, row, k), y.load(b, k, column)));
         c.store(b, row, column, value);
     }
 }

@@ -41,7 +41,8 @@ pub struct Alone {
     pub flops: u64,
     /// Bytes a second that the device copies, read and written.
     pub bandwidth: f64,
-    /// Multiplications and additions a second that the device is said to reach in dot products like the kernel's.
+    /// Multiplications and additions a second in dot products like the kernel's, by the device's clocks; `None` if its driver
+    /// does not tell them.
     pub peak: Option<f64>,
 }
 
@@ -77,7 +78,7 @@ pub fn time(
     };
     let (kernel, origin) = (&lowered.kernels[k], &lowered.origins[k]);
     let only = std::slice::from_ref(kernel);
-    let mut both = kernels::load(gpu, only, folder, &[])?;
+    let mut both = kernels::load(gpu, only, folder)?;
     if let Some(from) = both.iter().find_map(|loaded| loaded.edited.as_ref()) {
         return Err(RunError::Input(format!(
             "{from}: it is edited, and would stand for kfc's own; leave --kernels out"
@@ -87,7 +88,7 @@ pub fn time(
     if let Some(file) = file {
         let edit = Edit { kernel: name.into(), file: file.into() };
         let from = edit.to_string();
-        for loaded in kernels::load(gpu, only, None, &[edit])? {
+        for loaded in kernels::load_edited(gpu, only, None, &[edit])? {
             said = Some(check::check(gpu, kernel, origin, &loaded, &from)?);
             both.push(loaded);
         }
@@ -113,7 +114,7 @@ pub fn time(
         bytes: bytes.sum(),
         flops: trial.dot_flops(),
         bandwidth: bandwidth(gpu)?,
-        peak: peak(gpu, is_16_bit(p, &p.body)),
+        peak: gpu.info.rates().map(|r| if is_16_bit(p, &p.body) { r.flops_16 } else { r.flops_f32 }),
     })
 }
 
@@ -164,20 +165,6 @@ fn bandwidth(gpu: &Arc<Gpu>) -> Result<f64> {
         best = best.min(after.ns_since(&before)?);
     }
     Ok(2.0 * half as f64 / best.max(1) as f64 * 1e9)
-}
-
-/// Multiplications and additions a second in dense products of 16-bit floats on tensor cores, or of `f32` on ordinary ones, as
-/// NVIDIA states them a clock and multiprocessor for A100, H100 and B200, at the highest clock that the driver knows.
-fn peak(gpu: &Gpu, is_16_bit: bool) -> Option<f64> {
-    let a_clock = match (gpu.info.capability, is_16_bit) {
-        ((8, 0), true) => 2048.0,
-        ((9, 0), true) => 4096.0,
-        ((10, 0), true) => 8192.0,
-        ((8, 0), false) => 128.0,
-        ((9, 0) | (10, 0), false) => 256.0,
-        _ => return None,
-    };
-    Some(a_clock * f64::from(gpu.info.processors) * gpu.clock()?)
 }
 
 /// Whether a program multiplies 16-bit tiles.

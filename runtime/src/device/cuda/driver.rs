@@ -28,6 +28,12 @@ pub struct Info {
     pub processors: i32,
     /// Most shared memory of a block, bytes.
     pub shared: usize,
+    /// Clock of the multiprocessors at best, in kHz; 0 if the driver does not say.
+    pub clock: i32,
+    /// Clock of the memory at best, in kHz; 0 if the driver does not say.
+    pub memory_clock: i32,
+    /// Width of the memory's bus in bits; 0 if the driver does not say.
+    pub memory_bits: i32,
 }
 
 impl Info {
@@ -89,7 +95,35 @@ fn describe_device(index: usize) -> Result<(sys::CUdevice, Info)> {
     );
     let processors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
     let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-    Ok((device, Info { index, name, capability, memory, processors, shared: shared.max(0) as usize }))
+    // What predictions alone need: a driver that does not tell is no reason to stop.
+    let told = |a| attribute(a).unwrap_or(0);
+    let info = Info {
+        index,
+        name,
+        capability,
+        memory,
+        processors,
+        shared: shared.max(0) as usize,
+        clock: told(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE),
+        memory_clock: told(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE),
+        memory_bits: told(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH),
+    };
+    Ok((device, info))
+}
+
+/// What device number `index` is. No context is made.
+///
+/// # Errors
+/// If there is no usable driver or device.
+pub fn describe_one(index: usize) -> Result<Info> {
+    let all = match devices() {
+        Err(CudaError::NoDevice { .. }) => Vec::new(),
+        other => other?,
+    };
+    let count = all.len();
+    let info = all.into_iter().nth(index).ok_or(CudaError::NoDevice { index, count })?;
+    arch_of(index, &info.name, info.capability)?;
+    Ok(info)
 }
 
 /// A device and its context.
@@ -140,16 +174,12 @@ impl Gpu {
         unsafe { result::ctx::set_current(self.context) }.doing("entering the context")
     }
 
-    /// Its highest clock, cycles a second; `None` if the driver does not say.
-    pub(super) fn clock(&self) -> Option<f64> {
-        let attribute = Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE;
-        // SAFETY: the device comes from the driver.
-        let khz = unsafe { result::device::get_attribute(self.device, attribute) }.ok()?;
-        (khz > 0).then(|| f64::from(khz) * 1e3)
-    }
-
     /// Bytes that are free, and all.
-    fn free_memory(&self) -> Result<(u64, u64)> {
+    ///
+    /// # Errors
+    /// If the driver does not say.
+    pub fn free_memory(&self) -> Result<(u64, u64)> {
+        self.enter()?;
         let (free, total) = result::mem_get_info().doing("asking for free memory")?;
         Ok((free as u64, total as u64))
     }

@@ -25,6 +25,7 @@ const MOST: u64 = 1 << 28;
 /// The kernels of a folder.
 pub(super) struct Folder {
     path: PathBuf,
+    arch: Arch,
     is_triton: bool,
     /// By the hash of the source: what stands about it, and the file without its ending.
     kernels: HashMap<String, (Value, PathBuf)>,
@@ -81,7 +82,7 @@ impl Folder {
                 kernels.insert(hash.to_string(), (about.clone(), file.with_extension("")));
             }
         }
-        Ok(Folder { path: path.into(), is_triton, kernels })
+        Ok(Folder { path: path.into(), arch, is_triton, kernels })
     }
 
     /// The binary of a kernel.
@@ -99,7 +100,10 @@ impl Folder {
         };
         let text = match self.is_triton {
             true => triton::print(&kernel.program),
-            false => cuda::print(&kernel.program).map_err(|e| CudaError::Source(e.to_string()))?.text,
+            false => {
+                let source = cuda::print(&kernel.program, self.arch);
+                source.map_err(|e| CudaError::Source(e.to_string()))?.text
+            }
         };
         let (about, file) =
             self.kernels.get(&source_hash(&text)).ok_or_else(|| wrong("there is no kernel"))?;

@@ -51,12 +51,23 @@ impl Loaded {
     }
 }
 
-/// Loads kernels: those of `edits` from their files; the others from `folder`, or else compiled here, several at a time, or
-/// found in the cache.
+/// Loads kernels: from `folder`, or else compiled here, several at a time, or found in the cache.
 ///
 /// # Errors
 /// If one is not in the folder, cannot be compiled, or does not fit the device.
 pub(super) fn load(
+    gpu: &Arc<Gpu>,
+    kernels: &[Kernel],
+    folder: Option<&Path>,
+) -> Result<Vec<Loaded>, CudaError> {
+    load_others(gpu, kernels, folder, &BTreeMap::new())
+}
+
+/// [`load`], but for the kernels of `edits`, which come from their files.
+///
+/// # Errors
+/// As there; and if a file cannot be read, or is no such kernel.
+pub(super) fn load_edited(
     gpu: &Arc<Gpu>,
     kernels: &[Kernel],
     folder: Option<&Path>,
@@ -69,6 +80,16 @@ pub(super) fn load(
         let compiled = source.compile(&kernels[source.kernel].program, gpu.arch, &mut compiler)?;
         edited.insert(source.kernel, Found::of_edit(compiled, source.edit.to_string()));
     }
+    Ok(load_others(gpu, kernels, folder, &edited)?)
+}
+
+/// Loads kernels, those in `edited` from there.
+fn load_others(
+    gpu: &Arc<Gpu>,
+    kernels: &[Kernel],
+    folder: Option<&Path>,
+    edited: &BTreeMap<usize, Found>,
+) -> Result<Vec<Loaded>, CudaError> {
     let folder = folder.map(|path| Folder::open(path, gpu.arch)).transpose()?;
     let binary = |(k, kernel): (usize, &Kernel)| match (edited.get(&k), &folder) {
         (Some(found), _) => Ok(found.clone()),
@@ -77,12 +98,12 @@ pub(super) fn load(
     };
     let found = kernels.par_iter().enumerate().map(binary).collect::<Result<Vec<Found>, CudaError>>()?;
     let place = |(kernel, found): (&Kernel, &Found)| place(gpu, kernel, found);
-    Ok(kernels.iter().zip(&found).map(place).collect::<Result<_, CudaError>>()?)
+    kernels.iter().zip(&found).map(place).collect()
 }
 
 fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<Found, CudaError> {
     let failed = |e: TileError| CudaError::Kernel { kernel: kernel.name.clone(), what: e.to_string() };
-    let source = cuda::print(&kernel.program).map_err(failed)?;
+    let source = cuda::print(&kernel.program, gpu.arch).map_err(failed)?;
     // A missing compiler is said as it is: it concerns no kernel.
     let object = nvrtc::compile(&source, &kernel.program.name, gpu.arch)
         .map_err(|e| CudaError::Source(e.to_string()))?;

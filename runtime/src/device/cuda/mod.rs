@@ -4,6 +4,8 @@
 //! - `kernels`: binaries of a plan's kernels, compiled, cached or from a folder, and loaded;
 //! - `memory`: one plain allocation for all tensors and the arena, filled from the host through page-locked buffers;
 //! - `bound`: a plan bound to it, run kernel by kernel at first and then as one graph;
+//! - `limits`: what a device does at best, from what its driver says;
+//! - `rates`: how fast a device multiplies and streams, with our kernels;
 //! - `room`, `programs`: memory for one kernel alone; tile programs alone, for checks;
 //! - `check`: kernels that people wrote, tried before they are used;
 //! - `alone`: one kernel, timed;
@@ -19,18 +21,21 @@ mod driver;
 mod error;
 mod folder;
 mod kernels;
+mod limits;
 mod memory;
 mod programs;
+mod rates;
 mod room;
 
 pub use alone::{Alone, time};
 pub use bound::CudaPlan;
-pub use driver::{Gpu, Info, devices, start};
+pub use driver::{Gpu, Info, describe_one, devices, start};
 pub use error::CudaError;
 pub use folder::source_hash;
 pub(crate) use memory::ALIGN;
 pub use memory::CudaMemory;
 pub use programs::Programs;
+pub(crate) use rates::measure as measure_rates;
 
 use crate::accounting::Account;
 use crate::edited::Edit;
@@ -67,7 +72,7 @@ impl Loaded {
         edits: &[Edit],
     ) -> Result<Loaded> {
         let lowered = lower(plans).map_err(|e| CudaError::Source(e.to_string()))?;
-        let functions = kernels::load(gpu, &lowered.kernels, folder, edits)?;
+        let functions = kernels::load_edited(gpu, &lowered.kernels, folder, edits)?;
         let mut notes = Vec::new();
         for (k, loaded) in functions.iter().enumerate() {
             if let Some(from) = &loaded.edited {

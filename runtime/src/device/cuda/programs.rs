@@ -23,7 +23,7 @@ impl Programs {
     pub fn load(gpu: &Arc<Gpu>, programs: Vec<Program>) -> Result<Programs> {
         let kernel = |program: Program| Kernel { name: program.name.clone(), program, launches: 1 };
         let kernels: Vec<Kernel> = programs.into_iter().map(kernel).collect();
-        Ok(Programs { gpu: Arc::clone(gpu), loaded: kernels::load(gpu, &kernels, None, &[])? })
+        Ok(Programs { gpu: Arc::clone(gpu), loaded: kernels::load(gpu, &kernels, None)? })
     }
 
     /// Runs a program over the contents of its parameters, which it may change. Returns the nanoseconds that it took.

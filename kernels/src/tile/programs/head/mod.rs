@@ -147,8 +147,8 @@ fn logits(
 ) -> Result<Launch, EmitError> {
     let (hidden, vocab) = (o.inputs[h].last(), o.inputs[w].dims[0]);
     let elem = factors(o.inputs[h].dtype.into(), o.inputs[w].dtype.into());
-    let product = Product { m: c.n, n: vocab, k: hidden, elem, adds: false };
-    let mut k = product.kernel(name, "A tile of the logits of a chunk of tokens: z = h · wᵀ");
+    let product = Product::new(o.tiled(name, c.n, vocab, hidden, elem), false);
+    let mut k = product.kernel("A tile of the logits of a chunk of tokens: z = h · wᵀ");
     let (x, y) = (k.input_part(o, h, "h", c.start * hidden, c.n * hidden), k.input(o, w, "w"));
     let z = k.work_part(e, work, "z", 0, c.n * vocab, product.access());
     product.write(&mut k.b, Matrix::rows(x, hidden), Matrix::rows(y, hidden).transposed(), z);
@@ -163,8 +163,8 @@ fn dz(k: &mut Kernel, head: &Head, e: &Emitted, c: Chunk) -> Buffer {
 /// `dh = dz·w` of a chunk.
 fn hidden_gradient(o: &Operation<'_>, head: &Head, e: &Emitted, c: Chunk) -> Result<Launch, EmitError> {
     let elem = gradient_factors(o.inputs[head.h + 1].dtype.into());
-    let product = Product { m: c.n, n: head.hidden, k: head.vocab, elem, adds: false };
-    let mut k = product.kernel("head_dh", "A tile of dh = dz · w of a chunk of tokens");
+    let product = Product::new(o.tiled("head_dh", c.n, head.hidden, head.vocab, elem), false);
+    let mut k = product.kernel("A tile of dh = dz · w of a chunk of tokens");
     let (dz, w) = (dz(&mut k, head, e, c), k.input(o, head.h + 1, "w"));
     let j = head.works.terms.len();
     let dh = k.output_part(o, j, "dh", c.start * head.hidden, c.n * head.hidden);
@@ -175,9 +175,9 @@ fn hidden_gradient(o: &Operation<'_>, head: &Head, e: &Emitted, c: Chunk) -> Res
 /// `dw = dzᵀ·h` of the first chunk, or what it adds to that of those before.
 fn weight_gradient(o: &Operation<'_>, head: &Head, e: &Emitted, c: Chunk) -> Result<Launch, EmitError> {
     let elem = gradient_factors(o.inputs[head.h].dtype.into());
-    let product = Product { m: head.vocab, n: head.hidden, k: c.n, elem, adds: c.start > 0 };
+    let product = Product::new(o.tiled("head_dw", head.vocab, head.hidden, c.n, elem), c.start > 0);
     let doc = "A tile of dzᵀ · h of a chunk of tokens, added to that of the chunks before";
-    let mut k = product.kernel("head_dw", doc);
+    let mut k = product.kernel(doc);
     let dz = dz(&mut k, head, e, c);
     let h = k.input_part(o, head.h, "h", c.start * head.hidden, c.n * head.hidden);
     let (j, len) = (head.works.terms.len() + 1, head.vocab * head.hidden);
