@@ -7,6 +7,7 @@ use crate::args::{Global, TuneArgs};
 use crate::error::Outcome;
 use kfc_runtime::config::JobConfig;
 use kfc_runtime::device::Device;
+use kfc_runtime::exec::Copies;
 use kfc_runtime::models::Model;
 use kfc_runtime::train::{Trainer, data};
 
@@ -21,20 +22,12 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
     }
 }
 
-/// A trainer at the first step of a job, whose steps nobody keeps.
+/// A job's trainer, as `kfc train` has it before its first step, with transposed copies of weights; nothing is written.
 ///
 /// # Errors
-/// If the job is wrong or does not fit.
-pub(crate) fn trainer(job: &JobConfig) -> anyhow::Result<Trainer> {
-    trainer_on(&Device::Cpu, job)
-}
-
-/// [`trainer`] on a device.
-///
-/// # Errors
-/// As [`trainer`]; and if the device is missing or its kernels cannot be had.
-pub(super) fn trainer_on(device: &Device, job: &JobConfig) -> anyhow::Result<Trainer> {
+/// If the job is wrong or does not fit, or the device is missing or its kernels cannot be had.
+pub(crate) fn trainer_with(device: &Device, job: &JobConfig, copies: Copies) -> anyhow::Result<Trainer> {
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let rows = data::load(job, &model.config)?;
-    Ok(Trainer::on(device, job, data::loader(job, rows)?)?)
+    Ok(Trainer::with_copies(device, job, data::loader(job, rows)?, copies)?)
 }
