@@ -8,6 +8,7 @@ pub mod cuda;
 
 use crate::accounting::Account;
 use crate::calibration::Rates;
+use crate::edited::Edit;
 use crate::error::Result;
 use crate::exec::{BoundPlan, Copied, Store};
 use crate::profile::{Machine, Stage, Startup};
@@ -30,6 +31,8 @@ pub enum Device {
         index: usize,
         /// A folder of `kfc compile --emit` that its kernels come from; else they are compiled here.
         kernels: Option<PathBuf>,
+        /// Files of kernels that are used instead of those.
+        edits: Vec<Edit>,
     },
 }
 
@@ -54,7 +57,7 @@ impl Device {
 /// A device that is there.
 pub(crate) enum Opened {
     Cpu,
-    Cuda { gpu: Arc<Gpu>, kernels: Option<PathBuf> },
+    Cuda { gpu: Arc<Gpu>, kernels: Option<PathBuf>, edits: Vec<Edit> },
 }
 
 impl Opened {
@@ -63,8 +66,8 @@ impl Opened {
     pub(crate) fn new(device: &Device) -> Result<Opened> {
         Ok(match device {
             Device::Cpu => Opened::Cpu,
-            Device::Cuda { index, kernels } => {
-                Opened::Cuda { gpu: Gpu::open(*index)?, kernels: kernels.clone() }
+            Device::Cuda { index, kernels, edits } => {
+                Opened::Cuda { gpu: Gpu::open(*index)?, kernels: kernels.clone(), edits: edits.clone() }
             }
         })
     }
@@ -87,8 +90,8 @@ impl Opened {
                 let bound = session::bind_with(plans, store, copied)?;
                 (Memory::Host, bound.into_iter().map(|p| DevicePlan::Cpu(Box::new(p))).collect())
             }
-            Opened::Cuda { gpu, kernels } => {
-                let loaded = cuda::Loaded::new(gpu, plans, kernels.as_deref())?;
+            Opened::Cuda { gpu, kernels, edits } => {
+                let loaded = cuda::Loaded::new(gpu, plans, kernels.as_deref(), edits)?;
                 startup.lap(Stage::Compile);
                 let (memory, bound) = cuda::bind(gpu, plans, &loaded, store, account)?;
                 (Memory::Cuda(memory), bound.into_iter().map(|p| DevicePlan::Cuda(Box::new(p))).collect())
@@ -159,6 +162,14 @@ impl Memory {
         match self {
             Memory::Host => Ok(()),
             Memory::Cuda(memory) => memory.push(store, &mut |name| names.iter().any(|n| n == name)),
+        }
+    }
+
+    /// What is to be said before the first step.
+    pub(crate) fn notes(&self) -> &[String] {
+        match self {
+            Memory::Host => &[],
+            Memory::Cuda(memory) => memory.notes(),
         }
     }
 

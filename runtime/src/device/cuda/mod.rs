@@ -5,14 +5,18 @@
 //! - `memory`: one plain allocation for all tensors and the arena, filled from the host through page-locked buffers;
 //! - `bound`: a plan bound to it, run kernel by kernel at first and then as one graph;
 //! - `limits`: what a device does at best, from what its driver says;
-//! - `programs`: tile programs alone, for checks;
 //! - `rates`: how fast a device multiplies and streams, with our kernels;
+//! - `room`, `programs`: memory for one kernel alone; tile programs alone, for checks;
+//! - `check`: kernels that people wrote, tried before they are used;
+//! - `alone`: one kernel, timed;
 //! - `folder`: kernels that `kfc compile --emit` wrote.
 //!
 //! Invariants: a step allocates nothing; everything runs in one stream, in the plan's order, so that results are the same
 //! bits each time; the host reads what the device wrote only after waiting for it.
 
+mod alone;
 mod bound;
+mod check;
 mod driver;
 mod error;
 mod folder;
@@ -21,7 +25,9 @@ mod limits;
 mod memory;
 mod programs;
 mod rates;
+mod room;
 
+pub use alone::{Alone, time};
 pub use bound::CudaPlan;
 pub use driver::{Gpu, Info, describe_one, devices, start};
 pub use error::CudaError;
@@ -32,6 +38,7 @@ pub use programs::Programs;
 pub(crate) use rates::measure as measure_rates;
 
 use crate::accounting::Account;
+use crate::edited::Edit;
 use crate::error::Result;
 use crate::exec::Store;
 use kfc_kernels::plan::Plan;
@@ -48,17 +55,32 @@ pub(crate) const DRIVER: u32 = 580;
 pub(crate) struct Loaded {
     lowered: Lowered,
     functions: Arc<Vec<kernels::Loaded>>,
+    /// What is to be said about edited kernels.
+    notes: Vec<String>,
 }
 
 impl Loaded {
-    /// Compiles or finds the plans' kernels: in `folder`, which `kfc compile --emit` wrote, if that is given.
+    /// Compiles or finds the plans' kernels: those of `edits` in their files, which are tried; the others in `folder`, which
+    /// `kfc compile --emit` wrote, if that is given.
     ///
     /// # Errors
-    /// If one cannot be had or does not fit the device.
-    pub(crate) fn new(gpu: &Arc<Gpu>, plans: &[Plan], folder: Option<&Path>) -> Result<Loaded> {
+    /// If one cannot be had or does not fit the device, or an edited one is wrong.
+    pub(crate) fn new(
+        gpu: &Arc<Gpu>,
+        plans: &[Plan],
+        folder: Option<&Path>,
+        edits: &[Edit],
+    ) -> Result<Loaded> {
         let lowered = lower(plans).map_err(|e| CudaError::Source(e.to_string()))?;
-        let functions = Arc::new(kernels::load(gpu, &lowered.kernels, folder)?);
-        Ok(Loaded { lowered, functions })
+        let functions = kernels::load_edited(gpu, &lowered.kernels, folder, edits)?;
+        let mut notes = Vec::new();
+        for (k, loaded) in functions.iter().enumerate() {
+            if let Some(from) = &loaded.edited {
+                let said = check::check(gpu, &lowered.kernels[k], &lowered.origins[k], loaded, from)?;
+                notes.push(format!("{from}: {said}"));
+            }
+        }
+        Ok(Loaded { lowered, functions: Arc::new(functions), notes })
     }
 }
 
@@ -73,7 +95,9 @@ pub(crate) fn bind(
     store: &Store,
     account: &Account,
 ) -> Result<(Arc<CudaMemory>, Vec<CudaPlan>)> {
-    let memory = Arc::new(CudaMemory::new(gpu, plans, store, account)?);
+    let mut memory = CudaMemory::new(gpu, plans, store, account)?;
+    memory.notes.clone_from(&loaded.notes);
+    let memory = Arc::new(memory);
     let launches = loaded.lowered.launches.iter().map(Vec::as_slice);
     let bind = |(plan, launches)| CudaPlan::new(plan, launches, loaded, &memory, store);
     let bound = plans.iter().zip(launches).map(bind).collect::<Result<_>>()?;
