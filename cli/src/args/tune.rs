@@ -30,8 +30,8 @@ Examples:
 
 The search tries, in training steps that nobody keeps, how each kernel may cut its work: tiles of products, which operand of
 a product is read in place, transposed copies of frozen weights where memory has room, tokens that the head takes at once,
-threads. No choice changes a bit of any result. A choice is used from then on if it is faster
-than the built-in one by more than the noise, and if the whole step is faster; `kfc explain` shows it beside the runners-up.
+threads. No choice changes a bit of any result. A choice is used from then on if it is faster than the built-in one by more
+than the noise, and if the whole step is faster; `kfc explain` shows it beside the runners-up.
 
 What is found and measured is kept in $XDG_CACHE_HOME/kfc (or ~/.cache/kfc), for this CPU, level of instructions and number
 of threads. KFC_TUNING names another file for what is found, or is `off`: kernels run as built in then. Times make the

@@ -116,9 +116,9 @@ pub fn candidates(op: &str, rows: usize, threads: usize, also: Also) -> Vec<Choi
     all.extend(chunks.map(|n| Choice { chunk: Some(n), ..Choice::BUILT_IN }));
     if also.transposed {
         let with_copy = |c: &Choice| Choice { transposed: true, ..*c };
-        // Not all of the many pairs: tiles matter little beside it.
-        let alone = |c: &&Choice| c.threads.is_none() && c.tile.is_none();
-        let copies: Vec<Choice> = all.iter().filter(alone).map(with_copy).collect();
+        // Products of few rows, for which copies are, are turned in any case.
+        let fits = |c: &&Choice| c.threads.is_none() && !c.turned;
+        let copies: Vec<Choice> = all.iter().filter(fits).map(with_copy).collect();
         all.extend(copies);
     }
     all
