@@ -11,10 +11,13 @@ use crate::calibration::Rates;
 use crate::error::Result;
 use crate::exec::{BoundPlan, Store};
 use crate::profile::{Machine, Stage, Startup};
+use crate::tuning::device::DeviceTuning;
 use crate::{memory, session};
 use cuda::{CudaMemory, CudaPlan, Gpu};
 use kfc_kernels::compile::Backend;
 use kfc_kernels::plan::Plan;
+use kfc_kernels::tile::Tilings;
+use kfc_kernels::tile::tiling::Shape;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -54,7 +57,12 @@ impl Device {
 /// A device that is there.
 pub(crate) enum Opened {
     Cpu,
-    Cuda { gpu: Arc<Gpu>, kernels: Option<PathBuf> },
+    /// Products are cut as tilings say, unless kernels come from a folder.
+    Cuda {
+        gpu: Arc<Gpu>,
+        kernels: Option<PathBuf>,
+        tilings: Tilings,
+    },
 }
 
 impl Opened {
@@ -64,9 +72,22 @@ impl Opened {
         Ok(match device {
             Device::Cpu => Opened::Cpu,
             Device::Cuda { index, kernels } => {
-                Opened::Cuda { gpu: Gpu::open(*index)?, kernels: kernels.clone() }
+                let gpu = Gpu::open(*index)?;
+                let tilings = match kernels {
+                    Some(_) => Tilings::new(),
+                    None => DeviceTuning::load(&gpu.info.machine()).tilings(),
+                };
+                Opened::Cuda { gpu, kernels: kernels.clone(), tilings }
             }
         })
+    }
+
+    /// The same with other tilings.
+    pub(crate) fn with_tilings(self, tilings: Tilings) -> Opened {
+        match self {
+            Opened::Cpu => Opened::Cpu,
+            Opened::Cuda { gpu, kernels, .. } => Opened::Cuda { gpu, kernels, tilings },
+        }
     }
 
     /// Binds plans to tensors of `store`, which is then where step data is written; `account` is what they hold.
@@ -85,8 +106,8 @@ impl Opened {
                 let bound = session::bind(plans, store)?;
                 (Memory::Host, bound.into_iter().map(|p| DevicePlan::Cpu(Box::new(p))).collect())
             }
-            Opened::Cuda { gpu, kernels } => {
-                let loaded = cuda::Loaded::new(gpu, plans, kernels.as_deref())?;
+            Opened::Cuda { gpu, kernels, tilings } => {
+                let loaded = cuda::Loaded::new(gpu, plans, kernels.as_deref(), tilings)?;
                 startup.lap(Stage::Compile);
                 let (memory, bound) = cuda::bind(gpu, plans, &loaded, store, account)?;
                 (Memory::Cuda(memory), bound.into_iter().map(|p| DevicePlan::Cuda(Box::new(p))).collect())
@@ -203,6 +224,22 @@ impl DevicePlan {
         match self {
             DevicePlan::Cpu(plan) => Some(plan),
             DevicePlan::Cuda(_) => None,
+        }
+    }
+
+    /// The plan, if it runs on a GPU.
+    pub(crate) fn on_gpu(&mut self) -> Option<&mut CudaPlan> {
+        match self {
+            DevicePlan::Cpu(_) => None,
+            DevicePlan::Cuda(plan) => Some(plan),
+        }
+    }
+
+    /// Products of each step that a GPU's kernels cut as they are told; nothing on the CPU.
+    pub(crate) fn products(&self) -> &[Vec<Shape>] {
+        match self {
+            DevicePlan::Cpu(_) => &[],
+            DevicePlan::Cuda(plan) => plan.products(),
         }
     }
 

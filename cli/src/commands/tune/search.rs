@@ -1,6 +1,6 @@
 //! `kfc tune CONFIG`: tries how the job's kernels may cut their work.
 
-use super::trainer;
+use super::{object, told, trainer};
 use crate::args::{Global, TuneArgs};
 use crate::config;
 use crate::error::Outcome;
@@ -9,8 +9,7 @@ use crate::progress::Progress;
 use crate::stop;
 use kfc_runtime::calibration::Calibration;
 use kfc_runtime::profile::Machine;
-use kfc_runtime::tuning::{self, Report, Status, Tuning};
-use serde_json::json;
+use kfc_runtime::tuning::{self, Status, Tuning};
 use std::path::Path;
 use std::time::Duration;
 
@@ -61,33 +60,12 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
         output::stderr_line(&format!("note      the times of kernels are not kept: {error}"));
     }
     if global.json {
-        output::json_line(&json!({
-            "steps": report.steps, "kernels": report.kernels, "with_choices": report.with_choices, "changed": report.changed,
-            "settled": report.settled, "built_in_ms": report.step_ms.map(|ms| ms[0]),
-            "tuned_ms": report.step_ms.map(|ms| ms[1]), "file": file,
-        }))?;
+        output::json_line(&object(&report, file.as_ref()))?;
         return Ok(Outcome::Done);
     }
-    output::write_stdout(&told(&report))?;
+    output::write_stdout(&told(&report, "kernels"))?;
     if let Some(file) = file {
         output::stdout_line(&format!("kept in {}", file.display()))?;
     }
     Ok(Outcome::Done)
-}
-
-/// The result in words.
-fn told(report: &Report) -> String {
-    let Report { steps, kernels, with_choices, changed, .. } = report;
-    let mut text = format!("{kernels} kernels, {with_choices} of them with choices; {steps} steps taken\n");
-    match report.step_ms {
-        Some([before, after]) => text.push_str(&format!(
-            "{changed} kernels run in another way: {before:.2} -> {after:.2} ms in kernels a step, {:.1} % faster; same bits\n",
-            (before / after - 1.0) * 100.0
-        )),
-        None => text.push_str("nothing is faster than the built-in choices by more than the noise\n"),
-    }
-    if !report.settled {
-        text.push_str("the time was up before all was tried; run this again to go on\n");
-    }
-    text
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// A kernel in the driver.
-pub(super) struct Loaded {
+pub(crate) struct Loaded {
     function: Function,
     /// Null pointers after its parameters.
     hidden: usize,
@@ -57,13 +57,40 @@ pub(super) fn load(
     let folder = folder.map(|path| Folder::open(path, gpu.arch)).transpose()?;
     let binary = |kernel: &Kernel| match &folder {
         Some(folder) => folder.find(kernel),
-        None => compile(gpu, kernel),
+        None => compile(gpu, kernel).map(|(found, _)| found),
     };
     let found = kernels.par_iter().map(binary).collect::<Result<Vec<Found>, CudaError>>()?;
     kernels.iter().zip(found).map(|(kernel, found)| place(gpu, kernel, &found)).collect()
 }
 
-fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<Found, CudaError> {
+/// A kernel compiled, or found in the cache, and what the compiler said of it; not in the driver yet.
+pub(crate) struct Compiled {
+    found: Found,
+    /// The compiler's figures.
+    pub(crate) object: nvrtc::Object,
+    /// Threads of a block.
+    pub(super) threads: usize,
+}
+
+/// Compiles a kernel.
+///
+/// # Errors
+/// If that fails.
+pub(super) fn compile_one(gpu: &Gpu, kernel: &Kernel) -> Result<Compiled, CudaError> {
+    let (found, object) = compile(gpu, kernel)?;
+    let threads = found.shape.threads;
+    Ok(Compiled { found, object, threads })
+}
+
+/// Loads what [`compile_one`] gave.
+///
+/// # Errors
+/// If it does not fit the device.
+pub(crate) fn load_one(gpu: &Arc<Gpu>, kernel: &Kernel, compiled: &Compiled) -> Result<Loaded, CudaError> {
+    place(gpu, kernel, &compiled.found)
+}
+
+fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<(Found, nvrtc::Object), CudaError> {
     let failed = |e: TileError| CudaError::Kernel { kernel: kernel.name.clone(), what: e.to_string() };
     let source = cuda::print(&kernel.program, gpu.arch).map_err(failed)?;
     // A missing compiler is said as it is: it concerns no kernel.
@@ -71,7 +98,7 @@ fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<Found, CudaError> {
         .map_err(|e| CudaError::Source(e.to_string()))?;
     let shape =
         LaunchShape { grid: source.grid, threads: source.threads, dynamic_shared: source.dynamic_shared };
-    Ok(Found { cubin: object.cubin, shape, hidden: 0 })
+    Ok((Found { cubin: object.cubin.clone(), shape, hidden: 0 }, object))
 }
 
 fn place(gpu: &Arc<Gpu>, kernel: &Kernel, found: &Found) -> Result<Loaded, CudaError> {

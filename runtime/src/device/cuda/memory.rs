@@ -143,7 +143,7 @@ impl CudaMemory {
         &self.stream
     }
 
-    pub(super) fn gpu(&self) -> &Arc<Gpu> {
+    pub(crate) fn gpu(&self) -> &Arc<Gpu> {
         self.stream.gpu()
     }
 

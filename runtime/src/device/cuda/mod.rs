@@ -7,6 +7,7 @@
 //! - `limits`: what a device does at best, from what its driver says;
 //! - `programs`: tile programs alone, for checks;
 //! - `rates`: how fast a device multiplies and streams, with our kernels;
+//! - `trial`: other kernels for a launch of a plan, checked and timed where it runs;
 //! - `folder`: kernels that `kfc compile --emit` wrote.
 //!
 //! Invariants: a step allocates nothing; everything runs in one stream, in the plan's order, so that results are the same
@@ -21,21 +22,25 @@ mod limits;
 mod memory;
 mod programs;
 mod rates;
+mod trial;
 
 pub use bound::CudaPlan;
 pub use driver::{Gpu, Info, describe_one, devices, start};
 pub use error::CudaError;
 pub use folder::source_hash;
+pub(crate) use kernels::{Loaded as Launchable, load_one as load_trial};
 pub(crate) use memory::ALIGN;
 pub use memory::CudaMemory;
 pub use programs::Programs;
 pub(crate) use rates::measure as measure_rates;
+pub(crate) use trial::{Outcomes, Site, Trial, compile as compile_trial};
 
 use crate::accounting::Account;
 use crate::error::Result;
 use crate::exec::Store;
 use kfc_kernels::plan::Plan;
-use kfc_kernels::tile::lower::{Lowered, lower};
+use kfc_kernels::tile::Tilings;
+use kfc_kernels::tile::lower::{Lowered, lower_tiled};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -51,12 +56,18 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// Compiles or finds the plans' kernels: in `folder`, which `kfc compile --emit` wrote, if that is given.
+    /// Compiles or finds the plans' kernels, whose products are cut as `tilings` say: in `folder`, which `kfc compile --emit`
+    /// wrote, if that is given.
     ///
     /// # Errors
     /// If one cannot be had or does not fit the device.
-    pub(crate) fn new(gpu: &Arc<Gpu>, plans: &[Plan], folder: Option<&Path>) -> Result<Loaded> {
-        let lowered = lower(plans).map_err(|e| CudaError::Source(e.to_string()))?;
+    pub(crate) fn new(
+        gpu: &Arc<Gpu>,
+        plans: &[Plan],
+        folder: Option<&Path>,
+        tilings: &Tilings,
+    ) -> Result<Loaded> {
+        let lowered = lower_tiled(plans, tilings).map_err(|e| CudaError::Source(e.to_string()))?;
         let functions = Arc::new(kernels::load(gpu, &lowered.kernels, folder)?);
         Ok(Loaded { lowered, functions })
     }
@@ -74,8 +85,7 @@ pub(crate) fn bind(
     account: &Account,
 ) -> Result<(Arc<CudaMemory>, Vec<CudaPlan>)> {
     let memory = Arc::new(CudaMemory::new(gpu, plans, store, account)?);
-    let launches = loaded.lowered.launches.iter().map(Vec::as_slice);
-    let bind = |(plan, launches)| CudaPlan::new(plan, launches, loaded, &memory, store);
-    let bound = plans.iter().zip(launches).map(bind).collect::<Result<_>>()?;
+    let bind = |(number, plan)| CudaPlan::new(plan, number, loaded, &memory, store);
+    let bound = plans.iter().enumerate().map(bind).collect::<Result<_>>()?;
     Ok((memory, bound))
 }
