@@ -208,7 +208,7 @@ fn policy_of(name: &str) -> anyhow::Result<RecomputePolicy> {
 fn choices(job: &JobConfig) -> anyhow::Result<()> {
     let (seq, before) = rows(job)?;
     let start = Instant::now();
-    let b = setup::budgets(job, seq, before)?;
+    let b = setup::budgets(job, seq, &setup::Target::Host { before })?;
     let seconds = start.elapsed().as_secs_f64();
     let list = |choices: &[kfc_graph::budget::Choice]| -> Vec<Value> {
         let one = |c: &kfc_graph::budget::Choice| json!({"name": c.name, "peak": b.peak(c), "extra_ms": c.extra_seconds * 1e3});

@@ -146,12 +146,19 @@ fn decoding_sees_the_cache_alone() {
 #[test]
 fn head_over_several_chunks() {
     // 66,017 logits a token make chunks of at most 128 tokens; a small vocabulary makes one chunk.
-    for (n, v, vt, h) in [(3, 70, 90, 20), (260, 66_000, 17, 1)] {
+    for (n, v, vt, h, temperature) in [
+        (3, 70, 90, 20, 2.0),
+        // Temperatures with and without exponentials that are powers of others.
+        (3, 70, 90, 20, 1.0),
+        (3, 70, 90, 20, 3.0),
+        (3, 70, 70, 20, 4.0),
+        (260, 66_000, 17, 1, 2.0),
+    ] {
         for divergence in ["forward_kl", "reverse_kl", "jsd"] {
             let x = DType::F32;
             let attrs = Attrs::new()
                 .with("kd", "logits")
-                .with("temperature", 2.0)
+                .with("temperature", temperature)
                 .with("divergence", divergence)
                 .with("need_dw", true);
             let f = |dims: &[usize]| TensorType::new(x, dims);
@@ -212,17 +219,16 @@ fn large_sums_are_ordered() {
     operands[3].iter_mut().for_each(|v| *v = v.abs());
     operands[7].iter_mut().for_each(|v| *v = v.abs());
     check("many", &op("penalised_norm", &Attrs::new()), &many, &operands);
-    for x in FLOATS {
-        let types = [f(&[8, 700]), f(&[600, 8]), TensorType::new(x, [600, 700])];
+    // Ranks within one panel of rows, of columns, and of several of these.
+    for (x, rank) in [DType::F32, DType::Bf16].into_iter().flat_map(|x| [5, 8, 20, 100].map(|r| (x, r))) {
+        let types = [f(&[rank, 701]), f(&[601, rank]), TensorType::new(x, [601, 701])];
         let mut data = unit(&types, 11);
         data[2].iter_mut().for_each(|v| *v = v.abs());
         let attrs = Attrs::new().with("scale", 0.5);
-        if x != DType::F16 {
-            check("large", &op("ewc_delta", &attrs), &types, &data);
-            let types = [&[f(&[1])], &types[..]].concat();
-            let data = [&[vec![0.7]], &data[..]].concat();
-            check("large", &op("ewc_delta_bwd", &attrs), &types, &data);
-        }
+        check("large", &op("ewc_delta", &attrs), &types, &data);
+        let types = [&[f(&[1])], &types[..]].concat();
+        let data = [&[vec![0.7]], &data[..]].concat();
+        check("large", &op("ewc_delta_bwd", &attrs), &types, &data);
     }
 }
 

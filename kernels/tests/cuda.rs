@@ -17,10 +17,11 @@ mod elements;
 use elements::encode;
 use kfc_graph::{Attrs, Composite, DType, Op, SampleInput, TensorType};
 use kfc_kernels::cuda::{Arch, Nvrtc};
-use kfc_kernels::tile::Program;
 use kfc_kernels::tile::cuda::{HEADER, Source, print};
 use kfc_kernels::tile::ir::{Elem, Inst, Stmt};
-use kfc_kernels::tile::programs::Sizes;
+use kfc_kernels::tile::programs::{Sizes, emit, emit_tiled};
+use kfc_kernels::tile::tiling::{Shape, candidates};
+use kfc_kernels::tile::{Program, Tiling, Tilings, interp};
 use kfc_ops::samples::fill;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -112,6 +113,15 @@ fn toolchain() -> Option<PathBuf> {
         .find(|f| f.join("libnvrtc.so.13").exists())
 }
 
+/// Whether there is a dot.
+fn has_dot(statements: &[Stmt]) -> bool {
+    statements.iter().any(|s| match &s.inst {
+        Inst::Dot { .. } => true,
+        Inst::For { body, .. } => has_dot(body),
+        _ => false,
+    })
+}
+
 /// Whether a program multiplies 16-bit tiles.
 fn has_tensor_dot(p: &Program, statements: &[Stmt]) -> bool {
     statements.iter().any(|s| match &s.inst {
@@ -179,6 +189,65 @@ fn kernels_compile_without_spills() {
     eprintln!("{} kernels compiled, {} of them for all architectures", kernels.len(), everywhere.len());
 }
 
+/// What was learnt of the kernels of operations at the extents of a model.
+#[test]
+fn kernels_of_a_model_compile_without_spills() {
+    let Some(folder) = toolchain() else { return skip("no NVRTC; tools/gpu-toolchain.sh sets it up") };
+    let nvrtc = Nvrtc::load_from(Some(folder)).unwrap();
+    let mut programs: Vec<Program> = Vec::new();
+    for (op, types) in tile_cases::realistic() {
+        let emitted = emit(&op, &types, &op.infer(&types).unwrap()).unwrap();
+        let dots = emitted.launches.into_iter().map(|l| l.program).filter(|p| has_dot(&p.body));
+        for mut p in dots {
+            if programs.iter().all(|q| (&q.body, &q.params) != (&p.body, &p.params)) {
+                p.name = format!("{}_{}", p.name, programs.len());
+                programs.push(p);
+            }
+        }
+    }
+    let work = &|arch: Arch| {
+        let sources: Vec<Source> = programs.iter().map(|p| print(p, arch).unwrap()).collect();
+        let text: String = sources.iter().map(|s| s.text.as_str()).collect();
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda-model");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(format!("{arch}.cu")), &text).unwrap();
+        let object = nvrtc.compile(&text, arch).unwrap_or_else(|e| panic!("{e}"));
+        let sass = nvrtc.sass_counts(&object.cubin).expect("cuobjdump");
+        let (mut faults, mut table) = (object.warnings.join("\n"), String::new());
+        for (p, s) in programs.iter().zip(&sources) {
+            let r = object.reports.iter().find(|r| r.kernel == p.name).expect("a report");
+            let c = sass[&p.name];
+            let shared = r.shared_bytes + s.dynamic_shared;
+            let _ = writeln!(
+                table,
+                "{arch:<8} {:<24} {:>5} blocks of {:>3}: {:>3} registers, {shared:>6} bytes shared, {} stages, {:>5} \
+                 instructions, {:>3} HMMA, {:>3} HGMMA, {:>3} LDSM, {} spilled",
+                p.name,
+                s.grid.iter().product::<usize>(),
+                s.threads,
+                r.registers,
+                s.stages,
+                c.instructions,
+                c.hmma,
+                c.hgmma,
+                c.ldsm,
+                r.spill_bytes
+            );
+            if r.spill_bytes + r.stack_bytes > 0 || r.registers * s.threads > 1 << 16 {
+                let _ = writeln!(faults, "{arch}: {r:?}, {} threads", s.threads);
+            }
+        }
+        (faults, table)
+    };
+    let all: Vec<(String, String)> = std::thread::scope(|s| {
+        let threads: Vec<_> = Arch::ALL.map(|a| s.spawn(move || work(a))).into_iter().collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    all.iter().for_each(|(_, table)| eprint!("{table}"));
+    let faults: String = all.into_iter().map(|(faults, _)| faults).collect();
+    assert!(faults.is_empty(), "{faults}");
+}
+
 /// All kernels as one C++ program for the CPU.
 fn host_source(kernels: &[(Program, Source)]) -> String {
     let mut t = String::from("#include \"host.h\"\n#include \"kfc.cuh\"\n");
@@ -236,45 +305,158 @@ fn differences(kernels: &[(Program, Source)], cases: &[Case], mut results: &[u8]
     faults
 }
 
+/// Kernels and launches built for the CPU.
+struct Host {
+    folder: PathBuf,
+}
+
+impl Host {
+    /// Builds kernels in a folder of this name.
+    fn new(name: &str, kernels: &[(Program, Source)]) -> Host {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("kernels.cc"), host_source(kernels)).unwrap();
+        std::fs::write(folder.join("kfc.cuh"), HEADER).unwrap();
+        let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda");
+        let options = ["-std=c++17", "-O0", "-g1", "-fsanitize=address", "-Wno-unknown-pragmas", "-o"];
+        let built = Command::new("g++")
+            .args(options)
+            .arg(folder.join("kernels"))
+            .arg("-I")
+            .arg(&shim)
+            .arg(folder.join("kernels.cc"))
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        Host { folder }
+    }
+
+    /// Runs launches in both orders of warps: bytes of all buffers, or what went wrong.
+    fn run(
+        &self,
+        kernels: &[(Program, Source)],
+        cases: &[Case],
+    ) -> [(&'static str, Result<Vec<u8>, String>); 2] {
+        std::fs::write(self.folder.join("cases"), host_cases(kernels, cases)).unwrap();
+        let runs = ["asc", "desc"].map(|order| {
+            let mut run = Command::new(self.folder.join("kernels"));
+            run.arg(self.folder.join("cases")).arg(self.folder.join(order)).arg(order).stderr(Stdio::piped());
+            (order, run.spawn().unwrap())
+        });
+        runs.map(|(order, run)| {
+            let run = run.wait_with_output().unwrap();
+            let error = || Err(String::from_utf8_lossy(&run.stderr).into_owned());
+            let read = || Ok(std::fs::read(self.folder.join(order)).unwrap());
+            (order, if run.status.success() { read() } else { error() })
+        })
+    }
+}
+
+/// Whether there is a compiler for the CPU; says that a test is skipped if not.
+fn has_compiler() -> bool {
+    let found = Command::new("g++").arg("--version").output().is_ok();
+    if !found {
+        skip("no g++");
+    }
+    found
+}
+
 #[test]
 fn kernels_compute_the_same_on_a_cpu() {
-    if Command::new("g++").arg("--version").output().is_err() {
-        return skip("no g++");
+    if !has_compiler() {
+        return;
     }
     let (kernels, cases, _) = collect();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("kernels.cc"), host_source(&kernels)).unwrap();
-    std::fs::write(folder.join("kfc.cuh"), HEADER).unwrap();
-    std::fs::write(folder.join("cases"), host_cases(&kernels, &cases)).unwrap();
-    let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda");
-    let program = folder.join("kernels");
-    let options = ["-std=c++17", "-O0", "-g1", "-fsanitize=address", "-Wno-unknown-pragmas", "-o"];
-    let built = Command::new("g++")
-        .args(options)
-        .arg(&program)
-        .arg("-I")
-        .arg(&shim)
-        .arg(folder.join("kernels.cc"))
-        .output()
-        .unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    let start = |order: &str| {
-        let results = folder.join(order);
-        let run = Command::new(&program)
-            .arg(folder.join("cases"))
-            .arg(&results)
-            .arg(order)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        (order.to_string(), results, run)
-    };
-    for (order, results, run) in ["asc", "desc"].map(start) {
-        let run = run.wait_with_output().unwrap();
-        assert!(run.status.success(), "{order}: {}", String::from_utf8_lossy(&run.stderr));
-        let faults = differences(&kernels, &cases, &std::fs::read(&results).unwrap());
+    let host = Host::new("cuda", &kernels);
+    for (order, results) in host.run(&kernels, &cases) {
+        let results = results.unwrap_or_else(|e| panic!("{order}: {e}"));
+        let faults = differences(&kernels, &cases, &results);
         assert!(faults.is_empty(), "{order}:\n{faults}");
     }
     eprintln!("{} launches of {} kernels in both orders", cases.len(), kernels.len());
+}
+
+/// `y = x·wᵀ + bias` of several tiles and rounds, cut in these ways: kernels and a launch of each.
+fn products(x: DType, cuts: &[Tiling]) -> (Vec<(Program, Source)>, Vec<Case>) {
+    let (m, n, k) = (80, 160, 200);
+    let types = [[m, k].as_slice(), &[n, k], &[n]].map(|dims| TensorType::new(x, dims));
+    let data: Vec<Vec<f64>> = (types.iter().enumerate())
+        .map(|(i, t)| fill(t, &SampleInput::Uniform(-1.0, 1.0), i as u64 + 1))
+        .collect();
+    let def = kfc_ops::registry().get("linear").unwrap();
+    let op = Op::Composite(Composite { def, attrs: Attrs::new().with("bias", true) });
+    let shape = Shape { kernel: "linear".into(), m, n, k, elem: x.into() };
+    let (mut kernels, mut cases) = (Vec::new(), Vec::new());
+    for (i, cut) in cuts.iter().enumerate() {
+        let mut tilings = Tilings::new();
+        tilings.choose(shape.clone(), *cut);
+        let out = op.infer(&types).unwrap();
+        let emitted = emit_tiled(&op, &types, &out, &Sizes::default(), &tilings).unwrap();
+        let mut p = emitted.launches.into_iter().next().unwrap().program;
+        assert_eq!(p.tiled.as_ref().map(|t| (&t.shape, t.tiling)), Some((&shape, *cut)));
+        p.name = format!("linear_{i}");
+        let before = [&data[..], &[vec![0.0; m * n]]].concat();
+        let mut after = before.clone();
+        interp::run(&p, &mut after).unwrap();
+        let source = print(&p, Arch::Sm90a).unwrap();
+        assert_eq!(source.stages, cut.stages);
+        kernels.push((p, source));
+        cases.push(Case { label: format!("{x:?} {cut:?}"), kernel: i, before, after });
+    }
+    (kernels, cases)
+}
+
+#[test]
+fn every_tiling_gives_the_same_bits() {
+    if !has_compiler() {
+        return;
+    }
+    for x in [DType::F32, DType::Bf16] {
+        let shape = Shape { kernel: "linear".into(), m: 80, n: 160, k: 200, elem: x.into() };
+        let all = candidates(&shape, Arch::Sm90a);
+        let mut cuts: Vec<Tiling> = all.iter().step_by(all.len().div_ceil(12)).copied().collect();
+        cuts.extend((2..=5).map(|stages| Tiling { stages, ..all[0] }));
+        cuts.push(Tiling { stages: 1, ..all[0] });
+        let (kernels, cases) = products(x, &cuts);
+        let host = Host::new(&format!("cuda-tilings-{x:?}"), &kernels);
+        for (order, results) in host.run(&kernels, &cases) {
+            let results = results.unwrap_or_else(|e| panic!("{order}: {e}"));
+            let faults = differences(&kernels, &cases, &results);
+            assert!(faults.is_empty(), "{order}:\n{faults}");
+            let each: Vec<&[u8]> = results.chunks_exact(results.len() / cuts.len()).collect();
+            for (cut, bytes) in cuts.iter().zip(&each) {
+                assert!(*bytes == each[0], "{order}: {x:?}: {cut:?} gives other bits than {:?}", cuts[0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_wait_or_barrier_that_is_missing_is_seen() {
+    if !has_compiler() {
+        return;
+    }
+    let cut = Tiling { m: 64, n: 64, k: 32, warps: 4, stages: 3 };
+    let (mut kernels, cases) = products(DType::Bf16, &[cut; 4]);
+    let edit = |source: &mut Source, from: &str, to: &str| {
+        assert!(source.text.contains(from), "{from}\n{}", source.text);
+        source.text = source.text.replace(from, to);
+    };
+    let slot = {
+        let text = &kernels[0].1.text;
+        let start = text.find("int slot").unwrap() + 4;
+        text[start..].split(' ').next().unwrap().to_string()
+    };
+    edit(&mut kernels[1].1, "kfc_copy_wait_but<1>();", "kfc_copy_wait_but<2>();");
+    edit(&mut kernels[2].1, "kfc_copy_wait_but<1>();\n        __syncthreads();", "kfc_copy_wait_but<1>();");
+    // The slot that is read is filled, before all have read it.
+    edit(&mut kernels[3].1, &format!("{slot} == 0 ? 2 : {slot} - 1;\n"), &format!("{slot};\n"));
+    let host = Host::new("cuda-missing", &kernels);
+    for (i, case) in cases.iter().enumerate() {
+        let runs = host.run(&kernels, std::slice::from_ref(case));
+        let is_right = runs.into_iter().all(|(_, results)| {
+            results.is_ok_and(|r| differences(&kernels, std::slice::from_ref(case), &r).is_empty())
+        });
+        assert_eq!(is_right, i == 0, "edit {i}");
+    }
 }

@@ -119,6 +119,15 @@ impl<'a> Values<'a> {
     }
 }
 
+/// The attribute `eps` of a norm.
+pub(crate) fn epsilon(op: &str, attrs: &Attrs) -> Result<f64> {
+    let eps = attrs.f64("eps")?;
+    if !eps.is_finite() || eps < 0.0 {
+        return fail(op, format!("`eps` must be a non-negative number, is {eps}"));
+    }
+    Ok(eps)
+}
+
 /// Exactly `N` operands.
 pub(crate) fn take<const N: usize>(op: &str, values: &[ValueId]) -> Result<[ValueId; N]> {
     match values.try_into() {

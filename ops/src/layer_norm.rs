@@ -1,6 +1,6 @@
 //! `layer_norm`: normalisation of rows to mean 0 and variance 1 (Ba, Kiros and Hinton, 2016), with a learnt gain and bias.
 
-use crate::common::{Operands, f32, fail, row_sum, sample, spread, square, take, uniform, unit};
+use crate::common::{Operands, epsilon, f32, row_sum, sample, spread, square, take, uniform, unit};
 use kfc_graph::{Attrs, Builder, Cost, DType, OpDef, Result, Sample, TensorType, ValueId, Vjp};
 
 /// Attribute `eps`. Operands: x `[..,H]`, w `[H]`, bias `[H]`, all of one float type. Result `[..,H]` of that type:
@@ -27,10 +27,7 @@ impl OpDef for LayerNorm {
     }
 
     fn infer(&self, attrs: &Attrs, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let eps = attrs.f64("eps")?;
-        if !eps.is_finite() || eps < 0.0 {
-            return fail(NAME, format!("`eps` must be a non-negative number, is {eps}"));
-        }
+        epsilon(NAME, attrs)?;
         let mut i = Operands::new(NAME, inputs);
         let x = i.float("x")?;
         i.exact("w", x.dtype, &[x.last()])?;

@@ -2,7 +2,7 @@
 //! gain.
 
 use crate::common::{
-    Operands, check_vjp, f32, fail, grad, row_sum, rows2d, sample, spread, square, take, uniform, unit,
+    Operands, check_vjp, epsilon, f32, grad, row_sum, rows2d, sample, spread, square, take, uniform, unit,
 };
 use crate::linear::with_last;
 use kfc_graph::{Attrs, Builder, Cost, DType, OpDef, Result, Sample, TensorType, ValueId, Vjp, VjpArgs};
@@ -36,10 +36,7 @@ impl OpDef for RmsNorm {
     }
 
     fn infer(&self, attrs: &Attrs, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let eps = attrs.f64("eps")?;
-        if !eps.is_finite() || eps < 0.0 {
-            return fail(NAME, format!("`eps` must be a non-negative number, is {eps}"));
-        }
+        epsilon(NAME, attrs)?;
         let mut i = Operands::new(NAME, inputs);
         let x = i.float("x")?;
         i.exact("w", x.dtype, &[x.last()])?;

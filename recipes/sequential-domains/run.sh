@@ -15,10 +15,12 @@ train() { "$kfc" train sequential.toml --set "train.steps=$steps" "$@"; }
 # First domain: nothing to keep but what the base knows.
 train --set 'data.train=["text/abstracts.jsonl"]' --out domain-1
 
-# Second domain: on from the first adapter, held near it where the abstracts need it.
+# Second domain: on from the first adapter, held near it where the abstracts need it. The weight decides how much is learned
+# and how much forgotten. Perplexity of abstracts (528 before) and sums (179 before), full size, by weight:
+# 1e3 1,019 and 85; 1e5 890 and 99; 1e6 726 and 124; 2e6 551 and 145; 1e7 528 and 174.
 "$kfc" fisher sequential.toml --set lora.init=domain-1/adapter --set 'data.train=["text/abstracts.jsonl"]' \
     --rows "$rows" --out domain-1-fisher.safetensors
-train --set 'data.train=["text/sums.jsonl"]' --set lora.init=domain-1/adapter --set ewc.lambda=1000.0 \
+train --set 'data.train=["text/sums.jsonl"]' --set lora.init=domain-1/adapter --set ewc.lambda=2000000.0 \
     --set ewc.mode=adapter --set ewc.fisher=domain-1-fisher.safetensors --out domain-2
 
 # Every domain after every stage: perplexity of held-out text.

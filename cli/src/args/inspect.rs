@@ -61,6 +61,8 @@ pub(super) fn command() -> Command {
                 .value_name("N")
                 .value_parser(parse::index)
                 .default_value("0")
+                .requires("tokens")
+                .conflicts_with("prompt")
                 .help("Row of --tokens, from 0"),
         )
         .arg(

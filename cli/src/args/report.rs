@@ -41,7 +41,11 @@ pub(super) fn command() -> Command {
                 .action(ArgAction::Append)
                 .help("Ask this before and after training; may be repeated [default: the samples there are]"),
         )
-        .arg(super::count("max-new-tokens", "Longest answer, in tokens").default_value("48"))
+        .arg(
+            super::count("max-new-tokens", "Longest answer to --prompt, in tokens")
+                .default_value("48")
+                .requires("prompt"),
+        )
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<ReportArgs, clap::Error> {

@@ -5,13 +5,14 @@
 //! for any job: the other side reads the same models, rows and Fisher diagonals.
 
 use super::temp::TempFolder;
+use crate::config::{
+    data_defaults, distill_defaults, ewc_defaults, lora_defaults, model_defaults, train_defaults,
+};
 use kfc_graph::DType;
-use kfc_ops::head::Divergence;
 use kfc_ops::model::{ModelConfig, resolve_targets};
 use kfc_runtime::config::{
-    DataSection, DistillSection, EwcMode, EwcSection, Important, JobConfig, Length, LongRows, LoraInit,
-    LoraSection, LoraTargets, ModelInit, ModelSection, OnError, RecomputePolicy, Schedule, Streaming,
-    TrainSection,
+    DataSection, DistillSection, EwcSection, JobConfig, Length, LoraSection, ModelSection, Schedule,
+    Streaming, TrainSection,
 };
 use kfc_runtime::device::Device;
 use kfc_runtime::hf::{TensorOut, file_dtype, write_model, write_safetensors};
@@ -183,48 +184,18 @@ impl Workload {
     pub fn job(&self, dir: &Path, dtype: DType) -> JobConfig {
         JobConfig {
             report: None,
-            model: ModelSection { path: dir.join(STUDENT), init: ModelInit::Pretrained, dtype: Some(dtype) },
-            lora: Some(LoraSection {
-                r: RANK,
-                alpha: 32.0,
-                dropout: 0.0,
-                targets: LoraTargets::AllLinear,
-                rslora: false,
-                init: LoraInit::Default,
-            }),
-            distill: self.teacher.map(|_| DistillSection {
-                teacher: dir.join(TEACHER),
-                alpha: 0.7,
-                temperature: 2.0,
-                divergence: Divergence::ForwardKl,
-                general: Vec::new(),
-                general_fraction: 0.25,
-                top_k: 64,
-                features: Vec::new(),
-            }),
-            ewc: Some(EwcSection {
-                lambda: 0.1,
-                mode: EwcMode::Adapter,
-                fisher: dir.join(FISHER),
-                anchor: None,
-                important: Important::Keep,
-                quantile: 0.99,
-                slow_factor: 0.1,
-            }),
+            model: ModelSection { path: dir.join(STUDENT), dtype: Some(dtype), ..model_defaults() },
+            lora: Some(LoraSection { r: RANK, dropout: 0.0, ..lora_defaults() }),
+            distill: self
+                .teacher
+                .map(|_| DistillSection { teacher: dir.join(TEACHER), ..distill_defaults() }),
+            ewc: Some(EwcSection { lambda: 0.1, fisher: dir.join(FISHER), ..ewc_defaults() }),
             data: DataSection {
                 train: vec![dir.join(ROWS)],
-                format: None,
-                seq_len: None,
                 packing: false,
                 shuffle: false,
-                tokenizer: None,
-                on_error: OnError::Fail,
-                long_rows: LongRows::Error,
                 streaming: Streaming::Off,
-                workers: 1,
-                prefetch: 1,
-                rank: 0,
-                world: 1,
+                ..data_defaults()
             },
             train: TrainSection {
                 length: Length::Steps(super::steps()),
@@ -233,16 +204,10 @@ impl Workload {
                 lr: 1e-4,
                 schedule: Schedule::Constant,
                 warmup_steps: 0,
-                weight_decay: 0.01,
-                betas: (0.9, 0.999),
-                eps: 1e-8,
                 max_grad_norm: 0.0,
-                seed: 0,
-                loss_scale: None,
                 save_every: 0,
                 keep: 1,
-                mem_budget: None,
-                recompute: RecomputePolicy::Auto,
+                ..train_defaults()
             },
         }
     }

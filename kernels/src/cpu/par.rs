@@ -90,8 +90,41 @@ impl<const N: usize> Pipeline for [Stage<'_>; N] {
     }
 }
 
+/// Steps of tasks, each of which begins when all tasks of the step before are done.
+struct Phases<C, R> {
+    steps: usize,
+    count: C,
+    run: R,
+}
+
+impl<C: Fn(usize) -> usize + Sync, R: Fn(usize, usize) + Sync> Pipeline for Phases<C, R> {
+    fn steps(&self) -> usize {
+        self.steps
+    }
+
+    fn counts(&self, step: usize) -> [usize; 2] {
+        [0, (self.count)(step)]
+    }
+
+    fn prepare(&self, _: usize, _: usize) {}
+
+    fn work(&self, step: usize, task: usize) {
+        (self.run)(step, task);
+    }
+}
+
+/// Calls `run(step, task)` for the `count(step)` tasks of each step, in parallel; a step begins when the one before is done.
+/// As with [`run_steps`], threads meet once, and tasks must not start parallel work.
+pub(crate) fn run_phases(
+    steps: usize,
+    count: impl Fn(usize) -> usize + Sync,
+    run: impl Fn(usize, usize) + Sync,
+) {
+    run_steps(&Phases { steps, count, run });
+}
+
 /// Runs all steps on the calling thread.
-pub(crate) fn run_alone(p: &impl Pipeline) {
+fn run_alone(p: &impl Pipeline) {
     for step in 0..p.steps() {
         for (kind, count) in p.counts(step).into_iter().enumerate() {
             (0..count).for_each(|task| p.run(step, kind, task));
@@ -147,6 +180,8 @@ impl Progress {
             } else {
                 self.wait(0, own, will_be[0][own]);
                 self.wait(1, 1 - own, will_be[1][1 - own]);
+                // The step before may have been empty.
+                self.wait(1, own, will_be[1][own]);
             }
             // Counted on unwinding too: the others shall end, so that the panic can go on.
             let _done = Done(&self.done[kind][own]);
@@ -245,6 +280,23 @@ mod tests {
 
         fn work(&self, step: usize, task: usize) {
             self.record(step, 1, task);
+        }
+    }
+
+    #[test]
+    fn phases_wait_for_each_other() {
+        let count = |step: usize| [5, 0, 1, 9][step % 4];
+        for threads in [1, 2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let done: Vec<AtomicUsize> = (0..20).map(|_| AtomicUsize::new(0)).collect();
+            let run = |step: usize, task: usize| {
+                (0..task % 3).for_each(|_| std::thread::yield_now());
+                let before = (0..step).all(|s| done[s].load(Ordering::SeqCst) == count(s));
+                assert!(before, "step {step} begins when all before it are done");
+                done[step].fetch_add(1, Ordering::SeqCst);
+            };
+            pool.install(|| run_phases(20, count, run));
+            assert!((0..20).all(|s| done[s].load(Ordering::SeqCst) == count(s)));
         }
     }
 

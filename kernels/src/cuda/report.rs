@@ -28,6 +28,8 @@ pub struct SassCounts {
     pub hmma: usize,
     /// Of four warps: `wgmma`.
     pub hgmma: usize,
+    /// Operands from shared memory for the former: `ldmatrix`.
+    pub ldsm: usize,
 }
 
 /// The number before `what` in a line.
@@ -94,6 +96,7 @@ pub(super) fn sass_counts(cubin: &[u8], folder: Option<&Path>) -> Option<HashMap
             c.instructions += 1;
             c.hmma += usize::from(line.contains(" HMMA."));
             c.hgmma += usize::from(line.contains(" HGMMA."));
+            c.ldsm += usize::from(line.contains(" LDSM."));
         }
     }
     Some(counts)

@@ -2,7 +2,7 @@
 //!
 //! Floats are rounded to the type that holds them after every operation; a dot product is summed in `f64` and rounded once.
 //! Every index is checked, and so is that no two programs write one element and none reads what another one writes: on a
-//! device they run in any order.
+//! device they run in any order. [`run`] runs the whole grid, [`sample`] some programs of it over buffers that nobody holds.
 
 use super::TileError;
 use super::ir::{Binary, Compare, Elem, Fold, Inst, Program, Stmt, Unary, Var};
@@ -12,41 +12,109 @@ use half::{bf16, f16};
 #[derive(Clone, Debug, PartialEq)]
 struct Tile(Vec<f64>);
 
-/// A buffer's elements, and which program wrote each.
+/// Elements that are kept together.
+const PAGE: usize = 1024;
+
+/// Some elements of a buffer, and which program wrote and read each.
+struct Page {
+    data: [f64; PAGE],
+    writer: [u32; PAGE],
+    reader: [u32; PAGE],
+}
+
+/// A buffer: the pages that were touched, and what the others hold.
 struct Memory<'a> {
-    data: &'a mut [f64],
-    writer: Vec<u32>,
-    reader: Vec<u32>,
+    pages: Vec<Option<Box<Page>>>,
+    len: usize,
+    before: Box<dyn Fn(usize) -> f64 + 'a>,
 }
 
 const NOBODY: u32 = u32::MAX;
 const SEVERAL: u32 = u32::MAX - 1;
+
+impl<'a> Memory<'a> {
+    fn new(len: usize, before: impl Fn(usize) -> f64 + 'a) -> Memory<'a> {
+        let pages = std::iter::repeat_with(|| None).take(len.div_ceil(PAGE)).collect();
+        Memory { pages, len, before: Box::new(before) }
+    }
+
+    /// The page of an element, which is in bounds.
+    fn page(&mut self, at: usize) -> &mut Page {
+        let (start, before, len) = (at / PAGE * PAGE, &self.before, self.len);
+        self.pages[at / PAGE].get_or_insert_with(|| {
+            let element = |i: usize| if start + i < len { before(start + i) } else { 0.0 };
+            let data = std::array::from_fn(element);
+            Box::new(Page { data, writer: [NOBODY; PAGE], reader: [NOBODY; PAGE] })
+        })
+    }
+
+    /// The elements that were written, in order.
+    fn written(&self) -> Vec<(usize, f64)> {
+        let pages = self.pages.iter().enumerate().filter_map(|(k, page)| Some((k, page.as_ref()?)));
+        let elements = pages.flat_map(|(k, page)| (0..PAGE).map(move |i| (k * PAGE + i, page, i)));
+        elements
+            .filter(|(_, page, i)| page.writer[*i] != NOBODY)
+            .map(|(at, page, i)| (at, page.data[i]))
+            .collect()
+    }
+}
 
 /// Runs a program on buffers of `f64`, which hold values of the parameters' types.
 ///
 /// # Errors
 /// If a buffer has another length, an index is out of bounds, or programs touch each other's elements.
 pub fn run(p: &Program, buffers: &mut [Vec<f64>]) -> Result<(), TileError> {
-    let fail = |message: String| TileError { program: p.name.clone(), message };
     if buffers.len() != p.params.len() || buffers.iter().zip(&p.params).any(|(b, q)| b.len() != q.len) {
-        return Err(fail("buffers do not fit the parameters".into()));
+        let message = "buffers do not fit the parameters".into();
+        return Err(TileError { program: p.name.clone(), message });
     }
-    let memories = buffers
-        .iter_mut()
-        .map(|data| Memory { writer: vec![NOBODY; data.len()], reader: vec![NOBODY; data.len()], data })
-        .collect();
-    let mut machine =
-        Machine { p, memories, values: vec![Tile(Vec::new()); p.values()], at: [0; 3], number: 0 };
-    for z in 0..p.grid[2] {
-        for y in 0..p.grid[1] {
-            for x in 0..p.grid[0] {
-                machine.at = [x, y, z];
-                machine.block(&p.body).map_err(fail)?;
-                machine.number += 1;
-            }
-        }
+    let written: Vec<_> = {
+        let memories = buffers.iter().map(|data| Memory::new(data.len(), |i| data[i])).collect();
+        let mut machine = Machine::new(p, memories);
+        (0..p.programs()).try_for_each(|number| machine.program(number))?;
+        machine.memories.iter().map(Memory::written).collect()
+    };
+    for (data, written) in buffers.iter_mut().zip(written) {
+        written.into_iter().for_each(|(at, value)| data[at] = value);
     }
     Ok(())
+}
+
+/// What some programs of a grid do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// The programs that ran, by their number: `x + extents[0] * (y + extents[1] * z)`.
+    pub programs: Vec<usize>,
+    /// For each parameter, the elements that they write, in order, with their contents.
+    pub written: Vec<Vec<(usize, f64)>>,
+    /// Multiplications and additions of their dot products.
+    pub dot_flops: u64,
+}
+
+/// Runs programs of a grid in this order until they did so many operations on elements; at least one. `before(k, i)` is
+/// element `i` of parameter `k`, in its type, before.
+///
+/// # Errors
+/// If an index is out of bounds, or two of the programs touch each other's elements.
+pub fn sample(
+    p: &Program,
+    before: &dyn Fn(usize, usize) -> f64,
+    order: impl IntoIterator<Item = usize>,
+    budget: u64,
+) -> Result<Sample, TileError> {
+    let memories =
+        p.params.iter().enumerate().map(|(k, q)| Memory::new(q.len, move |i| before(k, i))).collect();
+    let mut machine = Machine::new(p, memories);
+    let mut programs = Vec::new();
+    for number in order {
+        if machine.work > budget {
+            break;
+        }
+        machine.program(number)?;
+        programs.push(number);
+    }
+    let written = machine.memories.iter().map(Memory::written).collect();
+    Ok(Sample { programs, written, dot_flops: machine.dot_flops })
 }
 
 /// A float rounded to a type.
@@ -67,9 +135,26 @@ struct Machine<'a> {
     values: Vec<Tile>,
     at: [usize; 3],
     number: u32,
+    /// Operations on elements so far.
+    work: u64,
+    dot_flops: u64,
 }
 
-impl Machine<'_> {
+impl<'a> Machine<'a> {
+    fn new(p: &'a Program, memories: Vec<Memory<'a>>) -> Machine<'a> {
+        let values = vec![Tile(Vec::new()); p.values()];
+        Machine { p, memories, values, at: [0; 3], number: 0, work: 0, dot_flops: 0 }
+    }
+
+    /// Runs one program of the grid.
+    fn program(&mut self, number: usize) -> Result<(), TileError> {
+        let [x, y, _] = self.p.grid;
+        self.at = [number % x, number / x % y, number / x / y];
+        self.number = number as u32;
+        let p = self.p;
+        self.block(&p.body).map_err(|message| TileError { program: p.name.clone(), message })
+    }
+
     fn get(&self, v: Var) -> &[f64] {
         &self.values[v.index()].0
     }
@@ -91,6 +176,7 @@ impl Machine<'_> {
                 continue;
             }
             let tile = self.value(s)?;
+            self.work += tile.0.len() as u64;
             if let Some(v) = s.result {
                 self.values[v.index()] = tile;
             }
@@ -147,7 +233,9 @@ impl Machine<'_> {
                 Vec::new()
             }
             Inst::Dot { a, b, acc } => {
-                let (k, n) = (dims(*a)[1], dims(*b)[1]);
+                let (m, k, n) = (dims(*a)[0], dims(*a)[1], dims(*b)[1]);
+                self.work += (m * k * n) as u64;
+                self.dot_flops += 2 * (m * k * n) as u64;
                 let (x, y) = (self.get(*a), self.get(*b));
                 let sum = |i: usize| (0..k).map(|l| x[i / n * k + l] * y[l * n + i % n]).sum::<f64>();
                 self.get(*acc).iter().enumerate().map(|(i, c)| round(c + sum(i), Elem::F32)).collect()
@@ -179,13 +267,14 @@ impl Machine<'_> {
             if mask.is_some_and(|m| m[i] == 0.0) {
                 return Ok(0.0);
             }
-            let at = checked(name, at, memory.data.len())?;
-            if memory.writer[at] != NOBODY && memory.writer[at] != number {
+            let at = checked(name, at, memory.len)?;
+            let (page, i) = (memory.page(at), at % PAGE);
+            if page.writer[i] != NOBODY && page.writer[i] != number {
                 return Err(format!("{name}[{at}] is read by a program after another wrote it"));
             }
-            let reader = &mut memory.reader[at];
+            let reader = &mut page.reader[i];
             *reader = if *reader == NOBODY || *reader == number { number } else { SEVERAL };
-            Ok(memory.data[at])
+            Ok(page.data[i])
         };
         self.values[index.index()].0.iter().enumerate().map(|(i, &at)| read(i, at)).collect()
     }
@@ -198,13 +287,14 @@ impl Machine<'_> {
             if mask.is_some_and(|m| values[m.index()].0[i] == 0.0) {
                 continue;
             }
-            let at = checked(name, at, memory.data.len())?;
-            let (writer, reader) = (memory.writer[at], memory.reader[at]);
+            let at = checked(name, at, memory.len)?;
+            let (page, slot) = (memory.page(at), at % PAGE);
+            let (writer, reader) = (page.writer[slot], page.reader[slot]);
             if (writer != NOBODY && writer != number) || (reader != NOBODY && reader != number) {
                 return Err(format!("{name}[{at}] is written by a program and touched by another"));
             }
-            memory.writer[at] = number;
-            memory.data[at] = values[value.index()].0[i];
+            page.writer[slot] = number;
+            page.data[slot] = values[value.index()].0[i];
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use super::programs::{Arg, EmitError, Sizes, emit_tiled};
 use super::tiling::Shape;
 use super::{Program, Tilings};
 use crate::plan::{Place, Plan, Step};
+use kfc_graph::Op;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
@@ -16,6 +17,17 @@ pub struct Kernel {
     pub program: Program,
     /// How often all plans together launch it.
     pub launches: usize,
+}
+
+/// What a kernel is for, beside what its program says: that of its first launch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The operation with its attributes; of a group, a line a statement of its body.
+    pub operation: Vec<String>,
+    /// For each parameter, which operand or result of the operation it is, and its type.
+    pub operands: Vec<String>,
+    /// Ways in which launches give one buffer to several parameters: for each parameter, the first one with its address.
+    pub shared: Vec<Vec<usize>>,
 }
 
 /// The address of an argument: so many bytes after the beginning of a place.
@@ -41,6 +53,8 @@ pub struct PlannedLaunch {
 pub struct Lowered {
     /// Distinct programs, in order of their first launch.
     pub kernels: Vec<Kernel>,
+    /// What each of them is for.
+    pub origins: Vec<Origin>,
     /// For each plan, for each step, its launches in order.
     pub launches: Vec<Vec<Vec<PlannedLaunch>>>,
 }
@@ -71,9 +85,10 @@ pub fn lower_tiled(plans: &[Plan], tilings: &Tilings) -> Result<Lowered, EmitErr
             let mut launches = Vec::new();
             for launch in emitted.launches {
                 let args = launch.args.iter().zip(launch.starts.iter().zip(&launch.program.params));
-                let args = args
+                let args: Vec<Address> = args
                     .map(|(arg, (start, p))| address(step, &works, *arg, start * p.elem.bytes()))
                     .collect();
+                let origin = origin(step, &launch.args);
                 let source = (super::triton::print(&launch.program), launch.program.stages);
                 let kernel = *known.entry(source).or_insert_with(|| {
                     let count = names.entry(launch.program.name.clone()).or_default();
@@ -83,9 +98,15 @@ pub fn lower_tiled(plans: &[Plan], tilings: &Tilings) -> Result<Lowered, EmitErr
                         n => format!("{}_{n}", launch.program.name),
                     };
                     all.kernels.push(Kernel { name, program: launch.program, launches: 0 });
+                    all.origins.push(origin);
                     all.kernels.len() - 1
                 });
                 all.kernels[kernel].launches += 1;
+                let shared = shared(&args);
+                let known = &mut all.origins[kernel].shared;
+                if !known.contains(&shared) {
+                    known.push(shared);
+                }
                 launches.push(PlannedLaunch { kernel, args });
             }
             steps.push(launches);
@@ -93,6 +114,34 @@ pub fn lower_tiled(plans: &[Plan], tilings: &Tilings) -> Result<Lowered, EmitErr
         all.launches.push(steps);
     }
     Ok(all)
+}
+
+/// What a step's launch with these arguments is for.
+fn origin(step: &Step, args: &[Arg]) -> Origin {
+    let attrs = kfc_graph::text::attrs(&step.op);
+    let operation = match &step.op {
+        Op::Group(_) => {
+            let body = attrs.iter().map(|(_, v)| v.to_string()).collect::<String>();
+            let lines = body.trim_matches('"').split("; ").map(|line| format!("  {line}"));
+            std::iter::once("group".to_string()).chain(lines).collect()
+        }
+        op => {
+            let words: Vec<String> = attrs.iter().map(|(name, v)| format!("{name}={v}")).collect();
+            let attrs = if words.is_empty() { String::new() } else { format!(" {{{}}}", words.join(", ")) };
+            vec![format!("{}{attrs}", op.name())]
+        }
+    };
+    let operand = |arg: &Arg| match *arg {
+        Arg::Input(i) => format!("operand {i}: {}", step.input_types[i]),
+        Arg::Output(j) => format!("result {j}: {}", step.output_types[j]),
+        Arg::Work(k) => format!("workspace {k}"),
+    };
+    Origin { operation, operands: args.iter().map(operand).collect(), shared: Vec::new() }
+}
+
+/// For each argument, the first one of the same address.
+fn shared(args: &[Address]) -> Vec<usize> {
+    args.iter().enumerate().map(|(i, a)| args.iter().position(|b| a == b).unwrap_or(i)).collect()
 }
 
 /// Where an argument of a step's launch begins, `start` bytes into its buffer.

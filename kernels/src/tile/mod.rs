@@ -4,18 +4,21 @@
 //! A program says what one block of threads does with tiles of elements: loads and stores with masks, arithmetic,
 //! reductions, dot products, loops. It does not say which thread holds what. [`interp`] is its meaning and checks every
 //! index; [`triton`] prints it as Triton and [`cuda`] as CUDA C++. [`programs`] writes programs for operations, [`lower`]
-//! those of plans.
+//! those of plans. [`header`] is what stands above a kernel in a file, and [`trial`] compares kernels that people wrote with
+//! the program.
 //!
 //! Invariant: programs of a grid are independent: none reads what another one writes.
 
 mod build;
 pub mod cuda;
+pub mod header;
 pub mod interp;
 pub mod ir;
 pub mod lower;
 pub mod programs;
 pub mod shortlist;
 pub mod tiling;
+pub mod trial;
 pub mod triton;
 mod verify;
 

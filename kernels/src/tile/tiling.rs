@@ -90,18 +90,51 @@ pub(super) fn extent(n: usize, most: usize) -> usize {
     n.next_power_of_two().clamp(16, most)
 }
 
+/// Blocks that keep nearly every multiprocessor of a device at work: seven eighths of the 132 of an H100.
+const WAVE: usize = 116;
+
 impl Tiling {
-    /// What is built when nothing is chosen. Factors of 32 bits take more registers.
+    /// What is built when nothing is chosen: the largest tiles of which there are enough.
+    ///
+    /// A block reads `m + n` elements for each `m·n` products: `m·n / (m + n)` FLOP for each byte of 16-bit operands, 85 at
+    /// 128 × 256, 64 at 128 × 128, 32 at 64 × 64, 13 at 16 × 64. So tiles should be large, yet there should be a block for
+    /// nearly every multiprocessor, and for 128 × 256 two: it leaves the most undone in the last wave. Sums take `m·n / threads`
+    /// registers of a thread, 64 at 128 × 128 and 128 at 128 × 256 with 8 warps, which leaves room for one block a
+    /// multiprocessor; three stages of a depth of 64 at 128 × 128 (96 KiB) or 4 of 32 at 128 × 256 (96 KiB) keep two and
+    /// three rounds of copies on their way while it multiplies. Factors of 32 bits are multiplied without tensor cores, which
+    /// takes registers for operands too: at most 64 × 64.
     pub fn builtin(s: &Shape) -> Tiling {
-        let (most, deep) = if s.elem == Elem::F32 { (64, 32) } else { (128, 64) };
-        let (m, n, k) = (extent(s.m, most), extent(s.n, most), extent(s.k, deep));
-        Tiling { m, n, k, warps: if m * n >= 1 << 13 { 8 } else { 4 }, stages: STAGES }
+        let sizes: &[[usize; 2]] = match s.elem {
+            Elem::F32 => &[[64, 64], [32, 64], [32, 32]],
+            _ => &[[128, 256], [128, 128], [64, 128], [64, 64], [32, 64], [32, 32]],
+        };
+        let cut = |&[m, n]: &[usize; 2]| {
+            let (m, n) = (extent(s.m, m), extent(s.n, n));
+            (m, n, s.m.div_ceil(m) * s.n.div_ceil(n))
+        };
+        // What works on results as they are written takes registers that 128 x 256 has not.
+        let is_plain =
+            ["linear", "matmul", "head_logits", "head_teacher_logits"].contains(&s.kernel.as_str());
+        let mut tiles = sizes
+            .iter()
+            .map(cut)
+            .filter(|(m, n, blocks)| m * n <= 1 << 14 || is_plain && *blocks >= 2 * WAVE);
+        let smallest = sizes.last().map_or((16, 16, 1), cut);
+        let (m, n, _) = tiles.find(|(_, _, blocks)| *blocks >= WAVE).unwrap_or(smallest);
+        let (deep, stages) = match (s.elem, m * n > 1 << 14) {
+            (Elem::F32, _) => (32, STAGES),
+            (_, true) => (32, STAGES + 1),
+            (_, false) => (64, STAGES),
+        };
+        Tiling { m, n, k: extent(s.k, deep), warps: if m * n >= 1 << 13 { 8 } else { 4 }, stages }
     }
 
     /// Bytes of shared memory that the operands of all stages take, if both are copied as they are.
     pub fn shared_bytes(&self, elem: Elem) -> usize {
+        // Rows of 32-bit factors are padded by 16 bytes; they are as long as the shorter extent in the worst case.
         let padding = if elem == Elem::F32 { 16 / elem.bytes() } else { 0 };
-        let operands = self.m * (self.k + padding) + self.n.max(self.k) * (self.n.min(self.k) + padding);
+        let tile = |x: usize| x * self.k + padding * x.max(self.k);
+        let operands = tile(self.m) + tile(self.n);
         self.stages * operands * elem.bytes()
     }
 

@@ -1,12 +1,13 @@
 // Runs printed CUDA kernels on a CPU: each thread of a block is a fiber, warps run one after the other as far as they can
 // go, in ascending or descending order. What depends on a barrier that is not there comes out wrong in one of the two.
-// Shared memory starts as NaNs; asynchronous copies happen when they are waited for, not before.
+// Shared memory starts as NaNs; the target of an asynchronous copy is NaNs from its beginning until it is waited for.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <vector>
 #ifndef __x86_64__
 #include <ucontext.h>
@@ -17,7 +18,7 @@
 
 #define KFC_HOST
 #define __global__
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 
 struct kfc_host_index {
     unsigned x, y, z;
@@ -89,7 +90,9 @@ struct fiber {
     std::vector<unsigned char> stack;
     state at = state::done;
     unsigned phase = 0;
+    // Copies that are in no group yet, and groups that have not been waited for, the oldest first.
     std::vector<copy> copies;
+    std::deque<std::vector<copy>> groups;
 };
 
 // What one lane shows to the others; of two phases, so that one is read while the next is written.
@@ -139,18 +142,29 @@ template <typename T> static lanes<T> exchange(const T &x) {
     return {of};
 }
 
+// What was there is gone from now on, for all that anyone knows; what is copied is there when it has been waited for.
 static inline void copy_later(void *to, const void *from, int bytes) {
+    memset(to, 0xff, bytes);
     fibers[current].copies.push_back({to, from, bytes});
 }
 
-static inline void copy_now() {
-    for (const copy &c : fibers[current].copies) {
-        if (c.from)
-            memcpy(c.to, c.from, c.bytes);
-        else
-            memset(c.to, 0, c.bytes);
+static inline void copy_commit() {
+    fiber &f = fibers[current];
+    f.groups.push_back(std::move(f.copies));
+    f.copies.clear();
+}
+
+// All groups but the last `n` arrive.
+static inline void copy_wait(size_t n) {
+    fiber &f = fibers[current];
+    for (; f.groups.size() > n; f.groups.pop_front()) {
+        for (const copy &c : f.groups.front()) {
+            if (c.from)
+                memcpy(c.to, c.from, c.bytes);
+            else
+                memset(c.to, 0, c.bytes);
+        }
     }
-    fibers[current].copies.clear();
 }
 
 static inline void check_aligned(const void *p, size_t n) {
@@ -167,7 +181,10 @@ static unsigned char *shared_memory(size_t n) {
 
 static void enter() {
     kernel(arguments);
-    if (!fibers[current].copies.empty()) fail("copies are not waited for");
+    copy_commit();
+    for (const auto &group : fibers[current].groups)
+        if (!group.empty()) fail("copies are not waited for");
+    fibers[current].groups.clear();
     fibers[current].at = state::done;
     go(fibers[current].at_rest, scheduler);
 }

@@ -1,7 +1,7 @@
 //! `linear_cross_entropy_kd_bwd`: gradients of the hidden states and of the output weight.
 
 use super::logits::{logits, logits_grad};
-use super::{HeadAttrs, HeadValues, check_operands, gradient_flops, logits_flops, samples};
+use super::{HeadAttrs, HeadValues, check_operands, gradient_cost, samples};
 use crate::common::{Operands, Values, rows2d};
 use kfc_graph::{Attrs, Builder, Cost, DType, OpDef, Result, Sample, TensorType, ValueId, Vjp};
 
@@ -70,11 +70,7 @@ impl OpDef for LinearCrossEntropyKdBwd {
     }
 
     fn cost(&self, attrs: &Attrs, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
-        let flops = HeadAttrs::parse(NAME, attrs).map_or(0, |a| {
-            let operands = &inputs[if a.distils() { 2 } else { 1 }..];
-            logits_flops(&a, operands) + gradient_flops(&a, operands)
-        });
-        Cost::streaming(flops, inputs, outputs)
+        gradient_cost(NAME, attrs, inputs, outputs)
     }
 
     fn samples(&self) -> Vec<Sample> {

@@ -3,7 +3,7 @@
 
 use super::backward::{check, gradients};
 use super::logits::{logits, losses};
-use super::{HeadAttrs, HeadValues, gradient_flops, logits_flops, loss_types, samples};
+use super::{HeadAttrs, HeadValues, gradient_cost, loss_types, samples};
 use crate::common::Values;
 use kfc_graph::{Attrs, Builder, Cost, OpDef, Result, Sample, TensorType, ValueId, Vjp};
 
@@ -42,11 +42,7 @@ impl OpDef for LinearCrossEntropyKdFused {
     }
 
     fn cost(&self, attrs: &Attrs, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
-        let flops = HeadAttrs::parse(NAME, attrs).map_or(0, |a| {
-            let operands = &inputs[if a.distils() { 2 } else { 1 }..];
-            logits_flops(&a, operands) + gradient_flops(&a, operands)
-        });
-        Cost::streaming(flops, inputs, outputs)
+        gradient_cost(NAME, attrs, inputs, outputs)
     }
 
     fn samples(&self) -> Vec<Sample> {

@@ -22,7 +22,7 @@ pub use fused::{LINEAR_CROSS_ENTROPY_KD_FUSED, LinearCrossEntropyKdFused};
 
 use crate::common::{Operands, Values, fail};
 use crate::linear::check_weight;
-use kfc_graph::{Attrs, Builder, DType, Result, TensorType, ValueId};
+use kfc_graph::{Attrs, Builder, Cost, DType, Result, TensorType, ValueId};
 
 /// What the student learns from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,6 +291,15 @@ fn logits_flops(attrs: &HeadAttrs, operands: &[TensorType]) -> u64 {
         KdKind::Logits => student + gemm(&operands[5]) + 12 * (rows * operands[5].dims[0]) as u64,
         KdKind::TopK => student + 4 * (rows * operands[1].dims[0]) as u64,
     }
+}
+
+/// Work of an operation that makes gradients: logits from operands behind those of g_ce and (g_kd), dh and (dw).
+fn gradient_cost(name: &str, attrs: &Attrs, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+    let flops = HeadAttrs::parse(name, attrs).map_or(0, |a| {
+        let operands = &inputs[if a.distils() { 2 } else { 1 }..];
+        logits_flops(&a, operands) + gradient_flops(&a, operands)
+    });
+    Cost::streaming(flops, inputs, outputs)
 }
 
 /// FLOPs of dh and (dw).

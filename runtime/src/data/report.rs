@@ -76,7 +76,7 @@ impl DataReport {
     /// Why nothing is left to train on, for the error.
     pub(crate) fn why_empty(&self) -> String {
         if self.read == 0 {
-            return "the files have no rows; check data.train".into();
+            return "the files have no rows; name files that do".into();
         }
         let mut reasons = vec![format!("{} rows were read", self.read)];
         if self.skipped > 0 {

@@ -16,7 +16,7 @@ use super::tar::{Entry, Walk};
 
 /// What is wrong with an archive that has no sample.
 pub(crate) const NO_SAMPLES: &str =
-    "the archive has no sample with a .json or .txt member; fetch it again, or leave it out of data.train";
+    "the archive has no sample with a .json or .txt member; fetch it again, or leave it out";
 
 /// The rows of an archive, or of whole samples cut from one; places are `name, sample key`.
 pub fn samples(tar: &[u8], name: &str) -> std::result::Result<Vec<Placed<Value>>, String> {

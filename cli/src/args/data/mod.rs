@@ -13,7 +13,8 @@ pub use rows::RowArgs;
 pub use shard::ShardArgs;
 
 use super::{all, count, flag, path, required, usage_error};
-use clap::{ArgMatches, Command};
+use clap::builder::PathBufValueParser;
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
 /// A subcommand of `kfc data` with its arguments.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +38,17 @@ Examples:
 
 Each reads files, folders or quoted patterns as a stream. All but shard write knowledge rows, one a line:
 {\"knowledge_id\": ..., \"text\": ..., \"metadata\": {\"source\": ..., \"domain\": ...}}, and OUT.report.json.";
+
+/// What is read: one or more.
+fn inputs(help: &'static str) -> Arg {
+    Arg::new("inputs")
+        .value_name("IN")
+        .action(ArgAction::Append)
+        .required(true)
+        .num_args(1..)
+        .value_parser(PathBufValueParser::new())
+        .help(help)
+}
 
 pub(super) fn command() -> Command {
     Command::new("data")

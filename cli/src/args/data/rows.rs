@@ -1,11 +1,11 @@
 //! Arguments of every command that reads rows and writes rows.
 
-use super::{all, flag, path, required};
+use super::{all, flag, inputs, path, required};
 use crate::args::parse;
 use crate::data::input::{Format, Inputs, Split};
 use crate::data::job::Job;
 use crate::data::row::Fields;
-use clap::builder::{PathBufValueParser, PossibleValuesParser};
+use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -85,15 +85,7 @@ pub(super) fn add(command: Command) -> Command {
     ];
     let options = options.into_iter().enumerate().map(|(i, option)| option.display_order(ORDER + i));
     command
-        .arg(
-            Arg::new("inputs")
-                .value_name("IN")
-                .action(ArgAction::Append)
-                .required(true)
-                .num_args(1..)
-                .value_parser(PathBufValueParser::new())
-                .help("Files (.jsonl, .json, .txt, .md, .html), folders or quoted patterns"),
-        )
+        .arg(inputs("Files (.jsonl, .json, .txt, .md, .html), folders or quoted patterns"))
         .arg(path("out", "FILE", "Knowledge rows to write, as .jsonl").required(true).display_order(0))
         .args(options)
 }

@@ -1,9 +1,9 @@
 //! `kfc data shard`
 
-use super::{all, count, flag, path, required};
+use super::{all, count, flag, inputs, path, required};
 use crate::args::parse;
-use clap::builder::{PathBufValueParser, PossibleValuesParser};
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, ArgMatches, Command};
 use std::path::PathBuf;
 
 /// Arguments of `kfc data shard`.
@@ -42,15 +42,7 @@ pub(super) fn command() -> Command {
     Command::new("shard")
         .about("Write rows as shards: WebDataset archives, token ids, or JSON lines")
         .after_help(EXAMPLES)
-        .arg(
-            Arg::new("inputs")
-                .value_name("IN")
-                .action(ArgAction::Append)
-                .required(true)
-                .num_args(1..)
-                .value_parser(PathBufValueParser::new())
-                .help("Files (.jsonl, .json, .txt, .md, .tar), folders or ranges such as 'a-{00..09}.tar'"),
-        )
+        .arg(inputs("Files (.jsonl, .json, .txt, .md, .tar), folders or ranges such as 'a-{00..09}.tar'"))
         .arg(
             path("out", "PATTERN", "Shards to write, as 'DIR/{000..009}.tar' or 'DIR/%03d.tar'")
                 .required(true),

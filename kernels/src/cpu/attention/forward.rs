@@ -64,19 +64,15 @@ impl Forward {
             let packed = par::Shared::new(call.work::<u32>(0, self.wave * units));
             for first in (0..heads).step_by(self.wave) {
                 let n = self.wave.min(heads - first);
-                par::ranges(n * tiles, par::rows_grain(self.map.tile * (s.d + s.dv) / 4), |range| {
-                    for t in range {
-                        self.pack(call, s.head(first + t % n), t / n, packed.at(t % n * units));
+                // Keys and values are packed; then queries are taken, panels with many keys, at the end, first.
+                let count = |step| n * if step == 0 { tiles } else { query_panels };
+                par::run_phases(2, count, |step, t| {
+                    let (head, packed) = (s.head(first + t % n), packed.at(t % n * units));
+                    if step == 0 {
+                        return self.pack(call, head, t / n, packed);
                     }
-                });
-                // Panels with many keys, at the end, come first.
-                let work = self.e.nr() * s.tk * (s.d + s.dv) / 16;
-                par::ranges(n * query_panels, par::rows_grain(work), |range| {
-                    for t in range {
-                        let (head, panel) = (s.head(first + t % n), query_panels - 1 - t / n);
-                        let extents = &extents[head.batch * self.map.len()..][..self.map.len()];
-                        self.panel(call, tokens, head, panel, packed.at(t % n * units), extents);
-                    }
+                    let extents = &extents[head.batch * self.map.len()..][..self.map.len()];
+                    self.panel(call, tokens, head, query_panels - 1 - t / n, packed, extents);
                 });
             }
         }

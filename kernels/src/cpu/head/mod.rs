@@ -252,7 +252,11 @@ impl Head {
                         Some(forward) => forward.ce,
                         None => rows::cross_entropy(z, label),
                     };
-                    let correct = w_ce > 0.0 && label.is_some_and(|l| ce.is_best(z, l));
+                    let is_best = match (&forward, label) {
+                        (Some(forward), _) => forward.is_best,
+                        (None, label) => label.is_some_and(|l| ce.is_best(z, l)),
+                    };
+                    let correct = w_ce > 0.0 && is_best;
                     let kd = match (self.attrs.kd, forward) {
                         (_, Some(forward)) => {
                             if with_gradient {

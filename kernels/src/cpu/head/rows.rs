@@ -30,44 +30,125 @@ impl CrossEntropy {
 
     /// Whether logit `i` is the largest, or the first of the largest.
     pub(super) fn is_best(&self, z: &[f32], i: usize) -> bool {
-        z[i] == self.max && z[..i].iter().all(|v| *v != self.max)
+        is_best(self.max, z, i)
     }
 }
 
-/// Everything that forward KL needs of a row, from one pass after the maxima. `zt` becomes `e^((zt - max)·scale)`.
+/// Whether logit `i` is `max`, and the first of those.
+fn is_best(max: f32, z: &[f32], i: usize) -> bool {
+    z[i] == max && z[..i].iter().all(|v| *v != max)
+}
+
+/// Everything that forward KL needs of a row, from one pass after the maxima. `zt` becomes `e^((zt - max)·scale)`; so does `z`
+/// where the temperature is a small power of two: the exponentials without a temperature are squares of these then.
 ///
 /// `KL = Σ q (log q - log p)` is summed as `Σ q ((zt - max_t) - (z - max))·scale` and the logarithms of the two sums, in `f64`.
 pub(super) struct Forward {
     pub(super) ce: CrossEntropy,
+    /// Whether the label's logit is the largest.
+    pub(super) is_best: bool,
     pub(super) loss: f64,
     scale: f32,
+    squares: Option<Squares>,
     /// Log-sum-exp of the student's scaled logits.
     lse_s: f32,
-    /// 1 over the sum that `zt` is to be divided by.
-    share: f32,
+    /// 1 over the sums that `e^z`, `e^(z·scale)` and `zt` are to be divided by.
+    shares: [f32; 3],
+}
+
+/// How `e^(z/T)` becomes `e^z`.
+#[derive(Clone, Copy)]
+enum Squares {
+    None,
+    One,
+    Two,
+}
+
+impl Squares {
+    /// For a temperature of 1, 2 or 4.
+    fn of(temperature: f32) -> Option<Squares> {
+        match temperature {
+            1.0 => Some(Squares::None),
+            2.0 => Some(Squares::One),
+            4.0 => Some(Squares::Two),
+            _ => None,
+        }
+    }
+}
+
+/// A power that loops are compiled for.
+trait Power {
+    /// Of `x`.
+    fn of(&self, x: f32) -> f32;
+}
+
+/// The number itself, its square, and the square of that.
+struct First;
+struct Second;
+struct Fourth;
+
+impl Power for First {
+    #[inline(always)]
+    fn of(&self, x: f32) -> f32 {
+        x
+    }
+}
+
+impl Power for Second {
+    #[inline(always)]
+    fn of(&self, x: f32) -> f32 {
+        x * x
+    }
+}
+
+impl Power for Fourth {
+    #[inline(always)]
+    fn of(&self, x: f32) -> f32 {
+        (x * x) * (x * x)
+    }
 }
 
 impl Forward {
     /// Of logits of which the teacher has at least as many as the student.
-    pub(super) fn new(z: &[f32], zt: &mut [f32], label: Option<usize>, temperature: f32) -> Forward {
+    pub(super) fn new(z: &mut [f32], zt: &mut [f32], label: Option<usize>, temperature: f32) -> Forward {
         let scale = 1.0 / temperature;
         let zt = &mut zt[..z.len()];
         let (max, max_t) = (reduce::max(z), reduce::max(zt));
-        let [all, student, teacher, gap] = forward_sums(scale, max, max_t, z, zt);
+        let at_label = label.map(|l| f64::from(z[l]));
+        let is_best = label.is_some_and(|l| is_best(max, z, l));
+        let squares = Squares::of(temperature);
+        let [all, student, teacher, gap] = match squares {
+            None => forward_sums(scale, max, max_t, z, zt),
+            Some(Squares::None) => forward_powers(First, scale, max, max_t, z, zt),
+            Some(Squares::One) => forward_powers(Second, scale, max, max_t, z, zt),
+            Some(Squares::Two) => forward_powers(Fourth, scale, max, max_t, z, zt),
+        };
         let lse = f64::from(max) + all.ln();
         let lse_s = f64::from(max) * f64::from(scale) + student.ln();
         Forward {
-            ce: CrossEntropy { lse, max, loss: label.map_or(0.0, |l| lse - f64::from(z[l])) },
+            ce: CrossEntropy { lse, max, loss: at_label.map_or(0.0, |z| lse - z) },
+            is_best,
             loss: gap / teacher - teacher.ln() + student.ln(),
             scale,
+            squares,
             lse_s: lse_s as f32,
-            share: (1.0 / teacher) as f32,
+            shares: [all, student, teacher].map(|sum| (1.0 / sum) as f32),
         }
     }
 
     /// `z = a · softmax(z) + b · (p - q)`.
     pub(super) fn gradient(&self, a: f32, b: f32, z: &mut [f32], zt: &[f32]) {
-        forward_gradient([a, self.ce.lse as f32, b, self.scale, self.lse_s, self.share], z, &zt[..z.len()]);
+        let zt = &zt[..z.len()];
+        let [all, student, teacher] = self.shares;
+        let factors = [a * all, b * student, b * teacher];
+        match self.squares {
+            None => {
+                forward_gradient([a, self.ce.lse as f32, b, self.scale, self.lse_s, teacher], z, zt);
+            }
+            Some(Squares::None) => power_gradient(First, factors, z, zt),
+            Some(Squares::One) => power_gradient(Second, factors, z, zt),
+            Some(Squares::Two) => power_gradient(Fourth, factors, z, zt),
+        }
     }
 }
 
@@ -165,6 +246,32 @@ fn sum_pairs(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f64 {
     total
 }
 
+/// Sums of four terms, as [`sum_pairs`], which may change the elements.
+#[inline(always)]
+fn sum_changed(x: &mut [f32], y: &mut [f32], f: impl Fn(&mut f32, &mut f32) -> [f32; 4]) -> [f64; 4] {
+    const LANES: usize = 16;
+    const RUN: usize = 4096;
+    let mut totals = [0.0f64; 4];
+    for (x, y) in x.chunks_mut(RUN).zip(y.chunks_mut(RUN)) {
+        let mut acc = [[0.0f32; LANES]; 4];
+        let (mut px, mut py) = (x.chunks_exact_mut(LANES), y.chunks_exact_mut(LANES));
+        for (x, y) in (&mut px).zip(&mut py) {
+            for l in 0..LANES {
+                let t = f(&mut x[l], &mut y[l]);
+                (0..4).for_each(|i| acc[i][l] += t[i]);
+            }
+        }
+        for (x, y) in px.into_remainder().iter_mut().zip(py.into_remainder()) {
+            let t = f(x, y);
+            (0..4).for_each(|i| totals[i] += f64::from(t[i]));
+        }
+        for (total, acc) in totals.iter_mut().zip(&acc) {
+            *total += acc.iter().map(|a| f64::from(*a)).sum::<f64>();
+        }
+    }
+    totals
+}
+
 simd! {
     /// `Σ e^(scale·z - shift)`
     fn sum_exp(scale: f32, shift: f32, z: &[f32]) -> f64 {
@@ -185,33 +292,29 @@ simd! {
         }
     }
 
-    fn forward_sums(scale: f32, max: f32, max_t: f32, z: &[f32], zt: &mut [f32]) -> [f64; 4] {
-        const LANES: usize = 16;
-        const RUN: usize = 4096;
-        let mut totals = [0.0f64; 4];
-        for (z, zt) in z.chunks(RUN).zip(zt.chunks_mut(RUN)) {
-            let mut acc = [[0.0f32; LANES]; 4];
-            let terms = |z: f32, zt: &mut f32| {
-                let (d, dt) = (z - max, *zt - max_t);
-                *zt = math::exp(dt * scale);
-                [math::exp(d), math::exp(d * scale), *zt, *zt * ((dt - d) * scale)]
-            };
-            let (mut parts, mut parts_t) = (z.chunks_exact(LANES), zt.chunks_exact_mut(LANES));
-            for (z, zt) in (&mut parts).zip(&mut parts_t) {
-                for l in 0..LANES {
-                    let t = terms(z[l], &mut zt[l]);
-                    (0..4).for_each(|i| acc[i][l] += t[i]);
-                }
-            }
-            for (&z, zt) in parts.remainder().iter().zip(parts_t.into_remainder()) {
-                let t = terms(z, zt);
-                (0..4).for_each(|i| totals[i] += f64::from(t[i]));
-            }
-            for (total, acc) in totals.iter_mut().zip(&acc) {
-                *total += acc.iter().map(|a| f64::from(*a)).sum::<f64>();
-            }
+    fn forward_sums(scale: f32, max: f32, max_t: f32, z: &mut [f32], zt: &mut [f32]) -> [f64; 4] {
+        sum_changed(z, zt, |z, zt| {
+            let (d, dt) = (*z - max, *zt - max_t);
+            *zt = math::exp(dt * scale);
+            [math::exp(d), math::exp(d * scale), *zt, *zt * ((dt - d) * scale)]
+        })
+    }
+
+    /// The same sums; `z` becomes `e^((z - max)·scale)`, a power of which is `e^(z - max)`.
+    fn forward_powers<P: Power>(power: P, scale: f32, max: f32, max_t: f32, z: &mut [f32], zt: &mut [f32]) -> [f64; 4] {
+        sum_changed(z, zt, |z, zt| {
+            let (d, dt) = ((*z - max) * scale, (*zt - max_t) * scale);
+            *z = math::exp(d);
+            *zt = math::exp(dt);
+            [power.of(*z), *z, *zt, *zt * (dt - d)]
+        })
+    }
+
+    fn power_gradient<P: Power>(power: P, factors: [f32; 3], z: &mut [f32], zt: &[f32]) {
+        let [all, student, teacher] = factors;
+        for (z, zt) in z.iter_mut().zip(zt) {
+            *z = all * power.of(*z) + (student * *z - teacher * *zt);
         }
-        totals
     }
 
     fn forward_gradient(factors: [f32; 6], z: &mut [f32], zt: &[f32]) {

@@ -165,6 +165,13 @@ template <int BYTES> KFC_INLINE void kfc_copy_bytes(void *to, const void *from, 
 KFC_INLINE void kfc_copy_wait() {
     asm volatile("cp.async.wait_all;" ::: "memory");
 }
+// Makes the copies since the last call a group; waits for all groups but the last N.
+KFC_INLINE void kfc_copy_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int N> KFC_INLINE void kfc_copy_wait_but() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 #else
 template <int BYTES> KFC_INLINE void kfc_copy_bytes(void *to, const void *from, bool valid) {
     KFC_CHECK_ALIGNED(to, BYTES);
@@ -172,7 +179,14 @@ template <int BYTES> KFC_INLINE void kfc_copy_bytes(void *to, const void *from, 
     kfc_host::copy_later(to, valid ? from : nullptr, BYTES);
 }
 KFC_INLINE void kfc_copy_wait() {
-    kfc_host::copy_now();
+    kfc_host::copy_commit();
+    kfc_host::copy_wait(0);
+}
+KFC_INLINE void kfc_copy_commit() {
+    kfc_host::copy_commit();
+}
+template <int N> KFC_INLINE void kfc_copy_wait_but() {
+    kfc_host::copy_wait(N);
 }
 #endif
 // Elements of `base` at `index`; `base` itself stands in for those that there are not.
@@ -268,41 +282,61 @@ template <typename T> KFC_INLINE void kfc_mma(float *c, const unsigned (&a)[4], 
 }
 #endif
 
+// Index of an element of 16 bits in a tile whose rows of WIDTH elements follow each other. Pieces of 16 bytes change places
+// within 128 bytes, by a number that differs in 8 consecutive rows (in rows 2 or 4 apart, if 128 bytes hold several): so the
+// 8 rows of a matrix of kfc_ldmatrix are in different banks without padding.
+template <int WIDTH> KFC_INLINE int kfc_swizzle_of(int row) {
+    constexpr int PIECES = WIDTH < 64 ? WIDTH / 8 : 8, ROWS = 8 / PIECES;
+    return row / ROWS % PIECES * 8;
+}
+template <int WIDTH> KFC_INLINE int kfc_swizzle(int row, int column) {
+    return row * WIDTH + (column ^ kfc_swizzle_of<WIDTH>(row));
+}
+
 // acc += a · b for [M, K] and [K, N] in shared memory, WM x WN warps. A fast k means that elements along it are
-// consecutive; the pitches are distances of elements along the other axis. Registers: ((tile row · tile columns) + tile
-// column) · 4 + register of kfc_mma.
-template <int M, int N, int K, int WM, int WN, bool A_FAST_K, int A_PITCH, bool B_FAST_K, int B_PITCH, typename T>
+// consecutive; they are where kfc_swizzle says for rows of A_WIDTH and B_WIDTH elements. Registers: ((tile row · tile
+// columns) + tile column) · 4 + register of kfc_mma. Operands of the next 16 of K are fetched while these are multiplied.
+template <int M, int N, int K, int WM, int WN, bool A_FAST_K, int A_WIDTH, bool B_FAST_K, int B_WIDTH, typename T>
 KFC_INLINE void kfc_dot(float *acc, const T *a, const T *b) {
     constexpr int MT = M / 16 / WM, NT = N / 8 / WN;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int row = warp % WM * (M / WM), column = warp / WM % WN * (N / WN);
     const int low = lane % 8, first = lane / 8 % 2 * 8, second = lane / 16 * 8;
-#pragma unroll
-    for (int k = 0; k < K; k += 16) {
-        unsigned x[MT][4];
+    // Rows that are multiples of 8 apart are swizzled alike, and what is added to a column has bits of its own: one exclusive
+    // or serves all rows of a step, or all steps of a row.
+    const T *const rows_a = a + (A_FAST_K ? row + low + first : low + second) * A_WIDTH;
+    const T *const rows_b = b + (B_FAST_K ? column + low + second : low + first) * B_WIDTH;
+    const int from_a = (A_FAST_K ? second : row + first) ^ kfc_swizzle_of<A_WIDTH>(low);
+    const int from_b = (B_FAST_K ? first : column + second) ^ kfc_swizzle_of<B_WIDTH>(low);
+    unsigned x[2][MT][4], y[2][NT / 2][4];
+    const auto fetch = [&](int turn, int k) {
 #pragma unroll
         for (int i = 0; i < MT; ++i) {
-            const int r = row + i * 16;
-            const T *at = A_FAST_K ? a + (r + low + first) * A_PITCH + k + second
-                                   : a + (k + low + second) * A_PITCH + r + first;
-            kfc_ldmatrix<!A_FAST_K>(x[i], at);
+            const int at = A_FAST_K ? i * 16 * A_WIDTH + (from_a ^ k) : k * A_WIDTH + (from_a ^ i * 16);
+            kfc_ldmatrix<!A_FAST_K>(x[turn][i], rows_a + at);
         }
 #pragma unroll
-        for (int j = 0; j < NT; j += 2) {
-            const int c = column + j * 8;
-            unsigned y[4];
-            const T *at = B_FAST_K ? b + (c + low + second) * B_PITCH + k + first
-                                   : b + (k + low + first) * B_PITCH + c + second;
-            kfc_ldmatrix<B_FAST_K ? false : true>(y, at);
+        for (int j = 0; j < NT / 2; ++j) {
+            const int at = B_FAST_K ? j * 16 * B_WIDTH + (from_b ^ k) : k * B_WIDTH + (from_b ^ j * 16);
+            kfc_ldmatrix<!B_FAST_K>(y[turn][j], rows_b + at);
+        }
+    };
+    fetch(0, 0);
 #pragma unroll
-            for (int i = 0; i < MT; ++i) {
-                kfc_mma(acc + (i * NT + j) * 4, x[i], y[0], y[1], T{});
-                kfc_mma(acc + (i * NT + j + 1) * 4, x[i], y[2], y[3], T{});
+    for (int k = 0; k < K; k += 16) {
+        const int turn = k / 16 % 2;
+        if (k + 16 < K) fetch(1 - turn, k + 16);
+#pragma unroll
+        for (int i = 0; i < MT; ++i) {
+#pragma unroll
+            for (int j = 0; j < NT / 2; ++j) {
+                kfc_mma(acc + (i * NT + 2 * j) * 4, x[turn][i], y[turn][j][0], y[turn][j][1], T{});
+                kfc_mma(acc + (i * NT + 2 * j + 1) * 4, x[turn][i], y[turn][j][2], y[turn][j][3], T{});
             }
         }
     }
 }
-// The same for float by fused multiply-adds, in order of k.
+// The same for float by fused multiply-adds, in order of k; rows are A_PITCH and B_PITCH elements apart.
 template <int M, int N, int K, int WM, int WN, bool A_FAST_K, int A_PITCH, bool B_FAST_K, int B_PITCH>
 KFC_INLINE void kfc_dot(float *acc, const float *a, const float *b) {
     constexpr int MT = M / 16 / WM, NT = N / 8 / WN;

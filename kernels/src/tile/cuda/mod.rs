@@ -2,7 +2,7 @@
 //!
 //! A tile is an array of registers in each thread; `assign` decides in which layout, `print` writes loops over the
 //! registers. Indices and masks are no tiles: they are computed from coordinates where they are used. Dots take their
-//! operands from shared memory and use tensor cores for 16-bit floats. Reductions have a fixed order, so results are the
+//! operands from shared memory and use tensor cores for 16-bit floats; loops copy them some rounds ahead (`stages`). Reductions have a fixed order, so results are the
 //! same bits each time. What is not plain C++ is behind the `kfc_` functions of [`HEADER`].
 //!
 //! Invariants: 16-bit floats and integers are exact; `f32` arithmetic may be contracted to fused multiply-adds, and `exp`
@@ -13,11 +13,13 @@ mod assign;
 mod axis;
 mod express;
 mod layout;
+mod loops;
 mod print;
 mod products;
 mod range;
 mod reduce;
 mod shared;
+mod stages;
 
 use super::{Program, TileError};
 use crate::cuda::Arch;
@@ -44,6 +46,8 @@ pub struct Source {
     pub threads: usize,
     /// Bytes of shared memory to ask for at launch.
     pub dynamic_shared: usize,
+    /// Slots of the rings that operands of dots go through; 1 without rings.
+    pub stages: usize,
 }
 
 /// The source of a program for an architecture.

@@ -4,11 +4,12 @@ use super::assign::{Kind, Plan, Uses, dense, extents, identity, through};
 use super::express::{arguments, element, float, integer, type_name};
 use super::layout::Layout;
 use super::range::Ranges;
-use super::shared::{Place, Shared, Since};
+use super::shared::{Place, Shared};
+use super::stages::Copy;
 use super::{STATIC_SHARED, Source};
 use crate::cuda::Arch;
 use crate::tile::TileError;
-use crate::tile::ir::{Access, Carried, Elem, Inst, Param, Program, Stmt, Var};
+use crate::tile::ir::{Access, Elem, Inst, Param, Program, Stmt, Var};
 use std::collections::HashMap;
 
 /// For each axis of a value, the axis of the loop; `None` where the extent is 1.
@@ -17,12 +18,28 @@ type Map = [Option<usize>];
 /// Most blocks along the second and third axis of a grid.
 const MOST_BLOCKS: usize = 65_535;
 
+/// Prints with as many stages as the program wants and shared memory has room for.
 pub(super) fn print(p: &Program, arch: Arch) -> Result<Source, TileError> {
+    let tries = (1..=p.stages.max(1)).rev().map(|stages| print_staged(p, arch, stages));
+    let mut last = None;
+    for source in tries {
+        let is_done = source.is_ok();
+        last = Some(source);
+        if is_done {
+            break;
+        }
+    }
+    last.unwrap_or_else(|| print_staged(p, arch, 1))
+}
+
+fn print_staged(p: &Program, arch: Arch, stages: usize) -> Result<Source, TileError> {
     let plan = Plan::new(p);
     let uses = plan.uses();
     let mut printer = Printer {
         p,
         arch,
+        stages,
+        rings: HashMap::new(),
         plan,
         uses,
         ranges: Ranges::of(p),
@@ -52,18 +69,22 @@ pub(super) struct Group {
 pub(super) struct Printer<'a> {
     pub p: &'a Program,
     pub arch: Arch,
+    /// Slots of rings; no rings if it is 1.
+    pub stages: usize,
+    /// Values that are in rings, and the name of the slot that is read.
+    pub rings: HashMap<Var, String>,
     pub plan: Plan<'a>,
     pub uses: Uses,
     ranges: Ranges,
     /// Names of values that are not called by their number.
     pub names: HashMap<Var, String>,
-    text: String,
-    depth: usize,
+    pub text: String,
+    pub depth: usize,
     open: Option<Group>,
     /// Values that are there in a second layout.
-    converted: Vec<(Var, Layout, String)>,
+    pub converted: Vec<(Var, Layout, String)>,
     pub shared: Shared,
-    temporaries: usize,
+    pub temporaries: usize,
 }
 
 impl<'a> Printer<'a> {
@@ -101,7 +122,7 @@ impl<'a> Printer<'a> {
             })
             .collect();
         t += &format!(
-            "extern \"C\" __global__ void __launch_bounds__({threads}) {}({}) {{\n    const int tid = threadIdx.x;\n",
+            "extern \"C\" __global__ void __launch_bounds__({threads}, 1) {}({}) {{\n    const int tid = threadIdx.x;\n",
             p.name,
             params.join(", ")
         );
@@ -120,7 +141,8 @@ impl<'a> Printer<'a> {
         }
         t += &self.text;
         t += "}\n";
-        Ok(Source { text: t, grid, threads, dynamic_shared })
+        let stages = if self.rings.is_empty() { 1 } else { self.stages };
+        Ok(Source { text: t, grid, threads, dynamic_shared, stages })
     }
 
     pub(super) fn line(&mut self, line: &str) {
@@ -142,7 +164,7 @@ impl<'a> Printer<'a> {
     }
 
     /// A scalar's name or constant.
-    fn scalar(&self, v: Var) -> String {
+    pub(super) fn scalar(&self, v: Var) -> String {
         match self.plan.defs[v.index()] {
             Some(Inst::Int(x, elem)) => integer(*x, *elem),
             Some(Inst::Float(x)) => float(*x),
@@ -340,7 +362,7 @@ impl<'a> Printer<'a> {
         self.converted.truncate(kept);
     }
 
-    fn statement(&mut self, s: &'a Stmt) {
+    pub(super) fn statement(&mut self, s: &'a Stmt) {
         let kind = s.result.map(|v| self.plan.kinds[v.index()]);
         match (&s.inst, s.result, kind) {
             (Inst::For { .. }, ..) => self.repeat(s),
@@ -371,7 +393,7 @@ impl<'a> Printer<'a> {
         }
     }
 
-    fn scalar_statement(&mut self, inst: &Inst, r: Var) {
+    pub(super) fn scalar_statement(&mut self, inst: &Inst, r: Var) {
         let args: Vec<String> = arguments(inst).iter().map(|&v| self.scalar(v)).collect();
         let elem = arguments(inst).last().map_or(Elem::I32, |&v| self.plan.elem(v));
         if let Some(value) = element(inst, elem, &args, self.ranges.may_wrap(inst)) {
@@ -406,8 +428,11 @@ impl<'a> Printer<'a> {
             };
             return self.line(&format!("const {ty} {name} = {value};"));
         }
+        if self.rings.contains_key(&r) {
+            return;
+        }
         if self.is_copied(r) {
-            return self.copy(param, index, mask, r);
+            return self.copy(Copy { result: r, param, index, mask });
         }
         let layout = self.plan.layout(r);
         let wide = self.vector(&layout, index, mask, buffer.elem.bytes());
@@ -472,7 +497,7 @@ impl<'a> Printer<'a> {
         if shared.filter(|(_, q)| alike(q)).any(|(place, _)| self.shared.since.was_read(place)) {
             self.flush();
             let copies = self.shared.copies();
-            self.shared.since = Since::default();
+            self.shared.since = Default::default();
             self.barrier(true, copies);
         }
     }
@@ -489,79 +514,6 @@ impl<'a> Printer<'a> {
             vec![format!("{name}[e] = {};", this.at(g, v, &map))]
         });
         name
-    }
-
-    fn repeat(&mut self, s: &'a Stmt) {
-        let Inst::For { index, from, to, step, carried, body } = &s.inst else { return };
-        for c in carried {
-            let (name, ty) = (self.name(c.inner), type_name(self.plan.elem(c.inner)));
-            if self.p.ty(c.inner).is_scalar() {
-                let init = self.scalar(c.init);
-                self.line(&format!("{ty} {name} = {init};"));
-            } else {
-                let (layout, map) = (self.plan.layout(c.inner), identity(&self.p.ty(c.init).dims));
-                self.each(&layout, 1, &[(c.init, &map)], |this, g| {
-                    g.declarations.push(format!("{ty} {name}[{}];", layout.registers()));
-                    vec![format!("{name}[e] = {};", this.at(g, c.init, &map))]
-                });
-            }
-            self.names.insert(c.result, name);
-        }
-        self.flush();
-        let i = self.name(*index);
-        let (from, to) = (self.scalar(*from), self.scalar(*to));
-        self.line(&format!("for (int {i} = {from}; {i} < {to}; {i} += {step}) {{"));
-        self.depth += 1;
-        // What a round leaves behind is there when the next one starts: print it once to see what that is.
-        let (length, temporaries, before) = (self.text.len(), self.temporaries, self.shared.since.clone());
-        self.round(body, carried);
-        let entry = before.or(&self.shared.since);
-        self.text.truncate(length);
-        self.temporaries = temporaries;
-        self.shared.since = entry.clone();
-        self.round(body, carried);
-        self.depth -= 1;
-        self.line("}");
-        self.shared.since = entry.or(&self.shared.since);
-    }
-
-    fn round(&mut self, body: &'a [Stmt], carried: &[Carried]) {
-        let kept = self.converted.len();
-        body.iter().for_each(|s| self.statement(s));
-        // All are read before any is written: one may be what another one was.
-        let mut next = Vec::new();
-        for c in carried.iter().filter(|c| c.next != c.inner) {
-            let layout = self.plan.layout(c.inner);
-            next.push(if self.p.ty(c.inner).is_scalar() {
-                let (name, value) = (self.temporary(), self.scalar(c.next));
-                self.flush();
-                self.line(&format!("const {} {name} = {value};", type_name(self.plan.elem(c.inner))));
-                name
-            } else if carried.iter().any(|d| d.inner == c.next) {
-                let name = self.temporary();
-                let (ty, n, value) =
-                    (type_name(self.plan.elem(c.inner)), layout.registers(), self.name(c.next));
-                self.each(&layout, 1, &[], |_, g| {
-                    g.declarations.push(format!("{ty} {name}[{n}];"));
-                    vec![format!("{name}[e] = {value}[e];")]
-                });
-                name
-            } else {
-                self.whole(c.next, &layout)
-            });
-        }
-        for (c, value) in carried.iter().filter(|c| c.next != c.inner).zip(next) {
-            let name = self.name(c.inner);
-            if self.p.ty(c.inner).is_scalar() {
-                self.flush();
-                self.line(&format!("{name} = {value};"));
-            } else {
-                let layout = self.plan.layout(c.inner);
-                self.each(&layout, 1, &[], |_, _| vec![format!("{name}[e] = {value}[e];")]);
-            }
-        }
-        self.flush();
-        self.converted.truncate(kept);
     }
 }
 

@@ -4,29 +4,39 @@ use super::assign::{Kind, identity};
 use super::layout::Layout;
 use super::print::{Group, Printer, pointer};
 use super::shared::{Place, Region};
+use super::stages::Copy;
 use crate::tile::ir::{Inst, Stmt, Var};
 
 impl Printer<'_> {
     /// The region of a dot's operand, which goes there from registers in `layout` or in loops over it.
-    fn region(&mut self, v: Var, layout: &Layout) -> Region {
+    pub(super) fn region(&mut self, v: Var, layout: &Layout) -> Region {
         let (elem, dims) = (self.plan.elem(v), &self.p.ty(v).dims);
-        let region = Region { elem, dims: [dims[0], dims[1]], fast: layout.fastest() };
+        let region = Region { elem, dims: [dims[0], dims[1]], fast: layout.fastest(), slots: 1 };
         self.shared.regions.entry(v).or_insert(region).clone()
     }
 
     /// A load that only dots use: from memory to shared memory.
-    pub(super) fn copy(&mut self, param: usize, index: Var, mask: Option<Var>, r: Var) {
+    pub(super) fn copy(&mut self, c: Copy) {
+        if self.shared.since != Default::default() {
+            self.flush();
+        }
+        self.writes(Place::Tile(c.result));
+        let wide = self.copy_to(c, &format!("s{}", c.result.index()));
+        if wide * self.plan.elem(c.result).bytes() >= 4 {
+            self.shared.copying();
+        }
+    }
+
+    /// Copies a tile to this address in shared memory. Returns how many elements are copied at once.
+    pub(super) fn copy_to(&mut self, c: Copy, to: &str) -> usize {
+        let Copy { result: r, param, index, mask } = c;
         let buffer = &self.p.params[param];
         let layout = self.plan.layout(r);
         let region = self.region(r, &layout);
         let wide = self.vector(&layout, index, mask, buffer.elem.bytes());
-        let (from, to) = (pointer(&buffer.name), format!("s{}", r.index()));
+        let from = pointer(&buffer.name);
         let map = identity(&self.p.ty(index).dims);
         let guard = layout.replicas();
-        if self.shared.since != Default::default() {
-            self.flush();
-        }
-        self.writes(Place::Tile(r));
         let operands: Vec<_> =
             [Some(index), mask].into_iter().flatten().map(|v| (v, map.as_slice())).collect();
         self.each(&layout, wide, &operands, |this, g| {
@@ -37,9 +47,7 @@ impl Printer<'_> {
             vec![format!("{once}kfc_copy<{wide}>({to} + {place}, {from}, {}{valid});", args[0])]
         });
         self.flush();
-        if wide * buffer.elem.bytes() >= 4 {
-            self.shared.copying();
-        }
+        wide
     }
 
     /// Writes a value that was just computed to shared memory, if dots use it.
@@ -104,9 +112,9 @@ impl Printer<'_> {
         let [(a_fast, a_pitch), (b_fast, b_pitch)] = arguments[..] else { return };
         let (m, n, k) = (self.p.ty(r).dims[0], self.p.ty(r).dims[1], self.p.ty(a).dims[1]);
         let (wm, wn) = self.plan.warps(m, n);
-        let (left, right) = (sides[0].0.index(), sides[1].0.index());
+        let (left, right) = (self.tile(sides[0].0), self.tile(sides[1].0));
         self.line(&format!(
-            "kfc_dot<{m}, {n}, {k}, {wm}, {wn}, {a_fast}, {a_pitch}, {b_fast}, {b_pitch}>({name}, s{left}, s{right});"
+            "kfc_dot<{m}, {n}, {k}, {wm}, {wn}, {a_fast}, {a_pitch}, {b_fast}, {b_pitch}>({name}, {left}, {right});"
         ));
         self.stage_held(r);
     }

@@ -23,23 +23,39 @@ pub(super) struct Region {
     pub dims: [usize; 2],
     /// The axis along which elements are consecutive.
     pub fast: usize,
+    /// How many such tiles there are, one after the other.
+    pub slots: usize,
 }
 
 impl Region {
-    /// Distance of elements along the other axis: 16 bytes of padding keep 8 rows in different banks.
-    pub(super) fn pitch(&self) -> usize {
-        self.dims[self.fast] + 16 / self.elem.bytes()
+    /// Whether pieces of 16 bytes change places instead of rows being padded (`kfc_swizzle`).
+    fn is_swizzled(&self) -> bool {
+        self.elem.bytes() == 2
     }
 
-    /// Bytes, a multiple of 16.
+    /// Distance of elements along the other axis: 16 bytes of padding keep 8 rows in different banks, where nothing else does.
+    pub(super) fn pitch(&self) -> usize {
+        self.dims[self.fast] + if self.is_swizzled() { 0 } else { 16 / self.elem.bytes() }
+    }
+
+    /// Elements of a slot, a multiple of 16 bytes.
+    pub(super) fn elements(&self) -> usize {
+        self.pitch() * self.dims[1 - self.fast]
+    }
+
     fn bytes(&self) -> usize {
-        self.pitch() * self.dims[1 - self.fast] * self.elem.bytes()
+        self.elements() * self.elem.bytes() * self.slots
     }
 
     /// Index of element `(i, j)` in source.
     pub(super) fn index(&self) -> String {
         let pitch = self.pitch();
-        if self.fast == 1 { format!("i * {pitch} + j") } else { format!("j * {pitch} + i") }
+        let (row, column) = if self.fast == 1 { ("i", "j") } else { ("j", "i") };
+        if self.is_swizzled() {
+            format!("kfc_swizzle<{pitch}>({row}, {column})")
+        } else {
+            format!("{row} * {pitch} + {column}")
+        }
     }
 }
 
@@ -53,6 +69,11 @@ pub(super) struct Since {
 }
 
 impl Since {
+    /// Says that the wait for copies is arranged for.
+    pub(super) fn settled(&mut self) {
+        self.copies = false;
+    }
+
     /// Says that threads read what none of them has written here.
     pub(super) fn reads(&mut self, place: Place) {
         if !self.read.contains(&place) {
@@ -136,8 +157,9 @@ impl Shared {
             let (ty, pitch) = (name(r.elem), r.pitch());
             let [m, n] = if r.fast == 1 { r.dims } else { [r.dims[1], r.dims[0]] };
             let turned = if r.fast == 1 { "" } else { ", transposed" };
+            let slots = if r.slots == 1 { String::new() } else { format!("{} of ", r.slots) };
             lines.push(format!(
-                "{ty} *const s{} = reinterpret_cast<{ty} *>(shared + {at});  // {m} x {n}, {pitch} apart{turned}",
+                "{ty} *const s{} = reinterpret_cast<{ty} *>(shared + {at});  // {slots}{m} x {n}, {pitch} apart{turned}",
                 v.index()
             ));
             at += r.bytes();

@@ -69,7 +69,7 @@ pub(crate) fn shards(sources: Vec<Source>) -> Result<Vec<Shard>> {
     let print = |source: Source| {
         let (bytes, print) = fingerprint(&source.path).map_err(DataError::io(&source.path))?;
         if bytes == 0 {
-            let reason = "the file is empty; fetch it again, or leave it out of data.train".into();
+            let reason = "the file is empty; fetch it again, or leave it out".into();
             return Err(DataError::BadRow { place: source.path.display().to_string(), reason });
         }
         Ok(Shard { source, bytes, print })
@@ -180,8 +180,7 @@ fn pieces(
             let documents = TokenShard::parse(&bytes, path)?;
             documents.check_tokenizer(tokenizer)?;
             if documents.is_empty() {
-                let reason =
-                    "the shard has no documents; make it again, or leave it out of data.train".into();
+                let reason = "the shard has no documents; make it again, or leave it out".into();
                 return Err(DataError::Tokens { path: path.clone(), reason });
             }
             Ok(token_pieces(&documents, file, target))

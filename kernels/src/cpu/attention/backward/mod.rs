@@ -332,50 +332,37 @@ impl AttentionBwd {
             }
         };
         let panels = |i: usize| block(0, i).rows.div_ceil(self.e.nr());
-        let key_grain = par::rows_grain(self.map.tile * (s.d + s.dv));
-        let panel_grain = par::rows_grain(self.e.nr() * (s.d + s.dv));
-        // SAFETY: by contract; tasks write disjoint tiles, panels, and chunks.
-        unsafe {
-            par::ranges(n * tiles, key_grain, |range| {
-                for t in range {
-                    self.pack_keys(call, &block(t / tiles, 0), t % tiles);
+        let keys = |t: usize| (block(t / tiles, 0), t % tiles);
+        // Keys and the queries of the first block are packed; a block is computed; its queries are written and those of the
+        // next are packed; and so on. In the end the gradients of keys are written.
+        let last = 2 * blocks + 1;
+        let count = |step: usize| match step {
+            0 => n * (tiles + panels(0)),
+            _ if step == last => n * if s.x == DType::F32 { 0 } else { tiles },
+            _ if step % 2 == 1 => n * self.chunks,
+            _ => n * (panels(step / 2 - 1) + if step / 2 < blocks { panels(step / 2) } else { 0 }),
+        };
+        par::run_phases(last + 1, count, |step, t| {
+            // SAFETY: by contract; tasks write disjoint tiles, panels, and chunks.
+            unsafe {
+                if step == last {
+                    let (block, tile) = keys(t);
+                    return self.store_keys(call, &block, tile);
                 }
-            });
-            for i in 0..=blocks {
-                // The queries of a block are written and those of the next are packed side by side.
-                let stored = if i > 0 { n * panels(i - 1) } else { 0 };
-                let packed = if i < blocks { n * panels(i) } else { 0 };
-                par::ranges(stored + packed, panel_grain, |range| {
-                    for t in range {
-                        if t < packed {
-                            self.pack_queries(call, tokens, &block(t % n, i), t / n);
-                        } else {
-                            self.store_queries(
-                                call,
-                                tokens,
-                                &block((t - packed) % n, i - 1),
-                                (t - packed) / n,
-                            );
-                        }
+                if step % 2 == 1 {
+                    return self.chunk(call, tokens, &block(t % n, step / 2), t / n);
+                }
+                let before = if step == 0 { n * tiles } else { n * panels(step / 2 - 1) };
+                match t.checked_sub(before) {
+                    Some(t) => self.pack_queries(call, tokens, &block(t % n, step / 2), t / n),
+                    None if step == 0 => {
+                        let (block, tile) = keys(t);
+                        self.pack_keys(call, &block, tile);
                     }
-                });
-                if i < blocks {
-                    let work = s.group * self.map.tile * rows * (s.d + s.dv) / 8;
-                    par::ranges(n * self.chunks, par::rows_grain(work), |range| {
-                        for t in range {
-                            self.chunk(call, tokens, &block(t % n, i), t / n);
-                        }
-                    });
+                    None => self.store_queries(call, tokens, &block(t % n, step / 2 - 1), t / n),
                 }
             }
-            if s.x != DType::F32 {
-                par::ranges(n * tiles, key_grain, |range| {
-                    for t in range {
-                        self.store_keys(call, &block(t / tiles, 0), t % tiles);
-                    }
-                });
-            }
-        }
+        });
     }
 }
 
