@@ -452,7 +452,7 @@ API cuLaunchKernel(Function *f, unsigned x, unsigned y, unsigned z, unsigned tx,
             driver.error = ILLEGAL_ADDRESS;
             return;
         }
-        if (setting("killer", "") == hash) _exit(9);
+        if (setting("killer", "") == hash) _Exit(9);
         driver.simulated += 0.01 + 0.001 * (double)(std::stoull(hash.substr(0, 8), nullptr, 16) % 97);
         if (setting("idle", "") == hash) return;
         const auto run = (void (*)(unsigned, void **, unsigned, unsigned, unsigned, unsigned, bool))symbol("kfc_run");

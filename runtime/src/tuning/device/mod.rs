@@ -118,6 +118,13 @@ impl DeviceTuning {
                 super::VARIABLE
             )));
         };
+        if files::read_json(&path).is_ok_and(|v| v["format"] != FORMAT) {
+            return Err(RunError::Input(format!(
+                "{}: {} is of something else than tilings of a GPU; name another file",
+                super::VARIABLE,
+                path.display()
+            )));
+        }
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|e| files::FileError::io("create", folder, e))?;
         }
