@@ -55,7 +55,12 @@ impl Alone {
     pub fn run(&mut self) {
         let set = &self.sets[self.next];
         self.next = (self.next + 1) % self.sets.len();
-        let call = Call { inputs: &set.inputs, outputs: &set.outputs, workspace: self.workspace.buf() };
+        let call = Call {
+            inputs: &set.inputs,
+            outputs: &set.outputs,
+            workspace: self.workspace.buf(),
+            transposed: None,
+        };
         // SAFETY: buffers have the sizes of the types that the kernel was built for and live in the set; a result overlaps
         // an operand only where the plan, made of what the kernel allows, has it so, and holds the operand's content then.
         unsafe { self.kernel.run(&call) }

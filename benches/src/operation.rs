@@ -79,7 +79,12 @@ impl Operation {
         let outputs: Vec<_> = self.outputs.iter().map(HostBuffer::buf).collect();
         // SAFETY: the buffers have the sizes of the types that the kernel was built for, and do not overlap.
         unsafe {
-            self.kernel.run(&Call { inputs: &inputs, outputs: &outputs, workspace: self.workspace.buf() });
+            self.kernel.run(&Call {
+                inputs: &inputs,
+                outputs: &outputs,
+                workspace: self.workspace.buf(),
+                transposed: None,
+            });
         }
     }
 }

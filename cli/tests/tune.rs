@@ -65,6 +65,38 @@ fn choices_are_kept_shown_used_and_change_no_bit() {
 }
 
 #[test]
+fn copies_of_weights_are_accounted_for_and_change_no_bit() {
+    let folder = Folder::new();
+    let config = case("llama").join("config.toml");
+    let file = folder.join("found.json");
+    with(&file, &args!["tune", config, "--seconds", "1"]);
+    let mut kept: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let mut count = 0;
+    for k in kept["kernels"].as_object_mut().unwrap().values_mut() {
+        let has_copy = k["tried"].as_array().unwrap().iter().any(|t| t["choice"] == "transposed");
+        count += usize::from(has_copy);
+        k["choice"] = if has_copy { "transposed" } else { "built-in" }.into();
+    }
+    assert!(count > 2, "{kept}");
+    std::fs::write(&file, kept.to_string()).unwrap();
+    let run = |name: &str, tuning: &Path| {
+        let out = folder.join(name);
+        with(tuning, &args!["train", config, "--set", "train.steps=3", "--out", out]);
+        let profile: Value =
+            serde_json::from_slice(&std::fs::read(out.join("profile.json")).unwrap()).unwrap();
+        let items = profile["account"].as_array().unwrap();
+        let copies =
+            items.iter().find(|i| i[0] == "transposed weights").map_or(0, |i| i[1].as_u64().unwrap());
+        (std::fs::read(out.join("adapter/adapter_model.safetensors")).unwrap(), copies)
+    };
+    let (built_in, none) = run("built-in", Path::new("off"));
+    let (tuned, copies) = run("tuned", &file);
+    assert!(tuned == built_in && none == 0 && copies > 0, "{none} {copies}");
+    let explained = object(&file, &args!["explain", config]);
+    assert_eq!(explained["account"]["transposed weights"], copies);
+}
+
+#[test]
 fn a_kernel_is_timed_alone_and_named_by_the_list() {
     let folder = Folder::new();
     let (config, off) = (case("llama").join("config.toml"), Path::new("off"));

@@ -55,7 +55,7 @@ fn measure(prim: Prim, inputs: &[TensorType]) -> Result<(f64, f64), KernelError>
         let start = Instant::now();
         // SAFETY: the buffers have the sizes of the types that the kernel was built for, hold zeros, are aligned, and do not
         // overlap.
-        unsafe { kernel.run(&Call { inputs: &bufs, outputs: &results, workspace }) };
+        unsafe { kernel.run(&Call { inputs: &bufs, outputs: &results, workspace, transposed: None }) };
         best = best.min(start.elapsed().as_secs_f64());
     }
     let best = best.max(1e-9);

@@ -4,9 +4,10 @@
 
 mod common;
 
-use common::{encode, run_cpu};
-use kfc_graph::{Attrs, Composite, DType, Op, SampleInput, TensorType};
-use kfc_kernels::cpu::choice::{self, Choice, candidates};
+use common::{encode, run_copied, run_cpu};
+use kfc_graph::{Attrs, Composite, DType, Op, Prim, SampleInput, TensorType};
+use kfc_kernels::cpu;
+use kfc_kernels::cpu::choice::{self, Also, Choice, candidates};
 use kfc_ops::samples::fill;
 
 const FLOATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
@@ -28,16 +29,27 @@ fn rows(types: &[TensorType]) -> usize {
     types.iter().filter(|t| t.dims.len() > 1).map(TensorType::rows).min().unwrap_or(0)
 }
 
+/// What an operation may choose.
+fn all_choices(op: &Op, types: &[TensorType]) -> Vec<Choice> {
+    let kernel = cpu::build(op, types, &op.infer(types).unwrap()).unwrap();
+    let also = Also { transposed: kernel.transposed().is_some(), chunk: kernel.chunk() };
+    candidates(op.name(), rows(types), 3, also)
+}
+
 /// Every candidate on one and on three threads; returns how many there were.
 fn check(op: &Op, types: &[TensorType]) -> usize {
-    let data = operands(types);
-    let expected = run_cpu(op, types, &data);
-    let all = candidates(op.name(), rows(types), 3);
+    check_on(op, types, &operands(types))
+}
+
+fn check_on(op: &Op, types: &[TensorType], data: &[Vec<u8>]) -> usize {
+    let expected = run_cpu(op, types, data);
+    let all = all_choices(op, types);
     assert_eq!(all[0], Choice::BUILT_IN);
     for threads in [1, 3] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         for &choice in &all {
-            let found = pool.install(|| choice::with(choice, || run_cpu(op, types, &data)));
+            let run = || choice::with(choice, || run_copied(op, types, data, choice.transposed));
+            let found = pool.install(run);
             assert!(found == expected, "{} {types:?}: {} on {threads} threads", op.name(), choice.name());
         }
     }
@@ -83,6 +95,44 @@ fn adapters_with_and_without_dropout() {
 }
 
 #[test]
+fn products_across_the_rows_of_a_weight() {
+    for x in FLOATS {
+        for (m, k, n) in [(1, 70, 1), (3, 300, 65), (5, 64, 48), (40, 1100, 333), (130, 2048, 300)] {
+            let types = tensors(x, &[&[m, k], &[k, n]]);
+            check(&Op::Prim(Prim::MatMul { ta: false, tb: false, out: x }), &types);
+        }
+    }
+}
+
+/// Chunks of any length, the last of one token, and the weight read from a copy.
+#[test]
+fn heads_with_a_frozen_weight() {
+    for x in FLOATS {
+        for tokens in [65, 300] {
+            let attrs = Attrs::new()
+                .with("kd", "logits")
+                .with("temperature", 2.0)
+                .with("divergence", "forward_kl")
+                .with("need_dw", false);
+            let (h, w, ht, wt) = ([1, tokens, 32], [1024, 32], [1, tokens, 48], [1024, 48]);
+            let weights = TensorType::new(DType::F32, [1, tokens]);
+            let scalar = TensorType::new(DType::F32, [1]);
+            let labels = TensorType::new(DType::I32, [1, tokens]);
+            let mut types = vec![scalar.clone(), scalar];
+            types.extend(tensors(x, &[&h, &w]));
+            types.extend([labels.clone(), weights.clone()]);
+            types.extend(tensors(x, &[&ht, &wt]));
+            types.push(weights);
+            let mut data = operands(&types);
+            let of_tokens: Vec<f64> = (0..tokens).map(|i| (i * 37 % 1024) as f64).collect();
+            data[4] = encode(&labels, &of_tokens);
+            let count = check_on(&op("linear_cross_entropy_kd_fused", &attrs), &types, &data);
+            assert_eq!(count, if tokens < 128 { 20 } else { 24 });
+        }
+    }
+}
+
+#[test]
 fn samples_of_every_operation() {
     for def in kfc_ops::registry().iter() {
         for sample in def.samples() {
@@ -93,8 +143,9 @@ fn samples_of_every_operation() {
                 contents.map(|(i, (t, content))| encode(t, &fill(t, content, i as u64))).collect();
             let expected = run_cpu(&op, &types, &data);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-            for choice in candidates(op.name(), rows(&types), 3) {
-                let found = pool.install(|| choice::with(choice, || run_cpu(&op, &types, &data)));
+            for choice in all_choices(&op, &types) {
+                let run = || choice::with(choice, || run_copied(&op, &types, &data, choice.transposed));
+                let found = pool.install(run);
                 assert!(found == expected, "{}: {}", def.name(), choice.name());
             }
         }

@@ -17,17 +17,36 @@ mod elements;
 use elements::encode;
 use kfc_graph::{Attrs, Composite, DType, Op, SampleInput, TensorType};
 use kfc_kernels::cuda::{Arch, Nvrtc};
-use kfc_kernels::tile::cuda::{HEADER, Source, print};
+use kfc_kernels::tile::cuda::{HEADERS, Source, print};
 use kfc_kernels::tile::ir::{Elem, Inst, Stmt};
 use kfc_kernels::tile::programs::{Sizes, emit, emit_tiled};
 use kfc_kernels::tile::tiling::{Shape, candidates};
 use kfc_kernels::tile::{Program, Tiling, Tilings, interp};
 use kfc_ops::samples::fill;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Environment variable that says with what labels of cases begin; all without it.
+const ONLY: &str = "KFC_CUDA_CASES";
+
+/// A kernel: its program, the source, and what it is printed like that for.
+struct Kernel {
+    program: Program,
+    source: Source,
+    archs: Vec<Arch>,
+    /// Compiled for each of them, not for one in turn.
+    everywhere: bool,
+}
+
+impl Kernel {
+    /// Whether it multiplies with `wgmma`.
+    fn is_hopper(&self) -> bool {
+        self.source.text.contains("hopper.cuh")
+    }
+}
 
 /// A launch of a kernel, with its buffers before and after.
 struct Case {
@@ -37,32 +56,43 @@ struct Case {
     after: Vec<Vec<f64>>,
 }
 
-/// Programs whose source differs, each under a name of its own, and their launches. Also the programs that are compiled for
-/// every architecture: those of large and aligned operands of operations that steps spend their time in.
-fn collect() -> (Vec<(Program, Source)>, Vec<Case>, BTreeSet<usize>) {
-    let (mut kernels, mut cases) = (Vec::new(), Vec::new());
+/// Programs whose source differs, each under a name of its own, and their launches. Those of large and aligned operands of
+/// operations that steps spend their time in are compiled everywhere.
+fn collect() -> (Vec<Kernel>, Vec<Case>) {
+    let (mut kernels, mut cases) = (Vec::<Kernel>::new(), Vec::new());
+    let only = std::env::var(ONLY).unwrap_or_default();
     let mut known: HashMap<String, usize> = HashMap::new();
     let (samples, large, prims) = (tile_cases::samples(), tile_cases::large(), tile_cases::prims());
     let many = [large, aligned()].concat();
-    let mut everywhere = BTreeSet::new();
     let all = [(samples, false), (many, true), (prims, false)];
-    for (case, is_large) in all.iter().flat_map(|(cases, large)| cases.iter().map(move |c| (c, *large))) {
+    let all = all.iter().flat_map(|(cases, large)| cases.iter().map(move |c| (c, *large)));
+    for (case, is_large) in all.filter(|(c, _)| c.label.starts_with(&only)) {
         programs::check(case, &mut |label, launch, before, after| {
-            let mut p = launch.program.clone();
-            let text = print(&p, Arch::Sm80).unwrap().text;
-            let kernel = *known.entry(text).or_insert_with(|| {
-                p.name = format!("{}_{}", p.name, kernels.len());
-                let source = print(&p, Arch::Sm80).unwrap();
-                kernels.push((p, source));
-                kernels.len() - 1
-            });
-            if is_large && tile_cases::is_heavy(&case.op) {
-                everywhere.insert(kernel);
+            let mut last = None;
+            for arch in Arch::ALL {
+                let mut p = launch.program.clone();
+                let text = print(&p, arch).unwrap().text;
+                let kernel = *known.entry(text).or_insert_with(|| {
+                    p.name = format!("{}_{}", p.name, kernels.len());
+                    let source = print(&p, arch).unwrap();
+                    kernels.push(Kernel { program: p, source, archs: Vec::new(), everywhere: false });
+                    kernels.len() - 1
+                });
+                let k = &mut kernels[kernel];
+                k.everywhere |= is_large && tile_cases::is_heavy(&case.op);
+                if !k.archs.contains(&arch) {
+                    k.archs.push(arch);
+                }
+                // Sources for different architectures are mostly the same.
+                if last != Some(kernel) && (arch != Arch::Sm100a) {
+                    let (before, after) = (before.to_vec(), after.to_vec());
+                    cases.push(Case { label: format!("{label} for {arch}"), kernel, before, after });
+                }
+                last = Some(kernel);
             }
-            cases.push(Case { label: label.into(), kernel, before: before.to_vec(), after: after.to_vec() });
         });
     }
-    (kernels, cases, everywhere)
+    (kernels, cases)
 }
 
 /// Operands whose rows are multiples of 16 bytes, so that loads, stores and copies take several elements, and that several
@@ -94,6 +124,19 @@ fn aligned() -> Vec<programs::Case> {
         add("rms_norm", Attrs::new().with("eps", 1e-5), x, &[row, &[2048]], 2);
         add("rms_norm_bwd", dw, x, &[row, row, &[2048], &[3, 1]], 3);
         add("swiglu", Attrs::new(), x, &[&[5, 1024], &[5, 1024]], 2);
+    }
+    for x in [DType::Bf16, DType::F16] {
+        let lora = Attrs::new().with("scale", 2.0).with("dropout", 0.0).with("stream", 3usize);
+        let lora = lora.with("bias", false).with("need_dx", true);
+        let adapter: [&[usize]; 3] = [&[256, 128], &[16, 128], &[256, 16]];
+        let (inputs, outputs): (&[usize], &[usize]) = (&[192, 128], &[192, 256]);
+        add("lora_linear", lora.clone(), x, &[&[inputs], &adapter[..]].concat(), 2);
+        let s: &[usize] = &[192, 16];
+        add("lora_linear_bwd", lora, x, &[&[outputs, inputs], &adapter[..], &[s]].concat(), 3);
+    }
+    for (x, d) in [(DType::Bf16, 64), (DType::Bf16, 128), (DType::F16, 64), (DType::F16, 128)] {
+        let attrs = Attrs::new().with("heads", 2usize).with("kv_heads", 1usize).with("scale", 0.1);
+        cases.push(tile_cases::causal(x, attrs, 192, 2 * d, d));
     }
     cases
 }
@@ -135,11 +178,11 @@ fn has_tensor_dot(p: &Program, statements: &[Stmt]) -> bool {
 const BATCH: usize = 24;
 
 /// What is wrong with these kernels for an architecture.
-fn compile(nvrtc: &Nvrtc, batch: &[&(Program, Source)], arch: Arch) -> String {
+fn compile(nvrtc: &Nvrtc, batch: &[&Kernel], arch: Arch) -> String {
     let mut faults = String::new();
-    let text: String = batch.iter().map(|(p, _)| print(p, arch).unwrap().text).collect();
+    let text: String = batch.iter().map(|k| k.source.text.as_str()).collect();
     let object = nvrtc.compile(&text, arch).unwrap_or_else(|e| panic!("{e}"));
-    let sass = if batch.iter().any(|(p, _)| has_tensor_dot(p, &p.body)) {
+    let sass = if batch.iter().any(|k| has_tensor_dot(&k.program, &k.program.body)) {
         nvrtc.sass_counts(&object.cubin).expect("cuobjdump")
     } else {
         HashMap::new()
@@ -147,13 +190,22 @@ fn compile(nvrtc: &Nvrtc, batch: &[&(Program, Source)], arch: Arch) -> String {
     for warning in object.warnings {
         let _ = writeln!(faults, "{arch}: {warning}");
     }
-    for (p, _) in batch {
+    for k in batch {
+        let p = &k.program;
         let r = object.reports.iter().find(|r| r.kernel == p.name).expect("a report");
         if r.spill_bytes + r.stack_bytes > 0 || r.registers == 0 {
             let _ = writeln!(faults, "{arch}: {r:?}");
         }
-        if has_tensor_dot(p, &p.body) && sass[&p.name].hmma == 0 {
-            let _ = writeln!(faults, "{arch}: {} does not use tensor cores: {:?}", p.name, sass[&p.name]);
+        let Some(sass) = sass.get(&p.name).filter(|_| has_tensor_dot(p, &p.body)) else { continue };
+        if std::env::var_os(ONLY).is_some() {
+            eprintln!(
+                "{arch} {}: {} registers, {} bytes, {sass:?}",
+                p.name, r.registers, k.source.dynamic_shared
+            );
+        }
+        // Four warps' products or one warp's, not both.
+        if (sass.hgmma > 0) != k.is_hopper() || (sass.hmma > 0) == k.is_hopper() {
+            let _ = writeln!(faults, "{arch}: {} does not use the tensor cores it should: {sass:?}", p.name);
         }
     }
     faults
@@ -163,14 +215,16 @@ fn compile(nvrtc: &Nvrtc, batch: &[&(Program, Source)], arch: Arch) -> String {
 fn kernels_compile_without_spills() {
     let Some(folder) = toolchain() else { return skip("no NVRTC; tools/gpu-toolchain.sh sets it up") };
     let nvrtc = Nvrtc::load_from(Some(folder)).unwrap();
-    let (kernels, _, everywhere) = collect();
+    let (kernels, _) = collect();
     let mut batches = Vec::new();
-    for (a, arch) in Arch::ALL.into_iter().enumerate() {
+    for arch in Arch::ALL {
         // There are many: most are compiled for one of the architectures in turn.
-        let chosen =
-            (kernels.iter().enumerate()).filter(|(k, _)| everywhere.contains(k) || k % Arch::ALL.len() == a);
+        let is_chosen = |(i, k): &(usize, &Kernel)| {
+            k.archs.contains(&arch) && (k.everywhere || k.archs[i % k.archs.len()] == arch)
+        };
+        let chosen = kernels.iter().enumerate().filter(is_chosen);
         let (dots, others): (Vec<_>, Vec<_>) =
-            chosen.map(|(_, kernel)| kernel).partition(|(p, _)| has_tensor_dot(p, &p.body));
+            chosen.map(|(_, k)| k).partition(|k| has_tensor_dot(&k.program, &k.program.body));
         batches.extend(dots.chunks(BATCH).chain(others.chunks(BATCH)).map(|b| (arch, b.to_vec())));
     }
     let next = AtomicUsize::new(0);
@@ -186,7 +240,12 @@ fn kernels_compile_without_spills() {
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
     assert!(faults.is_empty(), "{faults}");
-    eprintln!("{} kernels compiled, {} of them for all architectures", kernels.len(), everywhere.len());
+    let count = |f: &dyn Fn(&Kernel) -> bool| kernels.iter().filter(|k| f(k)).count();
+    let (everywhere, hopper) = (count(&|k| k.everywhere), count(&Kernel::is_hopper));
+    eprintln!(
+        "{} kernels compiled, {everywhere} for all their architectures, {hopper} with wgmma",
+        kernels.len()
+    );
 }
 
 /// What was learnt of the kernels of operations at the extents of a model.
@@ -233,6 +292,10 @@ fn kernels_of_a_model_compile_without_spills() {
                 c.ldsm,
                 r.spill_bytes
             );
+            let is_hopper = s.text.contains("hopper.cuh");
+            if (c.hgmma > 0) != is_hopper || is_hopper && c.hmma > 0 {
+                let _ = writeln!(faults, "{arch}: {} does not use the tensor cores it should: {c:?}", p.name);
+            }
             if r.spill_bytes + r.stack_bytes > 0 || r.registers * s.threads > 1 << 16 {
                 let _ = writeln!(faults, "{arch}: {r:?}, {} threads", s.threads);
             }
@@ -249,13 +312,13 @@ fn kernels_of_a_model_compile_without_spills() {
 }
 
 /// All kernels as one C++ program for the CPU.
-fn host_source(kernels: &[(Program, Source)]) -> String {
-    let mut t = String::from("#include \"host.h\"\n#include \"kfc.cuh\"\n");
-    for (_, source) in kernels {
-        t += &source.text.replace("extern \"C\" __global__", "static");
+fn host_source(kernels: &[Kernel]) -> String {
+    let mut t = String::from("#include \"host.h\"\n#include \"hopper.cuh\"\n");
+    for k in kernels {
+        t += &k.source.text.replace("extern \"C\" __global__", "static");
     }
     t += "static void (*const KERNELS[])(void **) = {\n";
-    for (p, _) in kernels {
+    for p in kernels.iter().map(|k| &k.program) {
         let name = |elem: Elem| match elem {
             Elem::F32 => "float",
             Elem::Bf16 => "kfc_bf16",
@@ -272,11 +335,11 @@ fn host_source(kernels: &[(Program, Source)]) -> String {
 }
 
 /// The launches as `main.h` reads them.
-fn host_cases(kernels: &[(Program, Source)], cases: &[Case]) -> Vec<u8> {
+fn host_cases(kernels: &[Kernel], cases: &[Case]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let put = |bytes: &mut Vec<u8>, n: usize| bytes.extend((n as u32).to_le_bytes());
     for c in cases {
-        let (p, source) = &kernels[c.kernel];
+        let Kernel { program: p, source, .. } = &kernels[c.kernel];
         put(&mut bytes, c.label.len());
         bytes.extend(c.label.as_bytes());
         put(&mut bytes, c.kernel);
@@ -291,10 +354,10 @@ fn host_cases(kernels: &[(Program, Source)], cases: &[Case]) -> Vec<u8> {
 }
 
 /// Results that differ from those of the tile interpreter.
-fn differences(kernels: &[(Program, Source)], cases: &[Case], mut results: &[u8]) -> String {
+fn differences(kernels: &[Kernel], cases: &[Case], mut results: &[u8]) -> String {
     let mut faults = String::new();
     for c in cases {
-        for (values, param) in c.after.iter().zip(&kernels[c.kernel].0.params) {
+        for (values, param) in c.after.iter().zip(&kernels[c.kernel].program.params) {
             let (bytes, rest) = results.split_at(values.len() * param.elem.bytes());
             results = rest;
             faults +=
@@ -312,11 +375,13 @@ struct Host {
 
 impl Host {
     /// Builds kernels in a folder of this name.
-    fn new(name: &str, kernels: &[(Program, Source)]) -> Host {
+    fn new(name: &str, kernels: &[Kernel]) -> Host {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("kernels.cc"), host_source(kernels)).unwrap();
-        std::fs::write(folder.join("kfc.cuh"), HEADER).unwrap();
+        for (name, text) in HEADERS {
+            std::fs::write(folder.join(name), text).unwrap();
+        }
         let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda");
         let options = ["-std=c++17", "-O0", "-g1", "-fsanitize=address", "-Wno-unknown-pragmas", "-o"];
         let built = Command::new("g++")
@@ -332,11 +397,7 @@ impl Host {
     }
 
     /// Runs launches in both orders of warps: bytes of all buffers, or what went wrong.
-    fn run(
-        &self,
-        kernels: &[(Program, Source)],
-        cases: &[Case],
-    ) -> [(&'static str, Result<Vec<u8>, String>); 2] {
+    fn run(&self, kernels: &[Kernel], cases: &[Case]) -> [(&'static str, Result<Vec<u8>, String>); 2] {
         std::fs::write(self.folder.join("cases"), host_cases(kernels, cases)).unwrap();
         let runs = ["asc", "desc"].map(|order| {
             let mut run = Command::new(self.folder.join("kernels"));
@@ -366,7 +427,7 @@ fn kernels_compute_the_same_on_a_cpu() {
     if !has_compiler() {
         return;
     }
-    let (kernels, cases, _) = collect();
+    let (kernels, cases) = collect();
     let host = Host::new("cuda", &kernels);
     for (order, results) in host.run(&kernels, &cases) {
         let results = results.unwrap_or_else(|e| panic!("{order}: {e}"));
@@ -377,7 +438,7 @@ fn kernels_compute_the_same_on_a_cpu() {
 }
 
 /// `y = x·wᵀ + bias` of several tiles and rounds, cut in these ways: kernels and a launch of each.
-fn products(x: DType, cuts: &[Tiling]) -> (Vec<(Program, Source)>, Vec<Case>) {
+fn products(x: DType, cuts: &[Tiling], arch: Arch) -> (Vec<Kernel>, Vec<Case>) {
     let (m, n, k) = (80, 160, 200);
     let types = [[m, k].as_slice(), &[n, k], &[n]].map(|dims| TensorType::new(x, dims));
     let data: Vec<Vec<f64>> = (types.iter().enumerate())
@@ -398,9 +459,9 @@ fn products(x: DType, cuts: &[Tiling]) -> (Vec<(Program, Source)>, Vec<Case>) {
         let before = [&data[..], &[vec![0.0; m * n]]].concat();
         let mut after = before.clone();
         interp::run(&p, &mut after).unwrap();
-        let source = print(&p, Arch::Sm90a).unwrap();
+        let source = print(&p, arch).unwrap();
         assert_eq!(source.stages, cut.stages);
-        kernels.push((p, source));
+        kernels.push(Kernel { program: p, source, archs: vec![arch], everywhere: false });
         cases.push(Case { label: format!("{x:?} {cut:?}"), kernel: i, before, after });
     }
     (kernels, cases)
@@ -411,14 +472,20 @@ fn every_tiling_gives_the_same_bits() {
     if !has_compiler() {
         return;
     }
-    for x in [DType::F32, DType::Bf16] {
+    let archs = [(DType::F32, Arch::Sm80), (DType::Bf16, Arch::Sm80), (DType::Bf16, Arch::Sm90a)];
+    for (x, arch) in archs {
         let shape = Shape { kernel: "linear".into(), m: 80, n: 160, k: 200, elem: x.into() };
-        let all = candidates(&shape, Arch::Sm90a);
+        let mut all = candidates(&shape, arch);
+        if arch == Arch::Sm90a {
+            // Its built-in tiling has too few rows for instructions of four warps: those that have enough.
+            let tall = Shape { m: 1 << 20, ..shape };
+            all = candidates(&tall, arch).into_iter().filter(|t| t.m <= 128 && t.n <= 256).collect();
+        }
         let mut cuts: Vec<Tiling> = all.iter().step_by(all.len().div_ceil(12)).copied().collect();
         cuts.extend((2..=5).map(|stages| Tiling { stages, ..all[0] }));
         cuts.push(Tiling { stages: 1, ..all[0] });
-        let (kernels, cases) = products(x, &cuts);
-        let host = Host::new(&format!("cuda-tilings-{x:?}"), &kernels);
+        let (kernels, cases) = products(x, &cuts, arch);
+        let host = Host::new(&format!("cuda-tilings-{x:?}-{arch}"), &kernels);
         for (order, results) in host.run(&kernels, &cases) {
             let results = results.unwrap_or_else(|e| panic!("{order}: {e}"));
             let faults = differences(&kernels, &cases, &results);
@@ -431,32 +498,64 @@ fn every_tiling_gives_the_same_bits() {
     }
 }
 
+/// Whether each of these changes of a source makes a product go wrong, and the source as it is does not. A change is what is
+/// replaced by what.
+fn is_seen(name: &str, arch: Arch, cut: Tiling, changes: &[(String, String)]) {
+    let (mut kernels, cases) = products(DType::Bf16, &vec![cut; changes.len() + 1], arch);
+    for (k, (from, to)) in kernels[1..].iter_mut().zip(changes) {
+        assert!(k.source.text.contains(from), "{from}\n{}", k.source.text);
+        k.source.text = k.source.text.replace(from, to);
+    }
+    let host = Host::new(name, &kernels);
+    for (i, case) in cases.iter().enumerate() {
+        let runs = host.run(&kernels, std::slice::from_ref(case));
+        let is_right = runs.into_iter().all(|(_, results)| {
+            results.is_ok_and(|r| differences(&kernels, std::slice::from_ref(case), &r).is_empty())
+        });
+        assert_eq!(is_right, i == 0, "change {i}");
+    }
+}
+
+/// Name of the slot that a kernel reads, and what fills another one.
+fn slots(cut: Tiling, arch: Arch) -> (String, String) {
+    let text = products(DType::Bf16, &[cut], arch).0.remove(0).source.text;
+    let start = text.find("int slot").unwrap() + 4;
+    let slot = text[start..].split(' ').next().unwrap().to_string();
+    (format!("{slot} == 0 ? 2 : {slot} - 1;\n"), format!("{slot};\n"))
+}
+
 #[test]
 fn a_wait_or_barrier_that_is_missing_is_seen() {
     if !has_compiler() {
         return;
     }
     let cut = Tiling { m: 64, n: 64, k: 32, warps: 4, stages: 3 };
-    let (mut kernels, cases) = products(DType::Bf16, &[cut; 4]);
-    let edit = |source: &mut Source, from: &str, to: &str| {
-        assert!(source.text.contains(from), "{from}\n{}", source.text);
-        source.text = source.text.replace(from, to);
-    };
-    let slot = {
-        let text = &kernels[0].1.text;
-        let start = text.find("int slot").unwrap() + 4;
-        text[start..].split(' ').next().unwrap().to_string()
-    };
-    edit(&mut kernels[1].1, "kfc_copy_wait_but<1>();", "kfc_copy_wait_but<2>();");
-    edit(&mut kernels[2].1, "kfc_copy_wait_but<1>();\n        __syncthreads();", "kfc_copy_wait_but<1>();");
-    // The slot that is read is filled, before all have read it.
-    edit(&mut kernels[3].1, &format!("{slot} == 0 ? 2 : {slot} - 1;\n"), &format!("{slot};\n"));
-    let host = Host::new("cuda-missing", &kernels);
-    for (i, case) in cases.iter().enumerate() {
-        let runs = host.run(&kernels, std::slice::from_ref(case));
-        let is_right = runs.into_iter().all(|(_, results)| {
-            results.is_ok_and(|r| differences(&kernels, std::slice::from_ref(case), &r).is_empty())
-        });
-        assert_eq!(is_right, i == 0, "edit {i}");
+    let changes = [
+        ("kfc_copy_wait_but<1>();".into(), "kfc_copy_wait_but<2>();".into()),
+        ("kfc_copy_wait_but<1>();\n        __syncthreads();".into(), "kfc_copy_wait_but<1>();".into()),
+        // The slot that is read is filled, before all have read it.
+        slots(cut, Arch::Sm80),
+    ];
+    is_seen("cuda-missing", Arch::Sm80, cut, &changes);
+}
+
+#[test]
+fn what_is_wrong_with_products_of_four_warps_is_seen() {
+    if !has_compiler() {
+        return;
     }
+    let cut = Tiling { m: 128, n: 64, k: 64, warps: 8, stages: 3 };
+    let changes = [
+        ("kfc_copy_wait_but<1>();", "kfc_copy_wait_but<2>();"),
+        ("kfc_fence_shared();\n        __syncthreads();", "kfc_fence_shared();"),
+        ("kfc_fence_shared();", ""),
+        ("kfc_wgmma_wait<32>(v", "kfc_keep<32>(v"),
+        // Rows swizzled in another way than the descriptors say, and descriptors that say so.
+        ("kfc_swizzled<128, 128>", "kfc_swizzled<64, 128>"),
+        ("true, 128, 128, true, 128, 64>", "true, 128, 128, true, 64, 64>"),
+        ("true, 128, 128, true, 128, 64>", "true, 128, 128, false, 128, 64>"),
+    ];
+    let mut changes = changes.map(|(from, to)| (from.to_string(), to.to_string())).to_vec();
+    changes.push(slots(cut, Arch::Sm90a));
+    is_seen("cuda-groups", Arch::Sm90a, cut, &changes);
 }

@@ -21,7 +21,9 @@ fn run_aliased(op: &Op, types: &[TensorType], data: &[Vec<u8>], pairs: &[(usize,
     let mut results: Vec<Buf> = outs.iter_mut().map(Aligned::buf).collect();
     pairs.iter().for_each(|&(i, j)| results[j] = inputs[i]);
     // SAFETY: buffers have the sizes of their types; those that are one buffer are allowed to be.
-    unsafe { kernel.run(&Call { inputs: &inputs, outputs: &results, workspace: workspace.buf() }) };
+    unsafe {
+        kernel.run(&Call { inputs: &inputs, outputs: &results, workspace: workspace.buf(), transposed: None })
+    };
     // SAFETY: the buffers are live and the kernel is done.
     results.iter().map(|b| unsafe { std::slice::from_raw_parts(b.ptr, b.bytes) }.to_vec()).collect()
 }

@@ -50,6 +50,9 @@ impl fmt::Display for Account {
 /// The item of blocks of streamed files, in use and read ahead.
 pub const READ_AHEAD: &str = "training rows read ahead";
 
+/// The item of transposed copies of weights, which kernels were found to be faster with.
+pub const TRANSPOSED: &str = "transposed weights";
+
 /// The item of the arena.
 const ARENA: &str = "activations (arena)";
 
@@ -147,6 +150,12 @@ impl Account {
         let items: serde_json::Map<String, Value> =
             self.items.iter().map(|i| (i.what.to_string(), json!(i.bytes))).collect();
         json!({"predicted_peak_bytes": self.total(), "items": items})
+    }
+
+    /// Adds an item, and keeps the largest first.
+    pub(crate) fn insert(&mut self, what: &'static str, bytes: u64) {
+        self.add(what, bytes);
+        self.sort();
     }
 
     /// Adds to an item.

@@ -1,7 +1,7 @@
 //! Compiling graphs and binding the plans to one store and one arena.
 
 use crate::error::Result;
-use crate::exec::{BoundPlan, HostBuffer, Store, StoreError};
+use crate::exec::{BoundPlan, Copied, Held, HostBuffer, Store, StoreError};
 use crate::profile::Machine;
 use crate::tuning::Tuning;
 use kfc_graph::Graph;
@@ -27,13 +27,23 @@ pub fn arena_bytes(plans: &[Plan]) -> usize {
 /// # Errors
 /// If a tensor is missing, or memory runs out.
 pub fn bind(plans: &[Plan], store: &Store) -> Result<Vec<BoundPlan>> {
+    bind_with(plans, store, &[])
+}
+
+/// [`bind`] with transposed copies of these weights.
+///
+/// # Errors
+/// As there.
+pub fn bind_with(plans: &[Plan], store: &Store, copied: &[Copied]) -> Result<Vec<BoundPlan>> {
     let bytes = arena_bytes(plans);
     let arena =
         HostBuffer::zeroed(bytes).ok_or_else(|| StoreError::OutOfMemory { name: "arena".into(), bytes })?;
     let arena = Arc::new(arena);
+    let held = Held::new(copied, store)?;
     let tuning = Tuning::load(&Machine::this());
     let bound = |plan: &Plan| {
         let mut bound = BoundPlan::new(plan, store, &arena)?;
+        bound.hold(plan, &held);
         bound.tune(plan, &tuning);
         Ok(bound)
     };

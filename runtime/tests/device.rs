@@ -102,7 +102,9 @@ fn some_programs_compute_the_same_on_the_stand_in() {
     let _ = std::fs::remove_dir_all(&folder);
     let kernels = folder.join("emitted/kernels");
     std::fs::create_dir_all(&kernels).unwrap();
-    std::fs::write(kernels.join("kfc.cuh"), cuda::HEADER).unwrap();
+    for (name, text) in cuda::HEADERS {
+        std::fs::write(kernels.join(name), text).unwrap();
+    }
     let folder_of_nvrtc = standin::nvrtc();
     kfc_kernels::cuda::Nvrtc::load_from(folder_of_nvrtc.clone()).unwrap();
     for p in collect(only).0 {

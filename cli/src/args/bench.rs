@@ -123,10 +123,13 @@ pub(super) fn command() -> Command {
 
 fn choice(text: &str) -> Result<Choice, String> {
     Choice::named(text).ok_or_else(|| {
+        let chunks: Vec<String> = choice::chunks().map(|n| n.to_string()).collect();
         let tiles: Vec<String> = choice::tiles().map(|(rows, columns)| format!("{rows}x{columns}")).collect();
         format!(
-            "use built-in, or `turned`, `tile RxC` and `N threads`, with commas; tiles are {}",
-            tiles.join(", ")
+            "use built-in, or `transposed`, `turned`, `tile RxC`, `chunk N` and `N threads`, with commas; tiles are {}, \
+             chunks {}",
+            tiles.join(", "),
+            chunks.join(", ")
         )
     })
 }

@@ -35,7 +35,8 @@ Examples:
   kfc tune job.toml --device cuda  the same search for the kernels of the first GPU
 
 The search tries, in training steps that nobody keeps, how each kernel may cut its work: tiles of products, which operand of
-a product is read in place, threads. No choice changes a bit of any result. A choice is used from then on if it is faster
+a product is read in place, transposed copies of frozen weights where memory has room, tokens that the head takes at once,
+threads. No choice changes a bit of any result. A choice is used from then on if it is faster
 than the built-in one by more than the noise, and if the whole step is faster; `kfc explain` shows it beside the runners-up.
 
 On a GPU, tilings of products are tried: rows, columns and depth of a tile, warps, stages. Kernels that do not compile, spill

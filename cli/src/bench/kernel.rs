@@ -2,13 +2,15 @@
 
 use super::Place;
 use crate::args::{BenchArgs, Global, KernelArgs};
-use crate::commands::tune::trainer;
+use crate::commands::tune::trainer_with;
 use crate::config;
 use crate::error::{Outcome, input_error};
 use crate::output;
 use kfc_kernels::cpu::choice::Choice;
 use kfc_runtime::alone::{self, Group};
 use kfc_runtime::calibration::Calibration;
+use kfc_runtime::device::Device;
+use kfc_runtime::exec::Copies;
 use kfc_runtime::profile::Machine;
 use kfc_runtime::tuning::Tuning;
 use serde_json::json;
@@ -30,7 +32,8 @@ pub fn run(args: &BenchArgs, kernel: &KernelArgs, global: &Global) -> anyhow::Re
             &place.job
         }
     };
-    let mut trainer = trainer(job)?;
+    let is_copied = kernel.choice.is_some_and(|c| c.transposed);
+    let mut trainer = trainer_with(&Device::Cpu, job, if is_copied { Copies::All } else { Copies::AsTuned })?;
     let groups = alone::groups(&mut trainer);
     let tuning = Tuning::load(&Machine::this());
     let Some(name) = &kernel.name else {

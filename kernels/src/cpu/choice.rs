@@ -1,8 +1,10 @@
 //! How a kernel cuts its work, where there is a choice.
 //!
 //! Invariant: no choice changes a bit of any result (`kernels/tests/choices.rs`), needs more scratch than the built-in one
-//! may, or can fail. What would change the order of sums is not here: units of depth of a panel, tokens of a chunk of the
-//! head, parts of a long reduction.
+//! may, or can fail. What would change the order of sums is not here: units of depth of a panel, tokens of a chunk of
+//! the head where its weight is trained, parts of a long reduction.
+//!
+//! [`Choice::transposed`] alone costs memory, which whoever makes that choice provides and accounts for.
 //!
 //! A choice holds for all that a kernel does: [`with`] sets it for the calling thread, and the loops of
 //! `par` hand it on to their tasks.
@@ -12,6 +14,14 @@ use std::cell::Cell;
 /// Extents of a tile of a product that may be chosen, besides the built-in 128 × 256: the most rows (half of them where there
 /// are more) and columns. None has more elements than the built-in.
 const TILES: [(u16, u16); 5] = [(64, 512), (256, 128), (32, 256), (64, 128), (128, 96)];
+
+/// Tokens of a chunk of the head that may be chosen.
+const CHUNKS: [u16; 4] = [32, 64, 128, 256];
+
+/// The chunks that may be chosen, in tokens.
+pub fn chunks() -> impl Iterator<Item = u16> {
+    CHUNKS.into_iter()
+}
 
 /// The tiles that may be chosen: most rows and columns.
 pub fn tiles() -> impl Iterator<Item = (u16, u16)> {
@@ -28,11 +38,16 @@ pub struct Choice {
     pub turned: bool,
     /// Most rows and columns of a tile of a product.
     pub tile: Option<(u16, u16)>,
+    /// A frozen weight is read from a transposed copy ([`crate::cpu::transposed`]), if the call has one.
+    pub transposed: bool,
+    /// Most tokens of a chunk of the head, whose logits stand in memory at once; never more than the built-in number.
+    pub chunk: Option<u16>,
 }
 
 impl Choice {
     /// The built-in choice.
-    pub const BUILT_IN: Choice = Choice { threads: None, turned: false, tile: None };
+    pub const BUILT_IN: Choice =
+        Choice { threads: None, turned: false, tile: None, transposed: false, chunk: None };
 
     /// The choice that [`Choice::name`] calls so; `None` if there is none.
     pub fn named(name: &str) -> Option<Choice> {
@@ -48,26 +63,42 @@ impl Choice {
                     let tile = (rows.parse().ok()?, columns.parse().ok()?);
                     choice.tile = Some(TILES.into_iter().find(|t| *t == tile)?);
                 }
+                Some(("chunk", n)) => {
+                    let n: u16 = n.parse().ok()?;
+                    choice.chunk = Some(CHUNKS.into_iter().find(|c| *c == n)?);
+                }
                 None if part == "turned" => choice.turned = true,
+                None if part == "transposed" => choice.transposed = true,
                 _ => return None,
             }
         }
         Some(choice)
     }
 
-    /// In words, as in `turned, tile 64x512, 1 thread`.
+    /// In words, as in `transposed, turned, tile 64x512, 1 thread`.
     pub fn name(&self) -> String {
+        let transposed = self.transposed.then(|| "transposed".to_string());
         let turned = self.turned.then(|| "turned".to_string());
         let tile = self.tile.map(|(rows, columns)| format!("tile {rows}x{columns}"));
+        let chunk = self.chunk.map(|n| format!("chunk {n}"));
         let threads = self.threads.map(|n| format!("{n} thread{}", if n == 1 { "" } else { "s" }));
-        let parts: Vec<String> = [turned, tile, threads].into_iter().flatten().collect();
+        let parts: Vec<String> = [transposed, turned, tile, chunk, threads].into_iter().flatten().collect();
         if parts.is_empty() { "built-in".into() } else { parts.join(", ") }
     }
 }
 
+/// What can be chosen for a kernel beside tiles and threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Also {
+    /// Whether a transposed copy of a weight is held.
+    pub transposed: bool,
+    /// Tokens of a chunk as built in, if fewer may be chosen.
+    pub chunk: Option<usize>,
+}
+
 /// The choices that the operation of this name has on so many threads, the built-in one first. `rows` are those of its
 /// smallest operand that has more than one axis.
-pub fn candidates(op: &str, rows: usize, threads: usize) -> Vec<Choice> {
+pub fn candidates(op: &str, rows: usize, threads: usize, also: Also) -> Vec<Choice> {
     let mut all = vec![Choice::BUILT_IN];
     // One thread, two, four, and so on.
     let fewer = std::iter::successors(Some(1usize), |n| Some(2 * n)).take_while(|n| *n < threads);
@@ -77,9 +108,18 @@ pub fn candidates(op: &str, rows: usize, threads: usize) -> Vec<Choice> {
         let turned: &[bool] = if rows <= TURNED_ROWS { &[false, true] } else { &[false] };
         for &turned in turned {
             let tiles = std::iter::once(None).chain(TILES.map(Some));
-            let choices = tiles.map(|tile| Choice { threads: None, turned, tile });
+            let choices = tiles.map(|tile| Choice { turned, tile, ..Choice::BUILT_IN });
             all.extend(choices.filter(|c| *c != Choice::BUILT_IN));
         }
+    }
+    let chunks = CHUNKS.into_iter().filter(|n| also.chunk.is_some_and(|most| usize::from(*n) < most));
+    all.extend(chunks.map(|n| Choice { chunk: Some(n), ..Choice::BUILT_IN }));
+    if also.transposed {
+        let with_copy = |c: &Choice| Choice { transposed: true, ..*c };
+        // Not all of the many pairs: tiles matter little beside it.
+        let alone = |c: &&Choice| c.threads.is_none() && c.tile.is_none();
+        let copies: Vec<Choice> = all.iter().filter(alone).map(with_copy).collect();
+        all.extend(copies);
     }
     all
 }
@@ -125,12 +165,26 @@ mod tests {
         for turned in [false, true] {
             for tile in std::iter::once(None).chain(TILES.map(Some)) {
                 for threads in [None, Some(1), Some(16)] {
-                    let choice = Choice { threads, turned, tile };
+                    let choice = Choice { threads, turned, tile, ..Choice::BUILT_IN };
                     assert_eq!(Choice::named(&choice.name()), Some(choice));
+                    for chunk in CHUNKS {
+                        let choice = Choice { transposed: true, chunk: Some(chunk), ..choice };
+                        assert_eq!(Choice::named(&choice.name()), Some(choice));
+                    }
                 }
             }
         }
-        for wrong in ["", "tile 9999x9999", "tile 64", "0 threads", "turned,", "fast", "70000 threads"] {
+        for wrong in [
+            "",
+            "tile 9999x9999",
+            "tile 64",
+            "0 threads",
+            "turned,",
+            "fast",
+            "70000 threads",
+            "chunk 33",
+            "chunk",
+        ] {
             assert_eq!(Choice::named(wrong), None, "{wrong}");
         }
     }

@@ -1,6 +1,7 @@
 //! `Prim::MatMul` and `linear`.
 
 use crate::cpu::gemm::{Job, Mat, Product, is_one_task};
+use crate::cpu::transposed::Transposed;
 use crate::cpu::{Call, Kernel, par};
 use kfc_graph::{DType, TensorType};
 
@@ -35,11 +36,25 @@ impl Kernel for MatMul {
         // SAFETY: by contract of `run`; matrices of the result are disjoint.
         let product = |i: usize| unsafe {
             let a = view(a.offset(i * m * k), self.a.1, m, k);
-            let b = view(b.offset(i * k * n), self.b.1, k, n);
-            Job::new(m, n, &[Product::new(a, b, k)], c.offset(i * m * n)).run();
+            let b = match self.transposed() {
+                Some(b) => b.mat(call),
+                None => view(b.offset(i * k * n), self.b.1, k, n),
+            };
+            let dots = self.b.1 || n == 1;
+            Job { dots, ..Job::new(m, n, &[Product::new(a, b, k)], c.offset(i * m * n)) }.run();
         };
         // Large products one after the other: each occupies all threads, and only one keeps packed operands.
         if is_one_task(m, n, k) { par::tasks(self.batch, product) } else { (0..self.batch).for_each(product) }
+    }
+
+    fn transposed(&self) -> Option<Transposed> {
+        let (dtype, turned) = self.b;
+        (self.batch == 1 && !turned).then_some(Transposed {
+            operand: 1,
+            rows: self.k,
+            columns: self.n,
+            dtype,
+        })
     }
 }
 

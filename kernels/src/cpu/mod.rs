@@ -44,8 +44,10 @@ pub mod simd;
 mod strided;
 mod sums;
 mod swiglu;
+pub mod transposed;
 
 use float::{Dst, Src};
+use transposed::Transposed;
 
 /// A raw device buffer of one call. Buffers of the arena are 64-byte aligned; others at least to their element.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +76,8 @@ pub struct Call<'a> {
     pub outputs: &'a [Buf],
     /// At least [`Kernel::workspace_bytes`] of scratch, 64-byte aligned, content undefined.
     pub workspace: Buf,
+    /// A copy of the operand that [`Kernel::transposed`] names, if one is held.
+    pub transposed: Option<Buf>,
 }
 
 impl Call<'_> {
@@ -143,6 +147,16 @@ pub trait Kernel: Send + Sync {
     /// operand): every element is read before the same element is written, and by the same task.
     fn may_inplace(&self) -> &'static [(usize, usize)] {
         &[]
+    }
+
+    /// The operand that may be read from a transposed copy instead: worth it where it never changes.
+    fn transposed(&self) -> Option<Transposed> {
+        None
+    }
+
+    /// Tokens that are taken at once, if fewer may be ([`choice::Choice::chunk`]).
+    fn chunk(&self) -> Option<usize> {
+        None
     }
 }
 

@@ -82,5 +82,6 @@ impl FromStr for Arch {
 
 /// All that decides what comes out of compiling a source, but for the compiler's version: what a cache knows it by.
 pub fn cache_key(source: &cuda::Source, arch: Arch) -> String {
-    format!("cuda {arch}\n{}\n{}\n{}", nvrtc::OPTIONS.join(" "), cuda::HEADER, source.text)
+    let headers: String = cuda::HEADERS.iter().map(|(_, text)| *text).collect();
+    format!("cuda {arch}\n{}\n{headers}\n{}", nvrtc::OPTIONS.join(" "), source.text)
 }

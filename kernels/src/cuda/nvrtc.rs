@@ -2,7 +2,7 @@
 
 use super::Arch;
 use super::report::{self, Report, SassCounts};
-use crate::tile::cuda::HEADER;
+use crate::tile::cuda::HEADERS;
 use cudarc::nvrtc::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char};
@@ -113,7 +113,7 @@ impl Nvrtc {
         report::sass_counts(cubin, self.folder.as_deref())
     }
 
-    /// Compiles source that may include `kfc.cuh`.
+    /// Compiles source that may include [`HEADERS`].
     ///
     /// # Errors
     /// [`NvrtcError::Rejected`] with the compiler's messages.
@@ -148,17 +148,20 @@ impl Drop for Compilation {
 impl Compilation {
     fn new(source: &str) -> Result<Compilation, NvrtcError> {
         let text = |s: &str| CString::new(s).map_err(|e| NvrtcError::Failed(e.to_string()));
-        let (source, header) = (text(source)?, text(HEADER)?);
+        let source = text(source)?;
+        let headers = HEADERS.iter().map(|(name, h)| Ok((text(name)?, text(h)?)));
+        let headers = headers.collect::<Result<Vec<(CString, CString)>, NvrtcError>>()?;
+        let names: Vec<_> = headers.iter().map(|(name, _)| name.as_ptr()).collect();
+        let texts: Vec<_> = headers.iter().map(|(_, text)| text.as_ptr()).collect();
         let mut program: sys::nvrtcProgram = std::ptr::null_mut();
-        let (headers, names) = ([header.as_ptr()], [c"kfc.cuh".as_ptr()]);
         // SAFETY: all pointers are to strings that end with 0 and live through the call, which copies them.
         let created = unsafe {
             sys::nvrtcCreateProgram(
                 &raw mut program,
                 source.as_ptr(),
                 c"kernel.cu".as_ptr(),
-                1,
-                headers.as_ptr(),
+                HEADERS.len() as i32,
+                texts.as_ptr(),
                 names.as_ptr(),
             )
         };

@@ -165,9 +165,11 @@ impl Tiling {
     }
 }
 
-/// Tilings that a product can be launched with on an architecture, the built-in one first. All of them give the same bits.
+/// Tilings that a product can be launched with on an architecture, the built-in one first. All of them give the same bits:
+/// on Hopper, where instructions of four warps add up in another order than those of one, all or none are for the former.
 pub fn candidates(shape: &Shape, arch: Arch) -> Vec<Tiling> {
     let builtin = Tiling::builtin(shape);
+    let in_groups = |t: &Tiling| arch == Arch::Sm90a && shape.elem != Elem::F32 && t.m >= 64;
     let mut all = vec![builtin];
     let depths: &[usize] = if shape.elem == Elem::F32 { &[16, 32] } else { &[32, 64] };
     for m in [16, 32, 64, 128, 256] {
@@ -180,7 +182,9 @@ pub fn candidates(shape: &Shape, arch: Arch) -> Vec<Tiling> {
                 for warps in [4, 8] {
                     for stages in 2..=5 {
                         let t = Tiling { m, n, k, warps, stages };
-                        if t != builtin && k <= extent(shape.k, 64) && t.is_legal(shape.elem, arch) {
+                        let is_like = in_groups(&t) == in_groups(&builtin);
+                        if t != builtin && is_like && k <= extent(shape.k, 64) && t.is_legal(shape.elem, arch)
+                        {
                             all.push(t);
                         }
                     }
@@ -217,6 +221,14 @@ mod tests {
             }
         }
         assert!(candidates(&shape(4096, 4096, 4096, Elem::Bf16), Arch::Sm80).len() > 50);
+    }
+
+    #[test]
+    fn candidates_for_hopper_keep_to_one_instruction() {
+        for (m, rows) in [(2048, 64..=256), (16, 16..=16)] {
+            let all = candidates(&shape(m, 4096, 2048, Elem::Bf16), Arch::Sm90a);
+            assert!(all.len() > 4 && all.iter().all(|t| rows.contains(&t.m)), "{all:?}");
+        }
     }
 
     #[test]

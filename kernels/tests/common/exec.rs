@@ -37,7 +37,9 @@ pub fn run_plan(plan: &Plan, contents: &[Vec<f64>]) -> Vec<(String, Vec<u8>)> {
         let (ins, outs): (Vec<Buf>, Vec<Buf>) =
             (s.inputs.iter().map(at).collect(), s.outputs.iter().map(at).collect());
         // SAFETY: the plan gives every live value its own bytes.
-        unsafe { kernel.run(&Call { inputs: &ins, outputs: &outs, workspace: at(&s.workspace) }) };
+        unsafe {
+            kernel.run(&Call { inputs: &ins, outputs: &outs, workspace: at(&s.workspace), transposed: None })
+        };
     }
     plan.epilogue.iter().for_each(|(from, to)| copy(at(from), at(to)));
     let read = |b: Buf| {

@@ -78,6 +78,11 @@ impl Drop for Aligned {
 
 /// Runs an operation on the CPU; returns the bytes of its results. Results and workspace hold garbage before.
 pub fn run_cpu(op: &Op, inputs: &[TensorType], data: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    run_copied(op, inputs, data, false)
+}
+
+/// [`run_cpu`] with a transposed copy of the operand that may have one, if `copied`.
+pub fn run_copied(op: &Op, inputs: &[TensorType], data: &[Vec<u8>], copied: bool) -> Vec<Vec<u8>> {
     let outputs = op.infer(inputs).unwrap();
     let kernel = cpu::build(op, inputs, &outputs).unwrap();
     let mut ins: Vec<Aligned> = data
@@ -97,8 +102,16 @@ pub fn run_cpu(op: &Op, inputs: &[TensorType], data: &[Vec<u8>]) -> Vec<Vec<u8>>
     let mut workspace = Aligned::new(kernel.workspace_bytes(), 0xff);
     let in_bufs: Vec<Buf> = ins.iter_mut().map(Aligned::buf).collect();
     let out_bufs: Vec<Buf> = outs.iter_mut().map(Aligned::buf).collect();
+    let mut copy = kernel.transposed().filter(|_| copied).map(|t| {
+        let mut copy = Aligned::new(t.bytes(), 0xff);
+        t.fill(&data[t.operand], copy.slice());
+        copy
+    });
+    let transposed = copy.as_mut().map(Aligned::buf);
     // SAFETY: buffers have the sizes of their types and do not overlap.
-    unsafe { kernel.run(&Call { inputs: &in_bufs, outputs: &out_bufs, workspace: workspace.buf() }) };
+    unsafe {
+        kernel.run(&Call { inputs: &in_bufs, outputs: &out_bufs, workspace: workspace.buf(), transposed });
+    }
     outs.iter_mut().map(|o| o.slice().to_vec()).collect()
 }
 

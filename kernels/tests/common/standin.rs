@@ -64,7 +64,7 @@ impl Standin {
             std::fs::read_dir(&kernels).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<String> = files.filter_map(|n| n.strip_suffix(".cu").map(String::from)).collect();
         names.sort();
-        let mut source = String::from("#include \"host.h\"\n#include \"kfc.cuh\"\n");
+        let mut source = String::from("#include \"host.h\"\n#include \"hopper.cuh\"\n");
         let (mut calls, mut labels, mut parameters) = (String::new(), String::new(), String::new());
         for (i, name) in names.iter().enumerate() {
             let about = json(&kernels.join(format!("{name}.json")));
@@ -123,14 +123,15 @@ impl Standin {
         let _ = std::fs::remove_dir_all(&folder);
         let _ = std::fs::remove_dir_all(emitted);
         std::fs::create_dir_all(&kernels).unwrap();
-        let header = kfc_kernels::tile::cuda::HEADER;
-        std::fs::write(kernels.join("kfc.cuh"), header).unwrap();
+        let headers = kfc_kernels::tile::cuda::HEADERS;
+        headers.iter().for_each(|(name, text)| std::fs::write(kernels.join(name), text).unwrap());
+        let headers: String = headers.iter().map(|(_, text)| *text).collect();
         for entry in std::fs::read_dir(kept).unwrap().map(|e| e.unwrap().path()) {
             if entry.extension().is_none_or(|e| e != "json") {
                 continue;
             }
             let key = json(&entry)["key"].as_str().unwrap().to_string();
-            let Some((_, text)) = key.split_once(&format!("{header}\n")) else { continue };
+            let Some((_, text)) = key.split_once(&format!("{headers}\n")) else { continue };
             let name = entry.file_stem().unwrap();
             let signature = text.split_once("__global__").unwrap().1.split_once('{').unwrap().0;
             let (before, list) = signature.rsplit_once('(').unwrap();

@@ -211,6 +211,16 @@ fn attention(x: DType) -> Vec<Case> {
     ]
 }
 
+/// Attention of one sequence without a mask but the causal one, `q` and `kv` wide.
+#[allow(dead_code)] // only tests of CUDA kernels ask
+pub(crate) fn causal(x: DType, attrs: Attrs, tokens: usize, q: usize, kv: usize) -> Case {
+    let rows = t(DType::I32, &[1, tokens]);
+    let types = [[q, kv, kv].map(|c| t(x, &[1, tokens, c])).to_vec(), vec![rows; 4]].concat();
+    let (same, along) = (vec![0.0; tokens], (0..tokens).map(|i| i as f64).collect::<Vec<f64>>());
+    let data = [unit(&types[..3], 7), vec![same.clone(), along.clone(), same, along]].concat();
+    case(format!("causal-{kv}-{x:?}"), composite("attention", &attrs), &types, data)
+}
+
 /// Chunks of 16 tokens, the last of them shorter.
 fn head(x: DType, kd: &str, divergence: &str) -> Vec<Case> {
     let (n, v, vt, h, k) = (35, 70, 90, 20, 5);

@@ -93,6 +93,8 @@ struct fiber {
     // Copies that are in no group yet, and groups that have not been waited for, the oldest first.
     std::vector<copy> copies;
     std::deque<std::vector<copy>> groups;
+    // Parts of shared memory that it wrote and did not say so to what reads asynchronously.
+    std::vector<std::pair<size_t, size_t>> written;
 };
 
 // What one lane shows to the others; of two phases, so that one is read while the next is written.
@@ -108,6 +110,11 @@ static unsigned current;
 static void (*kernel)(void **);
 static void **arguments;
 static unsigned char *shared_bytes;
+static size_t shared_size;
+// Shared memory as what reads it asynchronously sees it.
+static unsigned char *async_bytes;
+// Where shared memory begins for instructions that take its addresses.
+static constexpr unsigned SHARED_WINDOW = 1024;
 static const char *label = "";
 
 [[noreturn]] static void fail(const char *what) {
@@ -142,10 +149,30 @@ template <typename T> static lanes<T> exchange(const T &x) {
     return {of};
 }
 
+// What reads shared memory asynchronously does not see these bytes until a fence.
+static inline void hide(const void *p, size_t n) {
+    const size_t at = (uintptr_t)p - (uintptr_t)shared_bytes;
+    if (shared_bytes && at < shared_size) memset(async_bytes + at, 0xff, n);
+}
+
 // What was there is gone from now on, for all that anyone knows; what is copied is there when it has been waited for.
 static inline void copy_later(void *to, const void *from, int bytes) {
     memset(to, 0xff, bytes);
+    hide(to, bytes);
     fibers[current].copies.push_back({to, from, bytes});
+}
+
+// A thread wrote here.
+static inline void wrote(const void *p, size_t n) {
+    const size_t at = (uintptr_t)p - (uintptr_t)shared_bytes;
+    if (!shared_bytes || at >= shared_size) return;
+    hide(p, n);
+    fibers[current].written.push_back({at, n});
+}
+
+static inline void fence_shared() {
+    for (const auto &w : fibers[current].written) memcpy(async_bytes + w.first, shared_bytes + w.first, w.second);
+    fibers[current].written.clear();
 }
 
 static inline void copy_commit() {
@@ -163,6 +190,7 @@ static inline void copy_wait(size_t n) {
                 memcpy(c.to, c.from, c.bytes);
             else
                 memset(c.to, 0, c.bytes);
+            wrote(c.to, c.bytes);
         }
     }
 }
@@ -173,11 +201,17 @@ static inline void check_aligned(const void *p, size_t n) {
 
 static unsigned char *shared_memory(size_t n) {
     if (!shared_bytes) {
-        shared_bytes = (unsigned char *)malloc(n);
+        shared_size = n;
+        if (posix_memalign((void **)&shared_bytes, 1024, n)) fail("no memory");
+        async_bytes = (unsigned char *)malloc(n);
         memset(shared_bytes, 0xff, n);
+        memset(async_bytes, 0xff, n);
     }
     return shared_bytes;
 }
+
+static void start_of_products();
+static void end_of_products();
 
 static void enter() {
     kernel(arguments);
@@ -185,6 +219,8 @@ static void enter() {
     for (const auto &group : fibers[current].groups)
         if (!group.empty()) fail("copies are not waited for");
     fibers[current].groups.clear();
+    fibers[current].written.clear();
+    end_of_products();
     fibers[current].at = state::done;
     go(fibers[current].at_rest, scheduler);
 }
@@ -205,6 +241,7 @@ static void run_warp(unsigned w, bool descending) {
 }
 
 static void run_block(unsigned threads, bool descending) {
+    start_of_products();
     for (unsigned t = 0; t < threads; ++t) {
         fiber &f = fibers[t];
         f.stack.resize(STACK);
@@ -224,7 +261,8 @@ static void run_block(unsigned threads, bool descending) {
         for (unsigned t = 0; t < threads; ++t) fibers[t].at = state::ready;
     }
     free(shared_bytes);
-    shared_bytes = nullptr;
+    free(async_bytes);
+    shared_bytes = async_bytes = nullptr;
 }
 
 static float half_to_float(unsigned short h) {
@@ -240,6 +278,7 @@ static unsigned short float_to_half(float x) {
 }
 
 } // namespace kfc_host
+#include "hopper.h"
 
 static inline void __syncthreads() {
     kfc_host::wait(kfc_host::state::in_block);

@@ -9,7 +9,7 @@ pub mod cuda;
 use crate::accounting::Account;
 use crate::calibration::Rates;
 use crate::error::Result;
-use crate::exec::{BoundPlan, Store};
+use crate::exec::{BoundPlan, Copied, Store};
 use crate::profile::{Machine, Stage, Startup};
 use crate::tuning::device::DeviceTuning;
 use crate::{memory, session};
@@ -90,7 +90,8 @@ impl Opened {
         }
     }
 
-    /// Binds plans to tensors of `store`, which is then where step data is written; `account` is what they hold.
+    /// Binds plans to tensors of `store`, which is then where step data is written; `account` is what they hold, transposed
+    /// copies of the weights `copied` among it.
     ///
     /// # Errors
     /// If a tensor is missing, kernels cannot be had, or memory runs out.
@@ -98,12 +99,13 @@ impl Opened {
         &self,
         plans: &[Plan],
         store: &Store,
+        copied: &[Copied],
         account: &Account,
         startup: &mut Startup,
     ) -> Result<(Memory, Vec<DevicePlan>)> {
         let (memory, bound) = match self {
             Opened::Cpu => {
-                let bound = session::bind(plans, store)?;
+                let bound = session::bind_with(plans, store, copied)?;
                 (Memory::Host, bound.into_iter().map(|p| DevicePlan::Cpu(Box::new(p))).collect())
             }
             Opened::Cuda { gpu, kernels, tilings } => {

@@ -2,11 +2,12 @@
 
 use super::buffer::HostBuffer;
 use super::store::{Store, StoreError};
+use super::transposed::Held;
 use crate::profile::Kind;
 use crate::tuning::Tuning;
 use bytemuck::Pod;
 use kfc_kernels::KernelError;
-use kfc_kernels::cpu::choice::{self, Choice};
+use kfc_kernels::cpu::choice::{self, Also, Choice};
 use kfc_kernels::cpu::{self, Buf, Call, Kernel};
 use kfc_kernels::plan::{Place, Plan};
 use std::sync::Arc;
@@ -32,6 +33,25 @@ struct BoundStep {
     inputs: Vec<Buf>,
     outputs: Vec<Buf>,
     workspace: Buf,
+    /// A copy of one of its weights, for the choices that read it.
+    transposed: Option<Buf>,
+}
+
+impl BoundStep {
+    /// Runs the kernel as it is chosen.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`], for the buffers of the step.
+    unsafe fn run(&self) {
+        let call = Call {
+            inputs: &self.inputs,
+            outputs: &self.outputs,
+            workspace: self.workspace,
+            transposed: self.transposed.filter(|_| self.choice.transposed),
+        };
+        // SAFETY: by contract; a copy is of the size that the kernel named, and never written to.
+        choice::with(self.choice, || unsafe { self.kernel.run(&call) });
+    }
 }
 
 /// A plan bound to a store and an arena.
@@ -46,6 +66,7 @@ pub struct BoundPlan {
     last: Vec<u64>,
     runs: u64,
     _arena: Arc<HostBuffer>,
+    _held: Held,
 }
 
 impl BoundPlan {
@@ -86,13 +107,24 @@ impl BoundPlan {
                 inputs: s.inputs.iter().map(at).collect(),
                 outputs: s.outputs.iter().map(at).collect(),
                 workspace: at(&s.workspace),
+                transposed: None,
             });
         }
         let epilogue = plan.epilogue.iter().map(|(from, to)| (at(from), at(to))).collect();
         let outputs = plan.outputs.iter().map(|o| at(&o.place)).collect();
         let names = plan.outputs.iter().map(|o| o.name.clone()).collect();
         let (spent, last) = (vec![0; steps.len()], vec![0; steps.len()]);
-        Ok(BoundPlan { steps, epilogue, outputs, names, spent, last, runs: 0, _arena: Arc::clone(arena) })
+        Ok(BoundPlan {
+            steps,
+            epilogue,
+            outputs,
+            names,
+            spent,
+            last,
+            runs: 0,
+            _arena: Arc::clone(arena),
+            _held: Held::default(),
+        })
     }
 
     /// Runs every step in order.
@@ -113,10 +145,9 @@ impl BoundPlan {
             for (from, to) in &step.copies {
                 copy(*from, *to);
             }
-            let call = Call { inputs: &step.inputs, outputs: &step.outputs, workspace: step.workspace };
             // SAFETY: the memory plan gives every live value its own bytes, the buffers have the sizes of the types the
             // kernel was built for, and in-place results hold their operand's content.
-            choice::with(step.choice, || unsafe { step.kernel.run(&call) });
+            unsafe { step.run() };
             let now = Instant::now();
             *last = now.duration_since(before).as_nanos() as u64;
             *spent += *last;
@@ -135,11 +166,10 @@ impl BoundPlan {
         rayon::scope(|_| {
             self.run_steps(step + 1);
             let step = &self.steps[step];
-            let call = Call { inputs: &step.inputs, outputs: &step.outputs, workspace: step.workspace };
             for time in times {
                 let start = Instant::now();
                 // SAFETY: as in `run_steps`; operands that share a place with results hold those of the run before.
-                choice::with(step.choice, || unsafe { step.kernel.run(&call) });
+                unsafe { step.run() };
                 *time = start.elapsed().as_nanos() as u64;
             }
         });
@@ -155,13 +185,38 @@ impl BoundPlan {
         self.steps[step].choice = choice;
     }
 
-    /// Takes the choices that were found for the steps of `plan`, the one that this is bound from.
+    /// What may be chosen for a step beside tiles and threads.
+    pub(crate) fn also(&self, step: usize) -> Also {
+        let step = &self.steps[step];
+        Also { transposed: step.transposed.is_some(), chunk: step.kernel.chunk() }
+    }
+
+    /// The copy that a step may read.
+    pub(crate) fn transposed(&self, step: usize) -> Option<Buf> {
+        self.steps[step].transposed
+    }
+
+    /// Lets the steps of `plan`, the one that this is bound from, read copies of weights.
+    pub(crate) fn hold(&mut self, plan: &Plan, held: &Held) {
+        for (bound, s) in self.steps.iter_mut().zip(&plan.steps) {
+            let Some(of) = bound.kernel.transposed() else { continue };
+            if let Place::Input(i) = s.inputs[of.operand] {
+                bound.transposed = held.get(&plan.inputs[i].name, &of);
+            }
+        }
+        self._held = held.clone();
+    }
+
+    /// Takes the choices that were found for the steps of `plan`, the one that this is bound from; what was found with a copy
+    /// that is not held runs as built in.
     pub(crate) fn tune(&mut self, plan: &Plan, tuning: &Tuning) {
         if tuning.is_empty() {
             return;
         }
         for (bound, s) in self.steps.iter_mut().zip(&plan.steps) {
-            bound.choice = tuning.choice(&Kind::of(&s.op, &s.input_types, &s.output_types).signature());
+            let choice = tuning.choice(&Kind::of(&s.op, &s.input_types, &s.output_types).signature());
+            let is_there = bound.transposed.is_some() || !choice.transposed;
+            bound.choice = if is_there { choice } else { Choice::BUILT_IN };
         }
     }
 

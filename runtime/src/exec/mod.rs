@@ -7,7 +7,9 @@
 mod bound;
 mod buffer;
 mod store;
+pub(crate) mod transposed;
 
 pub use bound::{BoundPlan, ExecError};
 pub use buffer::HostBuffer;
 pub use store::{Slot, Store, StoreError, Tensor};
+pub use transposed::{Copied, Copies, Held};

@@ -2,11 +2,14 @@
 
 use super::ewc;
 use super::open::{Student, Teacher};
-use crate::accounting::Account;
+use crate::accounting::{Account, TRANSPOSED};
 use crate::calibration::Calibration;
 use crate::config::{JobConfig, RecomputePolicy};
 use crate::error::{Result, RunError};
+use crate::exec::{Copied, Copies, transposed};
+use crate::machine;
 use crate::profile::{Kind, Machine};
+use crate::tuning::Tuning;
 use kfc_graph::budget::{Choice, Frontier};
 use kfc_graph::cost::SecondsOf;
 use kfc_graph::passes::recompute::Policy;
@@ -69,6 +72,8 @@ pub struct CompiledJob {
     pub plans: [Plan; 2],
     /// What the run would hold.
     pub account: Account,
+    /// Weights that transposed copies are held of.
+    pub copied: Vec<Copied>,
 }
 
 /// Compiles both graphs so that the run stays within its budget; `held` is what it holds beside the arena.
@@ -77,6 +82,7 @@ pub(super) fn compile_graphs(
     graphs: &StepGraphs,
     held: &Account,
     backend: Backend,
+    copies: Copies,
     observer: &mut PassObserver<'_>,
 ) -> Result<CompiledJob> {
     let recompute = match (job.train.recompute, job.train.mem_budget) {
@@ -105,7 +111,7 @@ pub(super) fn compile_graphs(
         Err(e) => return Err(e.into()),
     };
     let arena = train.arena_bytes.max(update.arena_bytes);
-    let account = held.with_arena(arena as u64);
+    let mut account = held.with_arena(arena as u64);
     if job.train.mem_budget.is_some_and(|budget| account.total() > budget) {
         let smallest = match job.train.recompute {
             RecomputePolicy::Auto => arena,
@@ -113,7 +119,26 @@ pub(super) fn compile_graphs(
         };
         return Err(too_small(job, held, smallest));
     }
-    Ok(CompiledJob { plans: [train, update], account })
+    let plans = [train, update];
+    let copied = match backend {
+        Backend::Cpu => {
+            let wanted = transposed::wanted(&plans, copies, &Tuning::load(&Machine::this()))?;
+            let room = job.train.mem_budget.unwrap_or_else(machine_room).saturating_sub(account.total());
+            let (copied, bytes) = transposed::within(wanted, room);
+            account.insert(TRANSPOSED, bytes);
+            copied
+        }
+        Backend::Tile => Vec::new(),
+    };
+    Ok(CompiledJob { plans, account, copied })
+}
+
+/// What a run without a budget may fill with copies, everything else included: three quarters of the memory that there is
+/// for this process.
+fn machine_room() -> u64 {
+    let memory = machine::memory();
+    let limit = memory.group.map_or(memory.total, |(limit, _)| limit.min(memory.total));
+    limit / 4 * 3
 }
 
 /// How long an operation takes here, as far as `kfc tune --calibrate` has measured it: what recomputation is weighed with.

@@ -10,7 +10,7 @@ use crate::config::{JobConfig, Length};
 use crate::data::Loader;
 use crate::device::{Device, Opened, cuda};
 use crate::error::{Result, RunError};
-use crate::exec::Store;
+use crate::exec::{Copies, Store};
 use crate::hf::{Adapter, WeightFile};
 use crate::memory;
 use crate::models::write_f32;
@@ -71,16 +71,17 @@ pub fn compile(
     backend: Backend,
     observer: &mut plans::PassObserver<'_>,
 ) -> Result<CompiledJob> {
+    let copies = Copies::AsTuned;
     if backend == Backend::Tile {
         // What the host holds is no part of it.
         let (_, graphs) = described(job, seq)?;
-        return plans::compile_graphs(job, &graphs, &held_on_device(&graphs), backend, observer);
+        return plans::compile_graphs(job, &graphs, &held_on_device(&graphs), backend, copies, observer);
     }
     memory::release_unused();
     let before = memory::resident();
     let mut p = prepare(job, seq)?;
     allocate(&mut p.store, &p.graphs, None)?;
-    plans::compile_graphs(job, &p.graphs, &Account::new(before, &p.store, 0), backend, observer)
+    plans::compile_graphs(job, &p.graphs, &Account::new(before, &p.store, 0), backend, copies, observer)
 }
 
 /// What a GPU holds beside the arena.
@@ -162,8 +163,14 @@ impl Target {
 /// As [`Trainer::new`], as far as configurations and file headers tell.
 pub fn predict(job: &JobConfig, seq: usize, target: &Target) -> Result<Profile> {
     let (student, graphs) = described(job, seq)?;
-    let CompiledJob { plans, account } =
-        plans::compile_graphs(job, &graphs, &target.held(&graphs), target.backend(), &mut |_, _, _| ())?;
+    let CompiledJob { plans, account, .. } = plans::compile_graphs(
+        job,
+        &graphs,
+        &target.held(&graphs),
+        target.backend(),
+        Copies::AsTuned,
+        &mut |_, _, _| (),
+    )?;
     let shape = [job.train.batch, seq, job.train.accumulation];
     let model = describe_student(&student, &graphs.train.params);
     let mut profile = Profile::predicted(model, shape, target.machine(), &plans, &account);
@@ -248,23 +255,38 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::new`]; and if the device is missing, or its kernels cannot be had.
     pub fn on(device: &Device, job: &JobConfig, loader: Loader) -> Result<Trainer> {
-        Trainer::on_opened(device, &Opened::new(device)?, job, loader)
+        Trainer::with_copies(device, job, loader, Copies::AsTuned)
+    }
+
+    /// [`Trainer::on`] with transposed copies of weights.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_copies(device: &Device, job: &JobConfig, loader: Loader, copies: Copies) -> Result<Trainer> {
+        Trainer::on_opened(device, &Opened::new(device)?, job, loader, copies)
     }
 
     /// [`Trainer::on`] with a GPU's products cut as told, whatever `kfc tune` found.
     ///
     /// # Errors
-    /// As [`Trainer::on`].
+    /// As there.
     pub fn with_tilings(
         device: &Device,
         job: &JobConfig,
         loader: Loader,
         tilings: Tilings,
     ) -> Result<Trainer> {
-        Trainer::on_opened(device, &Opened::new(device)?.with_tilings(tilings), job, loader)
+        let opened = Opened::new(device)?.with_tilings(tilings);
+        Trainer::on_opened(device, &opened, job, loader, Copies::AsTuned)
     }
 
-    fn on_opened(device: &Device, opened: &Opened, job: &JobConfig, mut loader: Loader) -> Result<Trainer> {
+    fn on_opened(
+        device: &Device,
+        opened: &Opened,
+        job: &JobConfig,
+        mut loader: Loader,
+        copies: Copies,
+    ) -> Result<Trainer> {
         let mut startup = Startup::new(loader.reading());
         // Reading and tokenising left holes behind; they are not what the run holds.
         memory::release_unused();
@@ -293,12 +315,12 @@ impl Trainer {
             }
         };
         startup.lap(Stage::Memory);
-        let CompiledJob { plans, account } =
-            plans::compile_graphs(job, &graphs, &held, backend, &mut |_, _, _| ())?;
+        let CompiledJob { plans, account, copied } =
+            plans::compile_graphs(job, &graphs, &held, backend, copies, &mut |_, _, _| ())?;
         startup.lap(Stage::Compile);
         // Compiling, too, left holes behind.
         memory::release_unused();
-        let (memory, bound) = opened.bind(&plans, &store, &account, &mut startup)?;
+        let (memory, bound) = opened.bind(&plans, &store, &copied, &account, &mut startup)?;
         let described = [(0, job.train.accumulation), (1, 1)]
             .map(|(i, runs)| PlanProfile::of(&plans[i], runs).with_products(bound[i].products()));
         let [micro, update]: [_; 2] =

@@ -31,6 +31,9 @@ const SLOWER: f64 = 1.06;
 /// Time over the built-in choice's that a winner must stay below.
 const FASTER: f64 = 0.98;
 
+/// The same for a winner that costs memory: time over that of the best choice that costs none.
+const WORTH_MEMORY: f64 = 0.95;
+
 /// Share of the pairs of steps in which a winner must be the faster one.
 const PAIRS_WON: f64 = 0.7;
 
@@ -72,6 +75,8 @@ pub struct Report {
     /// Milliseconds of a step's kernels as built in and with what was found, medians of alternating steps; none if nothing
     /// was faster.
     pub step_ms: Option<[f64; 2]>,
+    /// Bytes of the copies of weights that the choices found read.
+    pub transposed_bytes: u64,
     /// Bits of the first losses, as built in.
     pub losses: Vec<u64>,
 }
@@ -127,6 +132,7 @@ pub fn search(
     s.compare_kernels(trainer, progress)?;
     let step_ms = s.compare_steps(trainer, progress)?;
     s.set(trainer, &|g| g.winner);
+    let transposed_bytes = s.transposed_bytes(trainer);
     let report = Report {
         steps: s.steps,
         kernels: s.groups.len(),
@@ -134,6 +140,7 @@ pub fn search(
         changed: s.groups.iter().filter(|g| g.winner != Choice::BUILT_IN).count(),
         settled: s.groups.iter().all(|g| g.settled),
         step_ms,
+        transposed_bytes,
         losses,
     };
     for group in s.groups.into_iter().filter(|g| g.tries.len() > 1) {
@@ -171,12 +178,13 @@ pub fn verify(trainer: &mut Trainer, tuning: &Tuning, losses: &[u64]) -> Result<
 fn groups(trainer: &mut Trainer) -> Vec<Group> {
     let threads = rayon::current_num_threads();
     let mut groups: BTreeMap<String, Group> = BTreeMap::new();
-    for (p, (profile, _)) in trainer.plans_mut().into_iter().enumerate() {
+    for (p, (profile, plan)) in trainer.plans_mut().into_iter().enumerate() {
         for (i, launch) in profile.launches.iter().enumerate() {
             let kind = &profile.kinds[launch.kind];
             let signature = kind.signature();
+            let also = plan.also(i);
             let group = groups.entry(signature.clone()).or_insert_with(|| {
-                let choices = candidates(&kind.op, kind.least_rows(), threads).into_iter();
+                let choices = candidates(&kind.op, kind.least_rows(), threads, also).into_iter();
                 let tries = choices.map(|choice| Try { choice, times: vec![], out: None, before: None });
                 Group {
                     signature,
@@ -187,6 +195,10 @@ fn groups(trainer: &mut Trainer) -> Vec<Group> {
                     winner: Choice::BUILT_IN,
                 }
             });
+            if !also.transposed {
+                // Whatever one launch cannot do none of them tries.
+                group.tries.retain(|t| !t.choice.transposed);
+            }
             group.launches.push((p, i));
         }
     }
@@ -218,6 +230,15 @@ impl Search<'_> {
             let choice = pick(group);
             group.launches.iter().for_each(|&(p, i)| plans[p].1.choose(i, choice));
         }
+    }
+
+    /// Size of the copies that winners read, each counted once.
+    fn transposed_bytes(&self, trainer: &mut Trainer) -> u64 {
+        let plans = trainer.plans_mut();
+        let launches = self.groups.iter().filter(|g| g.winner.transposed).flat_map(|g| &g.launches);
+        let copies: BTreeMap<_, _> =
+            launches.filter_map(|&(p, i)| plans[p].1.transposed(i)).map(|b| (b.ptr, b.bytes)).collect();
+        copies.values().map(|bytes| *bytes as u64).sum()
     }
 
     /// Steps as built in. Returns the bits of their losses; their last times are each group's first.
@@ -323,7 +344,8 @@ impl Search<'_> {
         }
         let all = self.pairs(trainer, COMPARE, "comparing", progress)?;
         for (group, times) in self.groups.iter_mut().zip(all) {
-            if group.winner != Choice::BUILT_IN && !is_faster(&times, FASTER) {
+            let limit = if group.winner.transposed { WORTH_MEMORY } else { FASTER };
+            if group.winner != Choice::BUILT_IN && !is_faster(&times, limit) {
                 group.drop_winner("not faster beside the built-in choice");
             }
         }
@@ -419,9 +441,15 @@ impl Group {
     fn choose(&mut self) {
         let timed = |t: &Try| t.median().filter(|_| t.times.len() >= FEW);
         let Some(built_in) = self.tries[0].median() else { return };
-        let rest = self.tries.iter().skip(1).filter(|t| t.out.is_none());
-        let best = rest.filter_map(|t| Some((timed(t)?, t.choice))).min_by(|a, b| a.0.total_cmp(&b.0));
-        if let Some((_, choice)) = best.filter(|(ns, _)| *ns < FASTER * built_in) {
+        let best = |transposed: bool| {
+            let rest =
+                self.tries.iter().skip(1).filter(|t| t.out.is_none() && t.choice.transposed == transposed);
+            rest.filter_map(|t| Some((timed(t)?, t.choice))).min_by(|a, b| a.0.total_cmp(&b.0))
+        };
+        let free = best(false).filter(|(ns, _)| *ns < FASTER * built_in);
+        let limit = WORTH_MEMORY * free.map_or(built_in, |(ns, _)| ns);
+        let copied = best(true).filter(|(ns, _)| *ns < limit);
+        if let Some((_, choice)) = copied.or(free) {
             self.winner = choice;
         }
     }
@@ -471,6 +499,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use kfc_graph::Cost;
+    use kfc_kernels::cpu::choice::Also;
 
     fn group(flops: u64) -> Group {
         let kind = Kind {
@@ -481,7 +510,7 @@ mod tests {
             outputs: vec![],
             cost: Cost { flops, bytes: 8 },
         };
-        let tries = candidates("linear", kind.least_rows(), 2).into_iter();
+        let tries = candidates("linear", kind.least_rows(), 2, Also::default()).into_iter();
         let tries = tries.map(|choice| Try { choice, times: vec![], out: None, before: None }).collect();
         let (launches, winner) = (vec![(0, 0), (0, 1), (0, 2)], Choice::BUILT_IN);
         Group { signature: kind.signature(), kind, launches, tries, settled: false, winner }

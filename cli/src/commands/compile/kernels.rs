@@ -38,7 +38,9 @@ pub(super) fn write(
     let mut compiler = Compiler::new(args.python.clone());
     let mut found = 0;
     if let Target::Cuda(_) = args.target {
-        std::fs::write(folder.join("kfc.cuh"), tile::cuda::HEADER)?;
+        for (name, text) in tile::cuda::HEADERS {
+            std::fs::write(folder.join(name), text)?;
+        }
     }
     for kernel in &lowered.kernels {
         let (p, name) = (&kernel.program, &kernel.name);

@@ -147,7 +147,7 @@ impl Case {
         let (inputs, outputs) = (bufs(inputs), bufs(&mut outs));
         let workspace = work.buf(kernel.workspace_bytes());
         // SAFETY: buffers hold what the kernel was built for and do not overlap.
-        unsafe { kernel.run(&Call { inputs: &inputs, outputs: &outputs, workspace }) };
+        unsafe { kernel.run(&Call { inputs: &inputs, outputs: &outputs, workspace, transposed: None }) };
         outs.iter().zip(first..).map(|(d, i)| d.read(types[i], self.exact[i].len())).collect()
     }
 

@@ -40,6 +40,9 @@ const DOT_ROWS: usize = 4;
 /// Rows up to which a job is turned in any case, if there are more columns: it packs no more than these rows then.
 const FEW_ROWS: usize = 128;
 
+/// Depth up to which a turned job packs its left operand where it cannot be read in place: that of adapters.
+const SHALLOW: usize = 64;
+
 /// Most products of a turned job.
 const TURNED_PRODUCTS: usize = 4;
 
@@ -113,12 +116,15 @@ pub(crate) struct Job<'a> {
     pub(crate) ldc: usize,
     /// Whether the result is stored transposed: `c` then has `n` rows of `m`.
     pub(crate) turned: bool,
+    /// Whether few rows may be computed as dot products, which add in another order. Not where the result must not depend on
+    /// the number of rows, or on how a weight is read.
+    pub(crate) dots: bool,
 }
 
 impl<'a> Job<'a> {
     /// A dense result without bias.
     pub(crate) fn new(m: usize, n: usize, products: &'a [Product], c: Dst) -> Job<'a> {
-        Job { m, n, products, bias: None, accumulate: false, c, ldc: n, turned: false }
+        Job { m, n, products, bias: None, accumulate: false, c, ldc: n, turned: false, dots: true }
     }
 
     /// Runs all tiles in parallel.
@@ -157,14 +163,21 @@ impl<'a> Job<'a> {
         unsafe { blocked::run(self, isa) }
     }
 
-    /// Whether the transposed result can be computed instead, with right operands read where they lie.
+    /// Whether the transposed result can be computed instead, with right operands read where they lie, all but shallow ones.
     fn turns(&self, isa: &Isa) -> bool {
         let fits = |p: &Product| {
             let plain = p.dropout.is_none() && p.a.dropout.is_none() && p.b.dropout.is_none();
-            plain && blocked::is_direct(&Product { a: p.b.t(), b: p.a.t(), ..*p }, isa)
+            let turned = Product { a: p.b.t(), b: p.a.t(), ..*p };
+            (plain, plain && blocked::is_direct(&turned, isa))
         };
         let count = self.products.len();
-        !self.accumulate && (1..=TURNED_PRODUCTS).contains(&count) && self.products.iter().all(fits)
+        let mut any = false;
+        let all = self.products.iter().all(|p| {
+            let (plain, direct) = fits(p);
+            any |= direct;
+            direct || (plain && p.k <= SHALLOW)
+        });
+        !self.accumulate && (1..=TURNED_PRODUCTS).contains(&count) && all && any
     }
 
     /// Whether there are few rows and all operands are contiguous along the depth.
@@ -176,7 +189,7 @@ impl<'a> Job<'a> {
                 && p.a.dropout.is_none()
                 && p.b.dropout.is_none()
         };
-        self.m <= DOT_ROWS && !self.accumulate && self.products.iter().all(fits)
+        self.dots && self.m <= DOT_ROWS && !self.accumulate && self.products.iter().all(fits)
     }
 
     /// Each element as a dot product: reads the right operand once, which is all the work with few rows.

@@ -12,7 +12,8 @@ pub(crate) use scores::TokenScores;
 
 use crate::cpu::float::{Dst, Src};
 use crate::cpu::gemm::{self, Job, Mat, Product};
-use crate::cpu::{Call, Kernel, KernelError, par};
+use crate::cpu::transposed::Transposed;
+use crate::cpu::{Call, Kernel, KernelError, choice, par};
 use kfc_graph::{Attrs, DType, TensorType};
 use kfc_ops::head::{Divergence, HeadAttrs, KdKind};
 use rows::{Forward, Softened};
@@ -147,6 +148,12 @@ impl Head {
         }
     }
 
+    /// The weight, across which gradients of hidden states read.
+    fn weight(&self) -> Transposed {
+        let Projection { width, vocab, w, .. } = self.student;
+        Transposed { operand: self.first() + 1, rows: vocab, columns: width, dtype: w }
+    }
+
     /// Position of w_kd.
     fn w_kd(&self) -> usize {
         self.first() + if self.attrs.kd == KdKind::TopK { 7 } else { 6 }
@@ -212,7 +219,9 @@ impl Head {
             let h = Dst::new(rows.as_mut_ptr(), p.x).src();
             let w = Mat::rows(call.src(x + 1, p.w), p.width);
             let z = Dst::floats(call.work(z_at, n * p.vocab));
-            Job::new(n, p.vocab, &[Product::new(Mat::rows(h, p.width), w.t(), p.width)], z).run();
+            let products = [Product::new(Mat::rows(h, p.width), w.t(), p.width)];
+            // The logits of a token are the same in any chunk.
+            Job { dots: false, ..Job::new(n, p.vocab, &products, z) }.run();
         }
     }
 
@@ -311,7 +320,7 @@ impl Head {
     /// # Safety
     /// As [`Kernel::run`], after [`Head::rows`].
     unsafe fn gradients(&self, call: &Call<'_>, active: &[u32], is_first: bool) {
-        let (o, n, p) = (self.first(), active.len(), self.student);
+        let (n, p) = (active.len(), self.student);
         let bytes = p.row_bytes();
         // SAFETY: by contract; the parts of the workspace do not overlap.
         unsafe {
@@ -333,10 +342,10 @@ impl Head {
                 let src = Src::new(dz.src.ptr(), DType::Bf16);
                 dz = Mat { rs: 2 * p.vocab, ..Mat::rows(src, p.vocab) };
             }
-            let w = Mat::rows(call.src(o + 1, p.w), p.width);
+            let w = self.weight().mat(call);
             let dh = call.work::<u8>(self.layout.dh, n * bytes);
             let to = Dst::new(dh.as_mut_ptr(), p.x);
-            Job::new(n, p.width, &[Product::new(dz, w, p.vocab)], to).run();
+            Job { dots: false, ..Job::new(n, p.width, &[Product::new(dz, w, p.vocab)], to) }.run();
             let all = call.output::<u8>(self.dh());
             for (row, i) in dh.chunks_exact(bytes).zip(active) {
                 all[*i as usize * bytes..][..bytes].copy_from_slice(row);
@@ -377,7 +386,8 @@ impl Kernel for Head {
                     call.output::<f32>(self.dh() + 1).fill(0.0);
                 }
             }
-            for (c, chunk) in active.chunks(self.chunk).enumerate() {
+            let most = self.chunk().and(choice::current().chunk).map_or(self.chunk, usize::from);
+            for (c, chunk) in active.chunks(self.chunk.min(most)).enumerate() {
                 self.logits(call, o, self.student, chunk, self.layout.h, self.layout.z);
                 if let Some(teacher) = self.teacher {
                     self.logits(call, o + 4, teacher, chunk, self.layout.ht, self.layout.zt);
@@ -403,5 +413,14 @@ impl Kernel for Head {
 
     fn workspace_bytes(&self) -> usize {
         self.layout.total
+    }
+
+    fn transposed(&self) -> Option<Transposed> {
+        (self.mode != Mode::Forward).then(|| self.weight())
+    }
+
+    /// The gradient of the weight is a sum of those of chunks, which depends on their length.
+    fn chunk(&self) -> Option<usize> {
+        (!self.attrs.need_dw).then_some(self.chunk)
     }
 }

@@ -6,6 +6,7 @@ use crate::cpu::gemm::narrow::{CHUNK, Narrow, Panels, STRIP};
 use crate::cpu::gemm::{Job, Mat, Product};
 use crate::cpu::par::{self, Shared, Stage};
 use crate::cpu::scratch;
+use crate::cpu::transposed::Transposed;
 use crate::cpu::{Call, Kernel, KernelError};
 use half::bf16;
 use kfc_graph::{Attrs, DType, TensorType};
@@ -60,6 +61,11 @@ impl LoraLinearBwd {
             None => Way::Plain(pieces.next(rank * outputs)),
         };
         Ok(LoraLinearBwd { lora, need_dx: attrs.bool("need_dx")?, ds, way, workspace: pieces.bytes })
+    }
+
+    fn weight(&self) -> Transposed {
+        let Lora { inputs, outputs, w, .. } = self.lora;
+        Transposed { operand: 2, rows: outputs, columns: inputs, dtype: w }
     }
 
     /// Computes the gradients of A and B; returns dS and A as operands of the second product of dx.
@@ -203,17 +209,21 @@ impl Kernel for LoraLinearBwd {
             let (ds, a) = self.adapters(call);
             if self.need_dx {
                 let dy = Mat::rows(call.src(0, self.lora.x), outputs);
-                let w = Mat::rows(call.src(2, self.lora.w), inputs);
+                let w = self.weight().mat(call);
                 let dropout = self.lora.dropout(call);
                 let products =
                     [Product::new(dy, w, outputs), Product { dropout, ..Product::new(ds, a, rank) }];
-                Job::new(rows, inputs, &products, call.dst(0, self.lora.x)).run();
+                Job { dots: false, ..Job::new(rows, inputs, &products, call.dst(0, self.lora.x)) }.run();
             }
         }
     }
 
     fn workspace_bytes(&self) -> usize {
         self.workspace
+    }
+
+    fn transposed(&self) -> Option<Transposed> {
+        self.need_dx.then(|| self.weight())
     }
 }
 

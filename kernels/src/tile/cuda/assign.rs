@@ -1,12 +1,14 @@
 //! Which values are kept in registers, and in which layout.
 //!
 //! Values are of four kinds ([`Kind`]). Held values fall into classes that must share a layout: operands and results of
-//! arithmetic, what a loop carries. A class with a result of a dot has the layout of `mma`, and vectors that are reduced
+//! arithmetic, what a loop carries. A class with a result of a dot has the layout of `mma` or `wgmma`, and vectors that are reduced
 //! from or spread over it the slices of that; other classes are blocked, as their loads and stores like it best. Where a
 //! value is used in another layout than its own, it goes through shared memory.
 
 use super::axis::{self, Info};
+use super::hopper;
 use super::layout::{Layout, warp_grid};
+use crate::cuda::Arch;
 use crate::tile::ir::{Elem, Inst, Program, Stmt, Unary, Var};
 use std::collections::HashMap;
 
@@ -66,6 +68,8 @@ pub(super) struct Plan<'a> {
     pub infos: Vec<Info>,
     /// Rows before columns when warps are placed.
     pub tall: bool,
+    /// Dots are `wgmma`, and what they multiply lies swizzled in shared memory.
+    pub in_groups: bool,
     nodes: Vec<Node>,
     /// Nodes of statements that have tiles of their own: stores, operands of reductions and dots.
     places: HashMap<(usize, usize), usize>,
@@ -87,7 +91,7 @@ fn key(s: &Stmt) -> usize {
 }
 
 impl<'a> Plan<'a> {
-    pub(super) fn new(p: &'a Program) -> Plan<'a> {
+    pub(super) fn new(p: &'a Program, arch: Arch) -> Plan<'a> {
         let nodes = p.types.iter().enumerate().map(|(up, ty)| Node::new(up, &ty.dims)).collect();
         let kinds = p.types.iter().map(|t| if t.is_scalar() { Kind::Scalar } else { Kind::Held }).collect();
         let mut plan = Plan {
@@ -96,6 +100,7 @@ impl<'a> Plan<'a> {
             kinds,
             infos: axis::analyse(p),
             tall: false,
+            in_groups: arch == Arch::Sm90a && hopper::suits(p),
             nodes,
             places: HashMap::new(),
             relations: Vec::new(),
@@ -275,7 +280,11 @@ impl<'a> Plan<'a> {
         self.layouts = vec![None; self.nodes.len()];
         for &n in roots.iter().filter(|&&n| self.nodes[n].is_mma) {
             let dims = &self.nodes[n].dims;
-            self.layouts[n] = Some(Layout::mma(dims[0], dims[1], self.p.warps, self.tall));
+            self.layouts[n] = Some(if self.in_groups {
+                Layout::wgmma(dims[0], dims[1], self.p.warps)
+            } else {
+                Layout::mma(dims[0], dims[1], self.p.warps, self.tall)
+            });
         }
         self.spread();
         for rank in [2, 1, 0] {

@@ -5,9 +5,11 @@
 #ifndef KFC_HOST
 #define KFC_INLINE __device__ __forceinline__
 #define KFC_CHECK_ALIGNED(p, n)
+#define KFC_WROTE(p, n)
 #else
 #define KFC_INLINE static inline
 #define KFC_CHECK_ALIGNED(p, n) kfc_host::check_aligned(p, n)
+#define KFC_WROTE(p, n) kfc_host::wrote(p, n)
 #endif
 
 // 16-bit floats: storage only. Arithmetic is on float.
@@ -134,7 +136,10 @@ template <int V, typename T> KFC_INLINE void kfc_store(T *to, const T *from, boo
 #pragma unroll
     for (int k = 0; k < V; ++k) v.x[k] = from[k];
     KFC_CHECK_ALIGNED(to, valid ? sizeof(v) : 1);
-    if (valid) *reinterpret_cast<kfc_vec<T, V> *>(to) = v;
+    if (valid) {
+        *reinterpret_cast<kfc_vec<T, V> *>(to) = v;
+        KFC_WROTE(to, sizeof(v));
+    }
 }
 
 // The block's shared memory; what is above 48 KiB is asked for at launch.
@@ -192,10 +197,12 @@ template <int N> KFC_INLINE void kfc_copy_wait_but() {
 // Elements of `base` at `index`; `base` itself stands in for those that there are not.
 template <int V, typename T> KFC_INLINE void kfc_copy(T *to, const T *base, int index, bool valid = true) {
     constexpr int bytes = V * (int)sizeof(T);
-    if constexpr (bytes >= 4)
+    if constexpr (bytes >= 4) {
         kfc_copy_bytes<bytes>(to, valid ? base + index : base, valid);
-    else
+    } else {
         *to = valid ? base[index] : T{};
+        KFC_WROTE(to, bytes);
+    }
 }
 
 // Values of other lanes of the warp.

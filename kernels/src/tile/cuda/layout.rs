@@ -53,6 +53,22 @@ impl Layout {
         Layout { slots, threads }
     }
 
+    /// Results of `wgmma.m64nNk16` over `[m, n]`, groups of four warps over rows and columns as [`group_grid`] says. Slots are
+    /// numbered `tile row · columns of a group / 2 + register`.
+    pub(super) fn wgmma(m: usize, n: usize, warps: usize) -> Layout {
+        let (gm, gn) = group_grid(m, n, warps);
+        let (mt, nt) = (log2(m / 64 / gm), log2(n / 8 / gn));
+        let mut slots = vec![(1, 0), (0, 3)];
+        slots.extend((0..nt).map(|b| (1, 3 + b)));
+        slots.extend((0..mt).map(|b| (0, 6 + b)));
+        let mut threads: Vec<Option<Bit>> =
+            [(1, 1), (1, 2), (0, 0), (0, 1), (0, 2), (0, 4), (0, 5)].into_iter().map(Some).collect();
+        threads.extend((0..log2(gm)).map(|b| Some((0, 6 + mt + b))));
+        threads.extend((0..log2(gn)).map(|b| Some((1, 3 + nt + b))));
+        threads.resize(5 + log2(warps) as usize, None);
+        Layout { slots, threads }
+    }
+
     /// The axis along which neighbouring registers or threads hold neighbouring elements.
     pub(super) fn fastest(&self) -> usize {
         let low = |b: &Bit| b.1 == 0;
@@ -132,6 +148,13 @@ pub(super) fn warp_grid(m: usize, n: usize, warps: usize, tall: bool) -> (usize,
     (wm, wn)
 }
 
+/// Groups of four warps over rows and over columns of a result of `wgmma`: rows first, which need no exchange.
+pub(super) fn group_grid(m: usize, n: usize, warps: usize) -> (usize, usize) {
+    let groups = warps / 4;
+    let gm = groups.min(m / 64);
+    (gm, (groups / gm).min(n / 16))
+}
+
 /// An expression that moves bits of `x`, given as pairs of positions from and to. Neighbours are moved together.
 pub(super) fn bits(x: &str, moves: &[(u32, u32)]) -> String {
     let mut runs: Vec<(u32, u32, u32)> = Vec::new();
@@ -187,6 +210,11 @@ mod tests {
             covers(&Layout::blocked(&dims, &[0, 1], 1, threads), &dims, threads);
             covers(&Layout::mma(dims[0], dims[1], threads / 32, true), &dims, threads);
             covers(&Layout::mma(dims[0], dims[1], threads / 32, false), &dims, threads);
+        }
+        for (dims, threads) in
+            [([64, 16], 128), ([64, 64], 256), ([128, 32], 128), ([256, 256], 256), ([64, 16], 512)]
+        {
+            covers(&Layout::wgmma(dims[0], dims[1], threads / 32), &dims, threads);
         }
         covers(&Layout::blocked(&[4], &[0], 1, 32), &[4], 32);
     }

@@ -9,6 +9,7 @@ use crate::tile::ir::{Carried, Inst, Stmt};
 impl<'a> Printer<'a> {
     pub(super) fn repeat(&mut self, s: &'a Stmt) {
         let Inst::For { index, from, to, step, carried, body } = &s.inst else { return };
+        self.refill();
         for c in carried {
             let (name, ty) = (self.name(c.inner), type_name(self.plan.elem(c.inner)));
             if self.p.ty(c.inner).is_scalar() {

@@ -2,8 +2,9 @@
 //!
 //! A tile is an array of registers in each thread; `assign` decides in which layout, `print` writes loops over the
 //! registers. Indices and masks are no tiles: they are computed from coordinates where they are used. Dots take their
-//! operands from shared memory and use tensor cores for 16-bit floats; loops copy them some rounds ahead (`stages`). Reductions have a fixed order, so results are the
-//! same bits each time. What is not plain C++ is behind the `kfc_` functions of [`HEADER`].
+//! operands from shared memory and use tensor cores for 16-bit floats; loops copy them some rounds ahead (`stages`).
+//! Reductions have a fixed order, so results are the same bits each time. What is not plain C++ is behind the `kfc_` functions
+//! of [`HEADERS`].
 //!
 //! Invariants: 16-bit floats and integers are exact; `f32` arithmetic may be contracted to fused multiply-adds, and `exp`
 //! and the like are accurate to 2 units in the last place. Buffers start at multiples of 16 bytes, and may overlap where
@@ -12,6 +13,7 @@
 mod assign;
 mod axis;
 mod express;
+mod hopper;
 mod layout;
 mod loops;
 mod print;
@@ -24,8 +26,9 @@ mod stages;
 use super::{Program, TileError};
 use crate::cuda::Arch;
 
-/// What every printed source includes as `kfc.cuh`.
-pub const HEADER: &str = include_str!("kfc.cuh");
+/// What a printed source may include, by name: every one the first, those of Hopper both.
+pub const HEADERS: [(&str, &str); 2] =
+    [("kfc.cuh", include_str!("kfc.cuh")), ("hopper.cuh", include_str!("hopper.cuh"))];
 
 /// Shared memory that a kernel can have without asking for it at launch.
 const STATIC_SHARED: usize = 48 << 10;
@@ -38,7 +41,7 @@ pub(super) fn warp_grid(m: usize, n: usize, warps: usize) -> (usize, usize) {
 /// A printed kernel and how it is launched: with pointers to the program's buffers in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Source {
-    /// Its source, which includes [`HEADER`] as `kfc.cuh`; the kernel has the program's name.
+    /// Its source, which includes [`HEADERS`]; the kernel has the program's name.
     pub text: String,
     /// Blocks.
     pub grid: [usize; 3],
@@ -50,7 +53,8 @@ pub struct Source {
     pub stages: usize,
 }
 
-/// The source of a program for an architecture.
+/// The source of a program for an architecture. On Hopper, products of 16-bit tiles with rows for whole groups of four warps
+/// are `wgmma`; elsewhere, and of other tiles, `mma.sync`.
 ///
 /// # Errors
 /// If its tiles do not fit in shared memory.

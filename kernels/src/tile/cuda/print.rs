@@ -5,7 +5,7 @@ use super::express::{arguments, element, float, integer, type_name};
 use super::layout::Layout;
 use super::range::Ranges;
 use super::shared::{Place, Shared};
-use super::stages::Copy;
+use super::stages::{Copy, Ring};
 use super::{STATIC_SHARED, Source};
 use crate::cuda::Arch;
 use crate::tile::TileError;
@@ -33,13 +33,14 @@ pub(super) fn print(p: &Program, arch: Arch) -> Result<Source, TileError> {
 }
 
 fn print_staged(p: &Program, arch: Arch, stages: usize) -> Result<Source, TileError> {
-    let plan = Plan::new(p);
+    let plan = Plan::new(p, arch);
     let uses = plan.uses();
     let mut printer = Printer {
         p,
         arch,
         stages,
         rings: HashMap::new(),
+        due: None,
         plan,
         uses,
         ranges: Ranges::of(p),
@@ -73,6 +74,8 @@ pub(super) struct Printer<'a> {
     pub stages: usize,
     /// Values that are in rings, and the name of the slot that is read.
     pub rings: HashMap<Var, String>,
+    /// What is to be copied ahead in this round and is not yet on its way.
+    pub due: Option<Ring<'a>>,
     pub plan: Plan<'a>,
     pub uses: Uses,
     ranges: Ranges,
@@ -112,7 +115,11 @@ impl<'a> Printer<'a> {
         if dynamic_shared > 0 {
             t += &format!(", {dynamic_shared} bytes of shared memory");
         }
-        t += "\n#include \"kfc.cuh\"\n\n";
+        t += "\n#include \"kfc.cuh\"\n";
+        if self.plan.in_groups {
+            t += "#include \"hopper.cuh\"\n";
+        }
+        t.push('\n');
         let params: Vec<String> = p
             .params
             .iter()
@@ -135,8 +142,9 @@ impl<'a> Printer<'a> {
             t += "    const int pid0 = blockIdx.x, pid1 = blockIdx.y, pid2 = blockIdx.z;\n";
         }
         if bytes > 0 {
-            let shared = if dynamic_shared > 0 { "KFC_SHARED_AT_LAUNCH" } else { "KFC_SHARED" };
-            t += &format!("    {shared}({bytes});\n");
+            let tiles = if self.plan.in_groups { "_TILES" } else { "" };
+            let when = if dynamic_shared > 0 { "_AT_LAUNCH" } else { "" };
+            t += &format!("    KFC_SHARED{tiles}{when}({bytes});\n");
             pointers.iter().for_each(|line| t += &format!("    {line}\n"));
         }
         t += &self.text;
@@ -173,10 +181,14 @@ impl<'a> Printer<'a> {
         }
     }
 
-    pub(super) fn barrier(&mut self, needed: bool, copies: bool) {
+    /// `copies` and `tiles`: what threads did since the last barrier that others are to see.
+    pub(super) fn barrier(&mut self, needed: bool, copies: bool, tiles: bool) {
         if needed {
             if copies {
                 self.line("kfc_copy_wait();");
+            }
+            if tiles && self.plan.in_groups {
+                self.line("kfc_fence_shared();");
             }
             self.line("__syncthreads();");
         }
@@ -184,16 +196,16 @@ impl<'a> Printer<'a> {
 
     /// Threads are about to write to a place.
     pub(super) fn writes(&mut self, place: Place) {
-        let copies = self.shared.copies();
+        let (copies, tiles) = (self.shared.copies(), self.shared.tiles());
         let needed = self.shared.write(place);
-        self.barrier(needed, copies);
+        self.barrier(needed, copies, tiles);
     }
 
     /// Threads are about to read from a place.
     pub(super) fn reads(&mut self, place: Place) {
-        let copies = self.shared.copies();
+        let (copies, tiles) = (self.shared.copies(), self.shared.tiles());
         let needed = self.shared.read(place);
-        self.barrier(needed, copies);
+        self.barrier(needed, copies, tiles);
     }
 
     /// Ends the loop that is open.
@@ -496,9 +508,9 @@ impl<'a> Printer<'a> {
         let shared = (0..self.p.params.len()).map(Place::Buffer).zip(&self.p.params);
         if shared.filter(|(_, q)| alike(q)).any(|(place, _)| self.shared.since.was_read(place)) {
             self.flush();
-            let copies = self.shared.copies();
+            let (copies, tiles) = (self.shared.copies(), self.shared.tiles());
             self.shared.since = Default::default();
-            self.barrier(true, copies);
+            self.barrier(true, copies, tiles);
         }
     }
 

@@ -11,7 +11,9 @@ impl Printer<'_> {
     /// The region of a dot's operand, which goes there from registers in `layout` or in loops over it.
     pub(super) fn region(&mut self, v: Var, layout: &Layout) -> Region {
         let (elem, dims) = (self.plan.elem(v), &self.p.ty(v).dims);
-        let region = Region { elem, dims: [dims[0], dims[1]], fast: layout.fastest(), slots: 1 };
+        let (dims, fast) = ([dims[0], dims[1]], layout.fastest());
+        let swizzle = self.plan.in_groups.then(|| self.plan.row_bytes(v, fast));
+        let region = Region { elem, dims, fast, swizzle, slots: 1 };
         self.shared.regions.entry(v).or_insert(region).clone()
     }
 
@@ -52,7 +54,8 @@ impl Printer<'_> {
 
     /// Writes a value that was just computed to shared memory, if dots use it.
     pub(super) fn stage_held(&mut self, r: Var) {
-        if self.uses.dots[r.index()] > 0 && !self.is_copied(r) {
+        let is_staged = self.uses.dots[r.index()] > 0 && !self.is_copied(r);
+        if is_staged && !self.plan.is_in_registers(r) {
             let layout = self.plan.layout(r);
             self.stage(r, &layout);
         }
@@ -95,11 +98,17 @@ impl Printer<'_> {
         for (which, operand) in [(0, a), (1, b)] {
             let (v, turned) = self.plan.upright(operand);
             let is_plain = self.plan.kinds[v.index()] == Kind::Held && self.plan.defs[v.index()].is_some();
-            if !is_plain {
+            if self.plan.in_groups && which == 0 && !turned && self.plan.is_in_registers(v) {
+                // Multiplied from where it is.
+            } else if !is_plain {
                 let layout = self.plan.place(s, which);
                 self.stage(v, &layout);
             }
             sides.push((v, turned));
+        }
+        if self.plan.in_groups {
+            self.dot_in_groups(r, &name, &sides);
+            return self.stage_held(r);
         }
         sides.iter().for_each(|(v, _)| self.reads(Place::Tile(*v)));
         let mut arguments = Vec::new();

@@ -23,23 +23,31 @@ pub(super) struct Region {
     pub dims: [usize; 2],
     /// The axis along which elements are consecutive.
     pub fast: usize,
+    /// Bytes of its rows if they are swizzled (`kfc_swizzled`), for `wgmma`.
+    pub swizzle: Option<usize>,
     /// How many such tiles there are, one after the other.
     pub slots: usize,
 }
 
+/// Where swizzled tiles begin.
+const PATTERN: usize = 1024;
+
 impl Region {
     /// Whether pieces of 16 bytes change places instead of rows being padded (`kfc_swizzle`).
-    fn is_swizzled(&self) -> bool {
+    fn is_exchanged(&self) -> bool {
         self.elem.bytes() == 2
     }
 
     /// Distance of elements along the other axis: 16 bytes of padding keep 8 rows in different banks, where nothing else does.
     pub(super) fn pitch(&self) -> usize {
-        self.dims[self.fast] + if self.is_swizzled() { 0 } else { 16 / self.elem.bytes() }
+        self.dims[self.fast] + if self.is_exchanged() { 0 } else { 16 / self.elem.bytes() }
     }
 
-    /// Elements of a slot, a multiple of 16 bytes.
+    /// Elements of a slot: multiples of 16 bytes, or of what swizzling repeats after.
     pub(super) fn elements(&self) -> usize {
+        if self.swizzle.is_some() {
+            return (self.dims[0] * self.dims[1]).next_multiple_of(PATTERN / self.elem.bytes());
+        }
         self.pitch() * self.dims[1 - self.fast]
     }
 
@@ -51,7 +59,9 @@ impl Region {
     pub(super) fn index(&self) -> String {
         let pitch = self.pitch();
         let (row, column) = if self.fast == 1 { ("i", "j") } else { ("j", "i") };
-        if self.is_swizzled() {
+        if let Some(bytes) = self.swizzle {
+            format!("kfc_swizzled<{bytes}, {}>({row}, {column})", self.dims[1 - self.fast])
+        } else if self.is_exchanged() {
             format!("kfc_swizzle<{pitch}>({row}, {column})")
         } else {
             format!("{row} * {pitch} + {column}")
@@ -137,6 +147,11 @@ impl Shared {
         self.since.copies = true;
     }
 
+    /// Whether tiles were written since the last barrier.
+    pub(super) fn tiles(&self) -> bool {
+        self.since.written.iter().any(|place| matches!(place, Place::Tile(_)))
+    }
+
     /// Whether copies are under way.
     pub(super) fn copies(&self) -> bool {
         self.since.copies
@@ -158,8 +173,12 @@ impl Shared {
             let [m, n] = if r.fast == 1 { r.dims } else { [r.dims[1], r.dims[0]] };
             let turned = if r.fast == 1 { "" } else { ", transposed" };
             let slots = if r.slots == 1 { String::new() } else { format!("{} of ", r.slots) };
+            let rows = match r.swizzle {
+                Some(bytes) => format!("in swizzled rows of {bytes} bytes"),
+                None => format!("{pitch} apart"),
+            };
             lines.push(format!(
-                "{ty} *const s{} = reinterpret_cast<{ty} *>(shared + {at});  // {slots}{m} x {n}, {pitch} apart{turned}",
+                "{ty} *const s{} = reinterpret_cast<{ty} *>(shared + {at});  // {slots}{m} x {n}, {rows}{turned}",
                 v.index()
             ));
             at += r.bytes();

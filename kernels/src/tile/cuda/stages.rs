@@ -26,6 +26,7 @@ pub(super) struct Copy {
 }
 
 /// What a loop copies ahead.
+#[derive(Clone)]
 pub(super) struct Ring<'a> {
     stages: usize,
     copies: Vec<Copy>,
@@ -171,16 +172,30 @@ impl<'a> Printer<'a> {
         self.line("}");
     }
 
-    /// At the beginning of a round: waits for its operands, and begins to copy those of the round that is S - 1 ahead.
+    /// At the beginning of a round: waits for its operands, and begins to copy those of the round that is S - 1 ahead. Where
+    /// dots go on while threads do other things, the first one is begun before that.
     pub(super) fn turn(&mut self, ring: &Ring<'a>) {
-        let ahead = (ring.stages - 1) as i64 * ring.step;
         if self.shared.copies() {
             self.line("kfc_copy_wait();");
         } else {
             self.line(&format!("kfc_copy_wait_but<{}>();", ring.stages - 2));
         }
+        if self.plan.in_groups {
+            self.line("kfc_fence_shared();");
+        }
         self.line("__syncthreads();");
         self.shared.since = Since::default();
+        self.due = Some(ring.clone());
+        if !self.plan.in_groups {
+            self.refill();
+        }
+    }
+
+    /// Begins the copies that are due.
+    pub(super) fn refill(&mut self) {
+        let Some(ring) = &self.due.take() else { return };
+        self.flush();
+        let ahead = (ring.stages - 1) as i64 * ring.step;
         self.line(&format!("if ({} < {} - {ahead}) {{", ring.index, ring.to));
         self.depth += 1;
         self.line(&format!("const int ahead = {} + {ahead};", ring.index));
@@ -193,6 +208,7 @@ impl<'a> Printer<'a> {
 
     /// At the end of a round.
     pub(super) fn advance(&mut self, ring: &Ring<'a>) {
+        self.refill();
         self.line(&format!("{0} = {0} == {1} ? 0 : {0} + 1;", ring.slot, ring.stages - 1));
     }
 

@@ -52,8 +52,7 @@ impl Heads {
         let (queries, keys) = match (self.elem == Elem::F32, is_long) {
             (true, true) => (16, 16),
             (true, false) => (32, 32),
-            (false, true) => (queries.max(64) / 2, 64),
-            (false, false) => (queries, 64),
+            (false, _) => (queries, 64),
         };
         (
             extent(self.tq, queries),

@@ -106,6 +106,7 @@ pub fn search(
         changed: products.iter().filter(|p| p.winner != Tiling::builtin(&p.shape)).count(),
         settled: products.iter().all(|p| p.settled),
         step_ms,
+        transposed_bytes: 0,
         losses,
     };
     for product in products.into_iter().filter(|p| p.tries.len() > 1) {
