@@ -94,6 +94,20 @@ run() {
         echo "not there: nothing was checked"
     fi
 
+    section "kernels alone: emitted, checked as edited ones are, and timed beside their limits"
+    case $("$kfc" doctor --json | python3 -c 'import json,sys; print(json.load(sys.stdin)["gpu"]["cuda"][0]["capability"])') in
+    8*) arch=sm_80 ;; 10*) arch=sm_100a ;; *) arch=sm_90a ;;
+    esac
+    if "$kfc" bench small --json --quiet --device cuda --keep "$work/small" >/dev/null &&
+        "$kfc" compile "$work/small/job.toml" --target cuda:$arch --emit "$work/plan" >/dev/null; then
+        for kernel in rms_norm attention attention_dkv lora_linear linear head_logits head_rows adamw; do
+            (cd "$work/plan" && "$kfc" bench --job job.toml --device cuda --kernel "$kernel=kernels/$kernel.cu") ||
+                fail "kernel $kernel alone"
+        done
+    else
+        fail "emitting kernels"
+    fi
+
     section "calibration and tuning"
     : >"$work/tuned"
     tuned=0

@@ -123,6 +123,11 @@ impl RunDir {
         self.path.join("eval")
     }
 
+    /// Kernels of a GPU that the run uses in place of kfc's.
+    pub fn kernels(&self) -> PathBuf {
+        self.path.join("kernels")
+    }
+
     /// The page with curves.
     pub fn report(&self) -> PathBuf {
         self.path.join("report.html")

@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod device;
+pub mod edited;
 pub mod encoder;
 pub mod error;
 pub mod eval;

@@ -6,6 +6,7 @@ use crate::bench::workloads::{ALL, SMALL, Workload};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use kfc_graph::DType;
 use kfc_kernels::cpu::choice::{self, Choice};
+use kfc_runtime::edited::Edit;
 use std::path::PathBuf;
 
 /// Arguments of `kfc bench`.
@@ -34,6 +35,8 @@ pub struct BenchArgs {
 pub struct KernelArgs {
     /// Its name; all are listed without it.
     pub name: Option<String>,
+    /// A file with the same kernel of a GPU, timed beside it.
+    pub file: Option<PathBuf>,
     /// The job that it is of, instead of the workload's.
     pub job: Option<PathBuf>,
     /// How it cuts its work, instead of what `kfc tune` found.
@@ -50,6 +53,8 @@ Examples:
   kfc bench short --list            the kernels of the step
   kfc bench short --kernel linear.1 one of them alone, beside its limit
   kfc bench --job job.toml --kernel lora_linear.2 --choice 'turned, tile 64x512'
+  kfc bench --job job.toml --device cuda --list
+  kfc bench --job job.toml --device cuda --kernel rms_norm=mine.cu   checked, then beside kfc's own
 
 Two steps of warm-up, then the median of five: LoRA, distillation and EWC on random weights and tokens
 (llama1b and llama8b have no teacher, and write a model of that size to the temporary folder).";
@@ -101,9 +106,9 @@ pub(super) fn command() -> Command {
         .arg(
             Arg::new("kernel")
                 .long("kernel")
-                .value_name("NAME")
+                .value_name("NAME[=FILE]")
                 .conflicts_with("generate")
-                .help("Time this kernel of the step alone, on the operands that it has there"),
+                .help("Time this kernel of the step alone; on a GPU also the edited one in a .cu or .py file, beside it"),
         )
         .arg(
             super::path("job", "CONFIG.toml", "With --list or --kernel: the kernels of this job")
@@ -135,7 +140,14 @@ fn choice(text: &str) -> Result<Choice, String> {
 }
 
 fn kernel(matches: &ArgMatches) -> Result<Option<KernelArgs>, clap::Error> {
-    let name: Option<String> = matches.get_one("kernel").cloned();
+    let text: Option<String> = matches.get_one("kernel").cloned();
+    let edit = text.as_deref().filter(|t| t.contains('=')).map(str::parse::<Edit>).transpose();
+    let edit = edit
+        .map_err(|e| super::usage_error(&format!("--kernel {}: {e}", text.as_deref().unwrap_or_default())))?;
+    let (name, file) = match edit {
+        Some(edit) => (Some(edit.kernel), Some(edit.file)),
+        None => (text, None),
+    };
     let job: Option<PathBuf> = matches.get_one("job").cloned();
     if name.is_none() && !matches.get_flag("list") {
         return match job {
@@ -143,7 +155,7 @@ fn kernel(matches: &ArgMatches) -> Result<Option<KernelArgs>, clap::Error> {
             None => Ok(None),
         };
     }
-    Ok(Some(KernelArgs { name, job, choice: matches.get_one("choice").copied() }))
+    Ok(Some(KernelArgs { name, file, job, choice: matches.get_one("choice").copied() }))
 }
 
 fn length(name: &'static str, default: &'static str, help: &'static str) -> Arg {
@@ -162,9 +174,13 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<BenchArgs, clap::Erro
         let message = "--generate runs on the CPU alone: use --device cpu with it\n";
         return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message));
     }
-    if device != Device::Cpu && (matches.get_flag("list") || matches.contains_id("kernel")) {
-        let message = "--list and --kernel are for kernels of the CPU: use --device cpu with them\n";
-        return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message));
+    let conflict = |message: &str| Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message));
+    if device != Device::Cpu && matches.contains_id("choice") {
+        return conflict("--choice is for kernels of the CPU: use --device cpu with it\n");
+    }
+    let kernel = kernel(matches)?;
+    if device == Device::Cpu && kernel.as_ref().is_some_and(|k| k.file.is_some()) {
+        return conflict("--kernel NAME=FILE is for GPUs: use --device cuda with it\n");
     }
     Ok(BenchArgs {
         workload: super::required(matches, "workload")?,
@@ -180,6 +196,6 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<BenchArgs, clap::Erro
             }),
             false => None,
         },
-        kernel: kernel(matches)?,
+        kernel,
     })
 }

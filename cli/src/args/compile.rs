@@ -2,6 +2,7 @@
 
 use clap::{Arg, ArgMatches, Command};
 use kfc_kernels::cuda::Arch;
+use kfc_runtime::edited::Edit;
 use std::path::PathBuf;
 
 /// What the plan is compiled for.
@@ -29,6 +30,8 @@ pub struct CompileArgs {
     pub target: Target,
     /// Folder that gets the IR after every pass and the plan.
     pub emit: PathBuf,
+    /// Files of kernels that are used instead of kfc's.
+    pub edits: Vec<Edit>,
     /// Replaces `train.mem_budget`.
     pub mem_budget: Option<u64>,
     /// Python with Triton.
@@ -40,10 +43,13 @@ Example:
   kfc compile job.toml --emit plan
   kfc compile job.toml --target cuda:sm_90a --emit plan
   kfc compile job.toml --target triton:sm_90 --emit plan
+  kfc compile job.toml --target triton:sm_90 --kernel rms_norm=mine.py --emit edited
 
-Writes plan/ir/NN-pass.kir (the IR after every pass) and plan/plan.json; for a GPU also plan/kernels/NAME.cu or NAME.py,
-NAME.cubin and NAME.json (registers, spills, shared memory, tensor-core instructions, grid, parameters). Needs no GPU: CUDA
-C++ is compiled by NVRTC, from the folder in KFC_NVRTC or where the system finds libraries, and Triton by its own compiler.";
+Writes plan/ir/NN-pass.kir (the IR after every pass) and plan/plan.json; for a GPU also plan/job.toml, plan/kernels/NAME.cu or
+NAME.py, NAME.cubin and NAME.json (registers, spills, shared memory, tensor-core instructions, grid, parameters). Needs no GPU:
+CUDA C++ is compiled by NVRTC, from the folder in KFC_NVRTC or where the system finds libraries, and Triton by its own
+compiler. An edited kernel in Triton is compared with the original on Triton's interpreter; one in CUDA C++ is compiled here,
+and compared on the device before a run's first step.";
 
 /// What `--target` takes.
 const TARGETS: &str =
@@ -75,6 +81,7 @@ pub(super) fn command() -> Command {
                 .help(format!("What to compile for: {TARGETS}")),
         )
         .arg(super::path("emit", "DIR", "Folder to write").required(true))
+        .arg(super::edits())
         .arg(super::mem_budget())
         .arg(super::path(
             "python",
@@ -84,10 +91,12 @@ pub(super) fn command() -> Command {
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<CompileArgs, clap::Error> {
+    let target = super::required(matches, "target")?;
     Ok(CompileArgs {
         config: super::required(matches, "config")?,
         set: super::all(matches, "set"),
-        target: super::required(matches, "target")?,
+        target,
+        edits: super::edits_of(matches, target != Target::Cpu, "--target cuda:… or triton:…")?,
         emit: super::required(matches, "emit")?,
         mem_budget: matches.get_one("mem-budget").copied(),
         python: matches.get_one("python").cloned(),

@@ -42,6 +42,7 @@ pub use train::TrainArgs;
 pub use tune::TuneArgs;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use kfc_runtime::edited::Edit;
 use std::path::{Path, PathBuf};
 
 /// What every subcommand understands.
@@ -72,11 +73,18 @@ impl Device {
 
     /// The device, whose kernels come from the folder `kernels` if that is given.
     pub fn with_kernels(self, kernels: Option<&Path>) -> kfc_runtime::device::Device {
+        self.with_edits(kernels, &[])
+    }
+
+    /// [`Device::with_kernels`], some of which come from files of their own.
+    pub fn with_edits(self, kernels: Option<&Path>, edits: &[Edit]) -> kfc_runtime::device::Device {
         match self {
             Device::Cpu => kfc_runtime::device::Device::Cpu,
-            Device::Cuda(index) => {
-                kfc_runtime::device::Device::Cuda { index, kernels: kernels.map(Path::to_path_buf) }
-            }
+            Device::Cuda(index) => kfc_runtime::device::Device::Cuda {
+                index,
+                kernels: kernels.map(Path::to_path_buf),
+                edits: edits.to_vec(),
+            },
         }
     }
 }
@@ -280,6 +288,25 @@ fn kernels_of(matches: &ArgMatches, device: Device) -> Result<Option<PathBuf>, c
         return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message));
     }
     Ok(kernels)
+}
+
+fn edits() -> Arg {
+    Arg::new("kernel")
+        .long("kernel")
+        .value_name("NAME=FILE")
+        .action(ArgAction::Append)
+        .value_parser(|text: &str| text.parse::<Edit>())
+        .help("Use this .cu or .py file for kernel NAME of a GPU, after checking it; may be repeated")
+}
+
+/// `--kernel NAME=FILE` is for GPUs.
+fn edits_of(matches: &ArgMatches, is_gpu: bool, instead: &str) -> Result<Vec<Edit>, clap::Error> {
+    let edits: Vec<Edit> = all(matches, "kernel");
+    if !edits.is_empty() && !is_gpu {
+        let message = format!("--kernel NAME=FILE is for GPUs: use {instead} with it\n");
+        return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message));
+    }
+    Ok(edits)
 }
 
 fn mem_budget() -> Arg {

@@ -2,6 +2,7 @@
 
 use super::Device;
 use clap::{ArgMatches, Command};
+use kfc_runtime::edited::Edit;
 use std::path::{Path, PathBuf};
 
 /// Arguments of `kfc train`.
@@ -19,6 +20,8 @@ pub struct TrainArgs {
     pub device: Device,
     /// Folder that a GPU's kernels come from.
     pub kernels: Option<PathBuf>,
+    /// Files of kernels that are used instead of those.
+    pub edits: Vec<Edit>,
     /// Replaces `train.mem_budget`.
     pub mem_budget: Option<u64>,
     /// Only print the reference of the configuration.
@@ -43,6 +46,7 @@ Examples:
   kfc train job.toml --out runs/b --set train.lr=1e-4 --set lora.r=32
   kfc train job.toml --mem-budget 8GiB   under a memory budget
   kfc train job.toml --device cuda       on the first NVIDIA GPU
+  kfc train job.toml --device cuda --kernel adamw=adamw.cu   with a kernel of your own, checked first
   kfc train job.toml --resume            go on after an interruption
   kfc train --help-config                every key of a configuration
 
@@ -58,6 +62,7 @@ pub(super) fn command() -> Command {
         .arg(super::flag("resume", "Go on from the newest checkpoint in the run directory"))
         .arg(super::device())
         .arg(super::kernels())
+        .arg(super::edits())
         .arg(super::mem_budget())
         .arg(super::flag("help-config", "Print the reference of the configuration and stop"))
 }
@@ -71,6 +76,7 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<TrainArgs, clap::Erro
         resume: matches.get_flag("resume"),
         device,
         kernels: super::kernels_of(matches, device)?,
+        edits: super::edits_of(matches, device != Device::Cpu, "--device cuda")?,
         mem_budget: matches.get_one("mem-budget").copied(),
         help_config: matches.get_flag("help-config"),
     })

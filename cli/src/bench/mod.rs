@@ -1,5 +1,6 @@
 //! `kfc bench`: training steps of known shape, timed, and generation. The criterion benches use the same workloads.
 
+pub mod device_kernel;
 pub mod generate;
 pub mod kernel;
 pub mod temp;

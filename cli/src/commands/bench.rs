@@ -1,6 +1,6 @@
 //! `kfc bench`
 
-use crate::args::{BenchArgs, Global};
+use crate::args::{BenchArgs, Device, Global};
 use crate::bench;
 use crate::bench::generate::Lengths;
 use crate::config::format_bytes;
@@ -15,8 +15,10 @@ use serde_json::json;
 /// # Errors
 /// If the workload does not fit the budget or the disk, or a step fails.
 pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<Outcome> {
-    if let Some(kernel) = &args.kernel {
-        return bench::kernel::run(args, kernel, global);
+    match (&args.kernel, args.device) {
+        (Some(kernel), Device::Cpu) => return bench::kernel::run(args, kernel, global),
+        (Some(kernel), Device::Cuda(index)) => return bench::device_kernel::run(args, kernel, index, global),
+        (None, _) => {}
     }
     if let Some(lengths) = args.generate {
         return generate(args, lengths, global);

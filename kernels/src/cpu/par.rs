@@ -124,7 +124,7 @@ pub(crate) fn run_phases(
 }
 
 /// Runs all steps on the calling thread.
-fn run_alone(p: &impl Pipeline) {
+pub(crate) fn run_alone(p: &impl Pipeline) {
     for step in 0..p.steps() {
         for (kind, count) in p.counts(step).into_iter().enumerate() {
             (0..count).for_each(|task| p.run(step, kind, task));

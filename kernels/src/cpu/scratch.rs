@@ -38,12 +38,3 @@ impl<'a> Cut<'a> {
         head
     }
 }
-
-/// Floats between two cache lines.
-pub(crate) const LINE: usize = 16;
-
-/// The first `n` floats of a piece that begin at a cache line; the piece has [`LINE`] more.
-pub(crate) fn aligned(piece: &mut [f32], n: usize) -> &mut [f32] {
-    let skip = piece.as_ptr().align_offset(64).min(LINE);
-    &mut piece[skip..skip + n]
-}

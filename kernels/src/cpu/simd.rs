@@ -172,21 +172,6 @@ macro_rules! simd {
 }
 pub(crate) use simd;
 
-/// Asks for the cache lines of `bytes` from an address on; it need not be valid.
-#[inline(always)]
-pub(crate) fn prefetch(at: *const u8, bytes: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..bytes).step_by(64) {
-        // SAFETY: a prefetch never faults.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line).cast());
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (at, bytes);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@
 
 use super::TileError;
 use super::interp::{self, Sample, round};
-use super::ir::{Access, Elem, Inst, Program, Stmt};
+use super::ir::{Access, Elem, Fold, Inst, Program, Stmt};
 use half::{bf16, f16};
 use std::fmt;
 
@@ -296,11 +296,11 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Products of 16-bit tiles may have operands that were rounded otherwise; long sums differ by their order.
+/// Products of 16-bit tiles may have operands that were rounded otherwise; sums differ by their order.
 fn error_f32(p: &Program, body: &[Stmt]) -> f64 {
     let of = |s: &Stmt| match &s.inst {
         Inst::Dot { a, .. } if p.ty(*a).elem != Elem::F32 => 1e-3,
-        Inst::Dot { .. } => 1e-4,
+        Inst::Dot { .. } | Inst::Reduce(Fold::Sum, ..) => 1e-4,
         Inst::For { body, .. } => error_f32(p, body),
         _ => 1e-5,
     };

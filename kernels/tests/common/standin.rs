@@ -58,17 +58,24 @@ fn hash(bytes: &[u8]) -> String {
 impl Standin {
     /// Builds it in `folder` for the kernels that `kfc compile --target cuda:…` wrote into `emitted`.
     pub fn new(folder: PathBuf, emitted: &Path) -> Standin {
+        Standin::with(folder, emitted, &[])
+    }
+
+    /// [`Standin::new`], with more kernels: files like those of `emitted`, without their endings.
+    pub fn with(folder: PathBuf, emitted: &Path, more: &[PathBuf]) -> Standin {
         std::fs::create_dir_all(&folder).unwrap();
         let kernels = emitted.join("kernels");
         let files =
             std::fs::read_dir(&kernels).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<String> = files.filter_map(|n| n.strip_suffix(".cu").map(String::from)).collect();
         names.sort();
+        let files: Vec<PathBuf> = names.iter().map(|n| kernels.join(n)).chain(more.iter().cloned()).collect();
         let mut source = String::from("#include \"host.h\"\n#include \"hopper.cuh\"\n");
         let (mut calls, mut labels, mut parameters) = (String::new(), String::new(), String::new());
-        for (i, name) in names.iter().enumerate() {
-            let about = json(&kernels.join(format!("{name}.json")));
-            let text = std::fs::read_to_string(kernels.join(format!("{name}.cu"))).unwrap();
+        for (i, file) in files.iter().enumerate() {
+            let name = file.file_name().unwrap().to_str().unwrap();
+            let about = json(&file.with_extension("json"));
+            let text = std::fs::read_to_string(file.with_extension("cu")).unwrap();
             let text = text.replace("extern \"C\" __global__", "static");
             let _ = writeln!(source, "namespace k{i} {{\n{text}}}");
             let list = about["parameters"].as_array().unwrap();
@@ -113,7 +120,7 @@ impl Standin {
         ]);
         std::fs::write(folder.join("index"), "").unwrap();
         let standin = Standin { folder };
-        standin.know(emitted, &names, 0);
+        standin.know_files(&files, 0);
         standin
     }
 
@@ -172,9 +179,13 @@ impl Standin {
 
     /// Lets binaries of `emitted` stand for the kernels of the same names; they take `hidden` more parameters.
     pub fn know(&self, emitted: &Path, names: &[String], hidden: usize) {
+        let files: Vec<PathBuf> = names.iter().map(|n| emitted.join("kernels").join(n)).collect();
+        self.know_files(&files, hidden);
+    }
+
+    fn know_files(&self, files: &[PathBuf], hidden: usize) {
         let mut index = std::fs::read_to_string(self.folder.join("index")).unwrap();
-        for (i, name) in names.iter().enumerate() {
-            let file = emitted.join("kernels").join(name);
+        for (i, file) in files.iter().enumerate() {
             let bytes = std::fs::read(file.with_extension("cubin")).unwrap();
             let about = json(&file.with_extension("json"));
             let _ = writeln!(index, "{} {i} {} {hidden}", hash(&bytes), about["function"].as_str().unwrap());

@@ -8,6 +8,7 @@ pub mod cuda;
 
 use crate::accounting::Account;
 use crate::calibration::Rates;
+use crate::edited::Edit;
 use crate::error::Result;
 use crate::exec::{BoundPlan, Copied, Store};
 use crate::profile::{Machine, Stage, Startup};
@@ -33,6 +34,8 @@ pub enum Device {
         index: usize,
         /// A folder of `kfc compile --emit` that its kernels come from; else they are compiled here.
         kernels: Option<PathBuf>,
+        /// Files of kernels that are used instead of those.
+        edits: Vec<Edit>,
     },
 }
 
@@ -57,10 +60,11 @@ impl Device {
 /// A device that is there.
 pub(crate) enum Opened {
     Cpu,
-    /// Products are cut as tilings say, unless kernels come from a folder.
+    /// Products are cut as tilings say, unless kernels come from a folder or from files.
     Cuda {
         gpu: Arc<Gpu>,
         kernels: Option<PathBuf>,
+        edits: Vec<Edit>,
         tilings: Tilings,
     },
 }
@@ -71,13 +75,14 @@ impl Opened {
     pub(crate) fn new(device: &Device) -> Result<Opened> {
         Ok(match device {
             Device::Cpu => Opened::Cpu,
-            Device::Cuda { index, kernels } => {
+            Device::Cuda { index, kernels, edits } => {
                 let gpu = Gpu::open(*index)?;
-                let tilings = match kernels {
-                    Some(_) => Tilings::new(),
-                    None => DeviceTuning::load(&gpu.info.machine()).tilings(),
+                // Kernels from files are known by the names of the built-in ones.
+                let tilings = match kernels.is_some() || !edits.is_empty() {
+                    true => Tilings::new(),
+                    false => DeviceTuning::load(&gpu.info.machine()).tilings(),
                 };
-                Opened::Cuda { gpu, kernels: kernels.clone(), tilings }
+                Opened::Cuda { gpu, kernels: kernels.clone(), edits: edits.clone(), tilings }
             }
         })
     }
@@ -86,7 +91,7 @@ impl Opened {
     pub(crate) fn with_tilings(self, tilings: Tilings) -> Opened {
         match self {
             Opened::Cpu => Opened::Cpu,
-            Opened::Cuda { gpu, kernels, .. } => Opened::Cuda { gpu, kernels, tilings },
+            Opened::Cuda { gpu, kernels, edits, .. } => Opened::Cuda { gpu, kernels, edits, tilings },
         }
     }
 
@@ -108,8 +113,8 @@ impl Opened {
                 let bound = session::bind_with(plans, store, copied)?;
                 (Memory::Host, bound.into_iter().map(|p| DevicePlan::Cpu(Box::new(p))).collect())
             }
-            Opened::Cuda { gpu, kernels, tilings } => {
-                let loaded = cuda::Loaded::new(gpu, plans, kernels.as_deref(), tilings)?;
+            Opened::Cuda { gpu, kernels, edits, tilings } => {
+                let loaded = cuda::Loaded::new(gpu, plans, kernels.as_deref(), tilings, edits)?;
                 startup.lap(Stage::Compile);
                 let (memory, bound) = cuda::bind(gpu, plans, &loaded, store, account)?;
                 (Memory::Cuda(memory), bound.into_iter().map(|p| DevicePlan::Cuda(Box::new(p))).collect())
@@ -180,6 +185,14 @@ impl Memory {
         match self {
             Memory::Host => Ok(()),
             Memory::Cuda(memory) => memory.push(store, &mut |name| names.iter().any(|n| n == name)),
+        }
+    }
+
+    /// What is to be said before the first step.
+    pub(crate) fn notes(&self) -> &[String] {
+        match self {
+            Memory::Host => &[],
+            Memory::Cuda(memory) => memory.notes(),
         }
     }
 

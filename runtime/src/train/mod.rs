@@ -180,7 +180,7 @@ impl Trainer {
 
     /// What a user should know about how the job was understood.
     pub fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
+        let mut notes = self.memory.notes().to_vec();
         if let (Some(adapter), Some(lora)) = (&self.student.adapter, &self.job.lora) {
             let own = &adapter.config;
             if (own.r, own.alpha, own.rslora) != (lora.r, lora.alpha, lora.rslora) {

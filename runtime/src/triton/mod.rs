@@ -1,6 +1,7 @@
 //! Triton kernels compiled ahead of time. Compiled ones are kept in the user's cache by what they were made of: a machine
 //! that has them all needs no Python.
 
+pub mod interpret;
 mod worker;
 
 use crate::{Result, kernel_cache};
@@ -26,6 +27,8 @@ pub struct Request<'a> {
     pub types: &'a [&'static str],
     /// Warps that run one program.
     pub warps: usize,
+    /// Stages of pipelined loops; as many as Triton takes by itself without.
+    pub stages: Option<usize>,
     /// Compute capability, such as 90.
     pub arch: u32,
 }
@@ -33,8 +36,9 @@ pub struct Request<'a> {
 impl Request<'_> {
     /// All that decides what comes out.
     fn key(&self) -> String {
+        let stages = self.stages.map_or(String::new(), |n| format!(" stages {n}"));
         format!(
-            "triton {VERSION}\nsm_{}\nwarps {}\n{}\n{}\n{}",
+            "triton {VERSION}\nsm_{}\nwarps {}{stages}\n{}\n{}\n{}",
             self.arch,
             self.warps,
             self.types.join(","),

@@ -1,7 +1,8 @@
 """Compiles Triton kernels ahead of time: a request a line on standard input, an answer a line on standard output.
 
-Prints {"triton": VERSION} when it is ready. A request is {"name", "source", "types", "warps", "arch"}: the function's
-name, a module's source, the element types of its pointers, and a compute capability such as 90. The answer is
+Prints {"triton": VERSION} when it is ready. A request is {"name", "source", "types", "warps", "stages", "arch"}: the function's
+name, a module's source, the element types of its pointers, stages of pipelined loops or null, and a compute capability such
+as 90. The answer is
 {"cubin": BASE64, "registers", "spill_bytes", "stack_bytes", "shared_bytes", "parameters", "sass"} or {"error": TEXT}. No GPU is needed.
 """
 import base64
@@ -77,7 +78,17 @@ def build(request, folder):
     spec = importlib.util.spec_from_file_location("kernel", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    function = getattr(module, request["name"])
+    function = getattr(module, request["name"], None)
+    if function is None:
+        raise RuntimeError(f"there is no function {request['name']} in it")
+    names = getattr(function, "arg_names", None)
+    if names is None:
+        raise RuntimeError(f"{request['name']} is no @triton.jit function")
+    if len(names) != len(request["types"]):
+        raise RuntimeError(f"it takes {len(names)} parameters, its launch gives {len(request['types'])}")
+    options = {"num_warps": request["warps"]}
+    if request.get("stages") is not None:
+        options["num_stages"] = request["stages"]
     signature = {name: "*" + TYPES[t] for name, t in zip(function.arg_names, request["types"])}
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(signature))}
     log = io.StringIO()
@@ -85,7 +96,7 @@ def build(request, folder):
         compiled = triton.compile(
             ASTSource(function, signature, attrs=aligned),
             target=GPUTarget("cuda", request["arch"], 32),
-            options={"num_warps": request["warps"]},
+            options=options,
         )
     cubin = compiled.asm["cubin"]
     # What is launched has no scratch memory beside its buffers: the pointers to it are null.

@@ -25,7 +25,7 @@ pub(super) struct Worker {
 }
 
 /// Where Python is: what the user says, `KFC_PYTHON`, `.gpu-toolchain/bin/python` in the current folder, `python3`.
-fn find(chosen: Option<&Path>) -> PathBuf {
+pub(super) fn find(chosen: Option<&Path>) -> PathBuf {
     let toolchain = PathBuf::from(".gpu-toolchain/bin/python");
     chosen
         .map(Path::to_path_buf)
@@ -35,7 +35,7 @@ fn find(chosen: Option<&Path>) -> PathBuf {
 }
 
 /// What to do about a Python that cannot compile.
-fn missing(python: &Path, what: &str) -> RunError {
+pub(super) fn missing(python: &Path, what: &str) -> RunError {
     RunError::Input(format!(
         "{}: {what}; compiling for Triton needs Python with Triton {}.x: pip install triton=={}.0 into a virtual \
          environment and give its Python with --python PATH or KFC_PYTHON",
@@ -103,7 +103,7 @@ impl Worker {
             ))
         };
         let request = json!({
-            "name": r.function, "source": r.source, "types": r.types, "warps": r.warps, "arch": r.arch,
+            "name": r.function, "source": r.source, "types": r.types, "warps": r.warps, "stages": r.stages, "arch": r.arch,
         });
         writeln!(self.requests, "{request}")
             .and_then(|()| self.requests.flush())

@@ -17,8 +17,8 @@ use serde_json::json;
 use std::path::Path;
 
 /// Runs `kfc compile`. The folder gets `ir/NN-pass.kir` of the micro-batch graph and `ir/update/NN-pass.kir` of the update
-/// graph, and `plan.json` with both plans; for a GPU also `kernels/NAME.cu` (or `.py`), `NAME.cubin` and `NAME.json`, and
-/// launches in `plan.json`.
+/// graph, and `plan.json` with both plans; for a GPU also `kernels/NAME.cu` (or `.py`), `NAME.cubin` and `NAME.json`,
+/// launches in `plan.json`, and the job with all its keys as `job.toml`.
 ///
 /// # Errors
 /// If the input is wrong or the work fails.
@@ -62,8 +62,14 @@ pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
         Target::Cpu => compiled.plans.iter().map(Plan::to_json).collect(),
         Target::Cuda(_) | Target::Triton(_) => {
             let lowered = lower(&compiled.plans)?;
-            let text = kernels::write(args, &lowered, &folder.path().join("kernels"), global)?;
+            let (text, edited) = kernels::write(args, &lowered, &folder.path().join("kernels"), global)?;
             summary["kernels"] = json!(lowered.kernels.len());
+            if !edited.is_empty() {
+                summary["edited"] =
+                    edited.into_iter().map(|(name, said)| json!({"kernel": name, "check": said})).collect();
+            }
+            // What the commands in the kernels' headers name.
+            std::fs::write(folder.path().join("job.toml"), config::to_toml(&job))?;
             table.push(["kernels".into(), text, String::new(), String::new()].to_vec());
             compiled.plans.iter().enumerate().map(|(i, plan)| lowered.plan_json(plan, i)).collect()
         }

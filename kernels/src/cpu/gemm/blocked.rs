@@ -13,11 +13,14 @@ use super::tiling::{BLOCK, Most, Parts, TILE_AREA, Tiling};
 use super::{Job, KC, Mat, Product};
 use crate::cpu::par::{self, Pipeline, Shared};
 use crate::cpu::reduce;
-use crate::cpu::scratch::{self, Cut, LINE, aligned};
+use crate::cpu::scratch::{self, Cut};
 use kfc_graph::DType;
 
 /// Units of depth of a phase.
 const PHASE: usize = 2 * KC;
+
+/// Floats between two cache lines.
+const LINE: usize = 16;
 
 /// Most scratch that all tiles of a product share: both operands packed for two steps, and a block of the result.
 pub const SHARED_BYTES: usize = (4 * (BLOCK + 64) * PHASE + BLOCK * BLOCK + 5 * LINE) * size_of::<f32>();
@@ -131,11 +134,17 @@ pub(super) fn is_one_tile(m: usize, n: usize, k: usize, isa: &Isa) -> bool {
     m <= BLOCK && n <= BLOCK && Tiling::new(m, n, k, isa, Most::default()).count() == 1
 }
 
-/// Computes a job in parallel.
+/// The first `n` floats of a piece that begin at a cache line.
+fn aligned(piece: &mut [f32], n: usize) -> &mut [f32] {
+    let skip = piece.as_ptr().align_offset(64).min(LINE);
+    &mut piece[skip..skip + n]
+}
+
+/// Computes a job, on the calling thread alone or in parallel.
 ///
 /// # Safety
 /// As [`Job::run`]; the CPU has the instruction set.
-pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa) {
+pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa, alone: bool) {
     let (count, deep) = phases(job.products, isa).fold((0, 0), |(n, d), p| (n + 1, d.max(p.units())));
     let packs_a = !job.products.iter().all(|p| is_direct(p, isa));
     let keeps_c = count > 1 && !is_in_place(job);
@@ -153,7 +162,7 @@ pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa) {
         let depth = job.products.iter().map(|p| p.k).sum();
         let (c, most) = (take(c_len), Most::chosen());
         let blocks = Blocks { job, isa, rows, columns, most, depth, phases: count, packs_a, a, b, c };
-        par::run_steps(&blocks);
+        if alone { par::run_alone(&blocks) } else { par::run_steps(&blocks) }
     });
 }
 

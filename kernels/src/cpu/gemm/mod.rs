@@ -157,10 +157,10 @@ impl<'a> Job<'a> {
             let products = &products[..self.products.len()];
             let job = Job { m: self.n, n: self.m, products, turned: true, ..*self };
             // SAFETY: by contract.
-            return unsafe { blocked::run(&job, isa) };
+            return unsafe { blocked::run(&job, isa, false) };
         }
         // SAFETY: by contract.
-        unsafe { blocked::run(self, isa) }
+        unsafe { blocked::run(self, isa, false) }
     }
 
     /// Whether the transposed result can be computed instead, with right operands read where they lie, all but shallow ones.
@@ -258,4 +258,34 @@ pub(crate) fn multiplies_bf16() -> bool {
 /// Whether a product of these extents is done by one task, so that several are better run side by side.
 pub(crate) fn is_one_task(m: usize, n: usize, k: usize) -> bool {
     blocked::is_one_tile(m, n, k, micro::isa(simd::level()))
+}
+
+/// `C (+)= alpha · A · B`, all `f32`, small enough for one task; `C` is row-major with `ldc` elements a row, operands have
+/// `(row, column)` strides, one of which is 1.
+///
+/// # Safety
+/// Addresses cover the extents; `c` overlaps neither operand.
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn kernel(
+    m: usize,
+    n: usize,
+    k: usize,
+    c: *mut f32,
+    ldc: usize,
+    add: bool,
+    a: *const f32,
+    (ars, acs): (usize, usize),
+    b: *const f32,
+    (brs, bcs): (usize, usize),
+    alpha: f32,
+) {
+    let mat = |p: *const f32, (rs, cs): (usize, usize)| {
+        let src = Src::new(p.cast_mut().cast(), DType::F32);
+        Mat { src, rs, cs, dropout: None }
+    };
+    let products = [Product { alpha, ..Product::new(mat(a, (ars, acs)), mat(b, (brs, bcs)), k) }];
+    let c = Dst::new(c.cast(), DType::F32);
+    let job = Job { accumulate: add, ldc, ..Job::new(m, n, &products, c) };
+    // SAFETY: by contract.
+    unsafe { blocked::run(&job, micro::isa(simd::level()), true) }
 }

@@ -2,7 +2,7 @@
 
 use super::micro::Isa;
 use super::{KC, Mat};
-use crate::cpu::simd::{prefetch, simd};
+use crate::cpu::simd::simd;
 use kfc_graph::DType;
 
 /// Elements of a converted run.
@@ -13,6 +13,21 @@ const PANELS: usize = 8;
 
 /// Rows that are fetched ahead, where each is a short piece in another place.
 const AHEAD: usize = 12;
+
+/// Asks for the cache lines of `bytes` from an address on; it need not be valid.
+#[inline(always)]
+fn prefetch(at: *const u8, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: a prefetch never faults.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line).cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, bytes);
+}
 
 /// What is copied: `count` rows or columns ("lines") from `first` on, at depths `k..k + depth`.
 #[derive(Clone, Copy)]

@@ -2,8 +2,8 @@
 
 use crate::tile::ir::{Binary, Compare, Elem, Inst, Unary, Var};
 
-/// Name of a type in source.
-pub(super) fn type_name(elem: Elem) -> &'static str {
+/// Name of an element type in source.
+pub fn type_name(elem: Elem) -> &'static str {
     match elem {
         Elem::F32 => "float",
         Elem::Bf16 => "kfc_bf16",

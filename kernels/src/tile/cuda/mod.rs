@@ -23,6 +23,8 @@ mod reduce;
 mod shared;
 mod stages;
 
+pub use express::type_name;
+
 use super::{Program, TileError};
 use crate::cuda::Arch;
 

@@ -4,6 +4,7 @@
 
 use super::CudaError;
 use super::driver::LaunchShape;
+use crate::edited::Compiled;
 use crate::files;
 use crate::kernel_cache::hash;
 use kfc_kernels::cuda::Arch;
@@ -30,12 +31,23 @@ pub(super) struct Folder {
     kernels: HashMap<String, (Value, PathBuf)>,
 }
 
-/// A kernel of a folder.
+/// The binary of a kernel, and how it is launched.
+#[derive(Clone)]
 pub(super) struct Found {
     pub(super) cubin: Vec<u8>,
     pub(super) shape: LaunchShape,
     /// Null pointers that it takes after its parameters: Triton's scratch memory.
     pub(super) hidden: usize,
+    /// Where it comes from, if people wrote it.
+    pub(super) edited: Option<String>,
+}
+
+impl Found {
+    /// A kernel that was compiled here; `from` says of what.
+    pub(super) fn of_edit(compiled: Compiled, from: String) -> Found {
+        let Compiled { cubin, grid, threads, dynamic_shared, hidden, .. } = compiled;
+        Found { cubin, shape: LaunchShape { grid, threads, dynamic_shared }, hidden, edited: Some(from) }
+    }
 }
 
 impl Folder {
@@ -116,6 +128,8 @@ impl Folder {
         let shape = shape().ok_or_else(|| wrong("grid, threads or shared memory are missing of"))?;
         let cubin = files::read_limited(&file.with_extension("cubin"), MOST)
             .map_err(|e| wrong(&format!("{e}: no binary of")))?;
-        Ok(Found { cubin, shape, hidden: if self.is_triton { crate::triton::HIDDEN } else { 0 } })
+        let from = |file: &str| format!("--kernels {}: {} ({file})", self.path.display(), kernel.name);
+        let edited = about["edited"].as_str().map(from);
+        Ok(Found { cubin, shape, hidden: if self.is_triton { crate::triton::HIDDEN } else { 0 }, edited })
     }
 }

@@ -3,11 +3,15 @@
 use super::CudaError;
 use super::driver::{Function, Gpu, LaunchShape, Stream};
 use super::folder::{Folder, Found};
+use crate::edited::{self, Edit};
+use crate::error::RunError;
 use crate::nvrtc;
+use crate::triton::Compiler;
 use cudarc::driver::sys::CUdeviceptr;
 use kfc_kernels::tile::lower::Kernel;
 use kfc_kernels::tile::{TileError, cuda};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +23,8 @@ pub(crate) struct Loaded {
     hidden: usize,
     /// What messages call it.
     pub(super) name: String,
+    /// Where it comes from, if people wrote it.
+    pub(super) edited: Option<String>,
 }
 
 /// Most parameters of a kernel: a launch carries 4 KiB of them.
@@ -54,13 +60,45 @@ pub(super) fn load(
     kernels: &[Kernel],
     folder: Option<&Path>,
 ) -> Result<Vec<Loaded>, CudaError> {
+    load_others(gpu, kernels, folder, &BTreeMap::new())
+}
+
+/// [`load`], but for the kernels of `edits`, which come from their files.
+///
+/// # Errors
+/// As there; and if a file cannot be read, or is no such kernel.
+pub(super) fn load_edited(
+    gpu: &Arc<Gpu>,
+    kernels: &[Kernel],
+    folder: Option<&Path>,
+    edits: &[Edit],
+) -> Result<Vec<Loaded>, RunError> {
+    let sources = edited::read(edits, kernels)?;
+    let mut compiler = Compiler::new(None);
+    let mut edited: BTreeMap<usize, Found> = BTreeMap::new();
+    for source in &sources {
+        let compiled = source.compile(&kernels[source.kernel].program, gpu.arch, &mut compiler)?;
+        edited.insert(source.kernel, Found::of_edit(compiled, source.edit.to_string()));
+    }
+    Ok(load_others(gpu, kernels, folder, &edited)?)
+}
+
+/// Loads kernels, those in `edited` from there.
+fn load_others(
+    gpu: &Arc<Gpu>,
+    kernels: &[Kernel],
+    folder: Option<&Path>,
+    edited: &BTreeMap<usize, Found>,
+) -> Result<Vec<Loaded>, CudaError> {
     let folder = folder.map(|path| Folder::open(path, gpu.arch)).transpose()?;
-    let binary = |kernel: &Kernel| match &folder {
-        Some(folder) => folder.find(kernel),
-        None => compile(gpu, kernel).map(|(found, _)| found),
+    let binary = |(k, kernel): (usize, &Kernel)| match (edited.get(&k), &folder) {
+        (Some(found), _) => Ok(found.clone()),
+        (None, Some(folder)) => folder.find(kernel),
+        (None, None) => compile(gpu, kernel).map(|(found, _)| found),
     };
-    let found = kernels.par_iter().map(binary).collect::<Result<Vec<Found>, CudaError>>()?;
-    kernels.iter().zip(found).map(|(kernel, found)| place(gpu, kernel, &found)).collect()
+    let found = kernels.par_iter().enumerate().map(binary).collect::<Result<Vec<Found>, CudaError>>()?;
+    let place = |(kernel, found): (&Kernel, &Found)| place(gpu, kernel, found);
+    kernels.iter().zip(&found).map(place).collect()
 }
 
 /// A kernel compiled, or found in the cache, and what the compiler said of it; not in the driver yet.
@@ -98,7 +136,7 @@ fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<(Found, nvrtc::Object), CudaErr
         .map_err(|e| CudaError::Source(e.to_string()))?;
     let shape =
         LaunchShape { grid: source.grid, threads: source.threads, dynamic_shared: source.dynamic_shared };
-    Ok((Found { cubin: object.cubin.clone(), shape, hidden: 0 }, object))
+    Ok((Found { cubin: object.cubin.clone(), shape, hidden: 0, edited: None }, object))
 }
 
 fn place(gpu: &Arc<Gpu>, kernel: &Kernel, found: &Found) -> Result<Loaded, CudaError> {
@@ -109,5 +147,5 @@ fn place(gpu: &Arc<Gpu>, kernel: &Kernel, found: &Found) -> Result<Loaded, CudaE
             format!("its binary takes {} parameters, its launch gives {expected}", function.parameters);
         return Err(CudaError::Kernel { kernel: kernel.name.clone(), what });
     }
-    Ok(Loaded { function, hidden: found.hidden, name: kernel.name.clone() })
+    Ok(Loaded { function, hidden: found.hidden, name: kernel.name.clone(), edited: found.edited.clone() })
 }

@@ -99,6 +99,8 @@ pub struct CudaMemory {
     memory: DeviceBytes,
     stream: Stream,
     staging: Mutex<Staging>,
+    /// What is to be said before the first step.
+    pub(super) notes: Vec<String>,
 }
 
 /// The buffers that tensors go through, each with the event that says that its last copy is over.
@@ -129,7 +131,7 @@ impl CudaMemory {
         let staged = layout.tensors.values().map(|p| p.bytes).max().unwrap_or(0).min(STAGED);
         let buffer = || Ok::<_, CudaError>((Pinned::new(gpu, staged)?, Event::new(gpu)?));
         let staging = Mutex::new(Staging { buffers: [buffer()?, buffer()?], next: 0 });
-        let memory = CudaMemory { layout, memory, stream, staging };
+        let memory = CudaMemory { layout, memory, stream, staging, notes: Vec::new() };
         memory.push(store, &mut |_| true)?;
         Ok(memory)
     }
@@ -137,6 +139,11 @@ impl CudaMemory {
     /// Bytes allocated on the device.
     pub fn bytes(&self) -> u64 {
         self.memory.bytes as u64
+    }
+
+    /// What is to be said before the first step.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     pub(super) fn stream(&self) -> &Stream {

@@ -5,15 +5,19 @@
 //! - `memory`: one plain allocation for all tensors and the arena, filled from the host through page-locked buffers;
 //! - `bound`: a plan bound to it, run kernel by kernel at first and then as one graph;
 //! - `info`: what a device is and does at best, from what its driver says;
-//! - `programs`: tile programs alone, for checks;
 //! - `rates`: how fast a device multiplies and streams, with our kernels;
+//! - `room`, `programs`: memory for one kernel alone; tile programs alone, for checks;
+//! - `check`: kernels that people wrote, tried before they are used;
+//! - `alone`: one kernel, timed;
 //! - `trial`: other kernels for a launch of a plan, checked and timed where it runs;
 //! - `folder`: kernels that `kfc compile --emit` wrote.
 //!
 //! Invariants: a step allocates nothing; everything runs in one stream, in the plan's order, so that results are the same
 //! bits each time; the host reads what the device wrote only after waiting for it.
 
+mod alone;
 mod bound;
+mod check;
 mod driver;
 mod error;
 mod folder;
@@ -22,8 +26,10 @@ mod kernels;
 mod memory;
 mod programs;
 mod rates;
+mod room;
 mod trial;
 
+pub use alone::{Alone, time};
 pub use bound::CudaPlan;
 pub use driver::{Gpu, start};
 pub use error::CudaError;
@@ -37,6 +43,7 @@ pub(crate) use rates::measure as measure_rates;
 pub(crate) use trial::{Outcomes, Site, Trial, compile as compile_trial};
 
 use crate::accounting::Account;
+use crate::edited::Edit;
 use crate::error::Result;
 use crate::exec::Store;
 use kfc_kernels::plan::Plan;
@@ -54,23 +61,33 @@ pub(crate) const DRIVER: u32 = 580;
 pub(crate) struct Loaded {
     lowered: Lowered,
     functions: Arc<Vec<kernels::Loaded>>,
+    /// What is to be said about edited kernels.
+    notes: Vec<String>,
 }
 
 impl Loaded {
-    /// Compiles or finds the plans' kernels, whose products are cut as `tilings` say: in `folder`, which `kfc compile --emit`
-    /// wrote, if that is given.
+    /// Compiles or finds the plans' kernels, whose products are cut as `tilings` say: those of `edits` in their files, which
+    /// are tried; the others in `folder`, which `kfc compile --emit` wrote, if that is given.
     ///
     /// # Errors
-    /// If one cannot be had or does not fit the device.
+    /// If one cannot be had or does not fit the device, or an edited one is wrong.
     pub(crate) fn new(
         gpu: &Arc<Gpu>,
         plans: &[Plan],
         folder: Option<&Path>,
         tilings: &Tilings,
+        edits: &[Edit],
     ) -> Result<Loaded> {
         let lowered = lower_tiled(plans, tilings).map_err(|e| CudaError::Source(e.to_string()))?;
-        let functions = Arc::new(kernels::load(gpu, &lowered.kernels, folder)?);
-        Ok(Loaded { lowered, functions })
+        let functions = kernels::load_edited(gpu, &lowered.kernels, folder, edits)?;
+        let mut notes = Vec::new();
+        for (k, loaded) in functions.iter().enumerate() {
+            if let Some(from) = &loaded.edited {
+                let said = check::check(gpu, &lowered.kernels[k], &lowered.origins[k], loaded, from)?;
+                notes.push(format!("{from}: {said}"));
+            }
+        }
+        Ok(Loaded { lowered, functions: Arc::new(functions), notes })
     }
 }
 
@@ -85,7 +102,9 @@ pub(crate) fn bind(
     store: &Store,
     account: &Account,
 ) -> Result<(Arc<CudaMemory>, Vec<CudaPlan>)> {
-    let memory = Arc::new(CudaMemory::new(gpu, plans, store, account)?);
+    let mut memory = CudaMemory::new(gpu, plans, store, account)?;
+    memory.notes.clone_from(&loaded.notes);
+    let memory = Arc::new(memory);
     let bind = |(number, plan)| CudaPlan::new(plan, number, loaded, &memory, store);
     let bound = plans.iter().enumerate().map(bind).collect::<Result<_>>()?;
     Ok((memory, bound))

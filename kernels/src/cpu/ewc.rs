@@ -1,15 +1,17 @@
 //! `ewc_delta` and its gradient: the penalty on the merged change `scale·B·A`, tile by tile; the change is never stored.
 
-mod block;
-
-use crate::cpu::elem::{Elem, of_type};
-use crate::cpu::float::Src;
+use crate::cpu::float::Dst;
 use crate::cpu::reduce::axpy;
-use crate::cpu::scratch;
-use crate::cpu::simd::{prefetch, simd};
-use crate::cpu::{Call, Kernel, KernelError, par};
-use block::{Block, ROWS, Tile};
+use crate::cpu::scratch::{self, Cut};
+use crate::cpu::simd::simd;
+use crate::cpu::{Call, Kernel, KernelError, gemm, par};
 use kfc_graph::{Attrs, DType, TensorType};
+
+/// Rows of a tile.
+const ROWS: usize = 64;
+
+/// Columns of a tile.
+const COLUMNS: usize = 512;
 
 #[derive(Clone, Copy)]
 struct Delta {
@@ -31,18 +33,26 @@ impl Delta {
         })
     }
 
-    /// Multiplies a tile at `(i, j)` by `factor` and its Fisher information, if there is a factor; returns `Σ F·change²`.
-    ///
-    /// # Safety
-    /// As [`Kernel::run`]: `fisher` has the extents of the change.
-    unsafe fn weigh(&self, fisher: Src, (i, j): (usize, usize), tile: Tile<'_>, factor: Option<f32>) -> f64 {
-        let (start, stride) = (i * self.inputs + j, self.inputs);
-        let n = (tile.floats.len() / tile.width - 1) * stride + tile.columns;
-        of_type!(self.fisher, T => {
-            // SAFETY: by contract.
-            let fisher = unsafe { fisher.raw::<T>(start, n) };
-            weigh(fisher, stride, tile.floats, tile.width, tile.columns, factor)
-        })
+    /// Writes the tile of `scale·B·A` at `(i, j)`.
+    fn tile(&self, a: &[f32], b: &[f32], (i, m): (usize, usize), (j, n): (usize, usize), tile: &mut [f32]) {
+        let (b, a) = (&b[i * self.rank..], &a[j..]);
+        debug_assert!(tile.len() >= m * n);
+        // SAFETY: the tile lies within the product of the two operands.
+        unsafe {
+            gemm::kernel(
+                m,
+                n,
+                self.rank,
+                tile.as_mut_ptr(),
+                n,
+                false,
+                b.as_ptr(),
+                (self.rank, 1),
+                a.as_ptr(),
+                (self.inputs, 1),
+                self.scale,
+            );
+        }
     }
 }
 
@@ -66,15 +76,17 @@ impl Kernel for EwcDelta {
         let shared = par::Shared::new(partials);
         par::ranges(d.outputs, ROWS, |rows| {
             let (i, m) = (rows.start, rows.len());
-            let total = scratch::with(Block::scratch(d), |s| {
-                let mut block = Block::new(d, s);
-                block.begin(b, (i, m));
-                let width = block.width();
+            let total = scratch::with(ROWS * COLUMNS + COLUMNS, |s| {
+                let mut cut = Cut(s);
+                let (tile, f) = (cut.take(ROWS * COLUMNS), cut.take(COLUMNS));
                 let mut total = 0.0;
-                for j in (0..d.inputs).step_by(width) {
-                    let tile = block.change(a, (j, width.min(d.inputs - j)));
-                    // SAFETY: by contract of `run`.
-                    total += unsafe { d.weigh(fisher, (i, j), tile, None) };
+                for j in (0..d.inputs).step_by(COLUMNS) {
+                    let n = COLUMNS.min(d.inputs - j);
+                    d.tile(a, b, (i, m), (j, n), tile);
+                    for (r, row) in tile[..m * n].chunks_exact(n).enumerate() {
+                        // SAFETY: in bounds.
+                        total += weighted_squares(unsafe { fisher.read((i + r) * d.inputs + j, n, f) }, row);
+                    }
                 }
                 total
             });
@@ -115,6 +127,39 @@ impl EwcDeltaBwd {
     fn penalty_bytes(&self) -> usize {
         (self.groups() * size_of::<f64>()).next_multiple_of(64)
     }
+
+    /// Adds the rows of one tile to both gradients. The tile holds `d loss / d (B·A)`.
+    fn add(
+        &self,
+        (i, m): (usize, usize),
+        (j, n): (usize, usize),
+        t: &[f32],
+        ab: (&[f32], &[f32]),
+        da: &mut [f32],
+        db: Dst,
+    ) {
+        let Delta { inputs, rank, .. } = self.delta;
+        let (a, b) = (&ab.0[j..], &ab.1[i * rank..]);
+        // SAFETY: extents are within the operands; the rows of `db` belong to this group.
+        unsafe {
+            let db = db.raw::<f32>(i * rank, m * rank);
+            gemm::kernel(
+                m,
+                rank,
+                n,
+                db.as_mut_ptr(),
+                rank,
+                j > 0,
+                t.as_ptr(),
+                (n, 1),
+                a.as_ptr(),
+                (1, inputs),
+                1.0,
+            );
+            let da = da[j..].as_mut_ptr();
+            gemm::kernel(rank, n, m, da, inputs, true, b.as_ptr(), (1, rank), t.as_ptr(), (n, 1), 1.0);
+        }
+    }
 }
 
 impl Kernel for EwcDeltaBwd {
@@ -127,9 +172,7 @@ impl Kernel for EwcDeltaBwd {
             let penalties = call.work::<f64>(0, self.groups());
             (call.input::<f32>(0)[0], call.input::<f32>(1), call.input::<f32>(2), partials, penalties)
         };
-        // SAFETY: by contract of `run`.
-        let db = par::Shared::new(unsafe { call.output::<f32>(1) });
-        let fisher = call.src(3, d.fisher);
+        let (fisher, db) = (call.src(3, d.fisher), call.dst(1, DType::F32));
         let (partials, penalties) = (par::Shared::new(partials), par::Shared::new(penalties));
         par::ranges(d.outputs, self.group, |rows| {
             let group = rows.start / self.group;
@@ -137,20 +180,22 @@ impl Kernel for EwcDeltaBwd {
             let (da, penalty) = unsafe { (partials.slice(group * part, part), penalties.slice(group, 1)) };
             da.fill(0.0);
             penalty[0] = 0.0;
-            scratch::with(Block::scratch(d), |s| {
-                let mut block = Block::new(d, s);
-                let (end, width) = (rows.end, block.width());
+            scratch::with(ROWS * COLUMNS + COLUMNS, |s| {
+                let mut cut = Cut(s);
+                let (tile, f) = (cut.take(ROWS * COLUMNS), cut.take(COLUMNS));
+                let end = rows.end;
                 for i in rows.step_by(ROWS) {
                     let m = ROWS.min(end - i);
-                    block.begin(b, (i, m));
-                    // SAFETY: these rows belong to this group.
-                    let db = unsafe { db.slice(i * d.rank, m * d.rank) };
-                    for j in (0..d.inputs).step_by(width) {
-                        let columns = (j, width.min(d.inputs - j));
-                        let tile = block.change(a, columns);
-                        // SAFETY: by contract of `run`.
-                        penalty[0] += unsafe { d.weigh(fisher, (i, j), tile, Some(g * d.scale)) };
-                        block.add(a, columns, da, db);
+                    for j in (0..d.inputs).step_by(COLUMNS) {
+                        let n = COLUMNS.min(d.inputs - j);
+                        d.tile(a, b, (i, m), (j, n), tile);
+                        for (r, row) in tile[..m * n].chunks_exact_mut(n).enumerate() {
+                            // SAFETY: in bounds.
+                            let f = unsafe { fisher.read((i + r) * d.inputs + j, n, f) };
+                            penalty[0] += weighted_squares(f, row);
+                            multiply(g * d.scale, f, row);
+                        }
+                        self.add((i, m), (j, n), &tile[..m * n], (a, b), da, db);
                     }
                 }
             });
@@ -171,35 +216,25 @@ impl Kernel for EwcDeltaBwd {
 }
 
 simd! {
-    /// `Σ f·t²` over the columns of a tile; then `t *= factor · f`, if there is a factor.
-    fn weigh<T: Elem>(
-        fisher: &[T],
-        stride: usize,
-        tile: &mut [f32],
-        width: usize,
-        columns: usize,
-        factor: Option<f32>,
-    ) -> f64 {
+    /// `Σ f·t²`
+    fn weighted_squares(f: &[f32], t: &[f32]) -> f64 {
         const LANES: usize = 16;
-        let (mut acc, mut rest) = ([0.0f32; LANES], 0.0);
-        for (r, t) in tile.chunks_exact_mut(width).enumerate() {
-            let (f, t) = (&fisher[r * stride..][..columns], &mut t[..columns]);
-            // These rows of the next tile.
-            prefetch(f.as_ptr().wrapping_add(columns).cast(), columns * size_of::<T>());
-            let (pf, mut pt) = (f.chunks_exact(LANES), t.chunks_exact_mut(LANES));
-            let tail = pf.remainder();
-            for (f, t) in pf.zip(&mut pt) {
-                for l in 0..LANES {
-                    let (f, x) = (f[l].get(), t[l]);
-                    acc[l] += f * (x * x);
-                    t[l] = factor.map_or(x, |factor| x * (factor * f));
-                }
-            }
-            for (f, t) in tail.iter().zip(pt.into_remainder()) {
-                rest += f64::from(f.get() * (*t * *t));
-                *t = factor.map_or(*t, |factor| *t * (factor * f.get()));
+        let (pf, pt) = (f.chunks_exact(LANES), t.chunks_exact(LANES));
+        let (rf, rt) = (pf.remainder(), pt.remainder());
+        let mut acc = [0.0f32; LANES];
+        for (f, t) in pf.zip(pt) {
+            for l in 0..LANES {
+                acc[l] += f[l] * (t[l] * t[l]);
             }
         }
+        let rest: f64 = rf.iter().zip(rt).map(|(f, t)| f64::from(f * (t * t))).sum();
         acc.iter().map(|a| f64::from(*a)).sum::<f64>() + rest
+    }
+
+    /// `t *= factor · f`
+    fn multiply(factor: f32, f: &[f32], t: &mut [f32]) {
+        for (t, f) in t.iter_mut().zip(f) {
+            *t *= factor * *f;
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! `kfc train`
 
-use crate::args::{Global, TrainArgs};
+mod edits;
+
+use crate::args::{self, Global, TrainArgs};
 use crate::config::{self, format_bytes};
 use crate::error::Outcome;
 use crate::output;
@@ -26,7 +28,11 @@ pub fn run(args: &TrainArgs, global: &Global) -> anyhow::Result<Outcome> {
     let mut job = config::load(path, &args.set)?;
     job.train.mem_budget = args.mem_budget.or(job.train.mem_budget);
     let run_dir = RunDir::check(&args.run_dir(), args.resume)?;
-    let device = args.device.with_kernels(args.kernels.as_deref());
+    let edits = edits::of_run(&args.edits, &run_dir, args.resume)?;
+    if !edits.is_empty() && args.device == args::Device::Cpu && !global.quiet {
+        output::stderr_line(&format!("note      {} is for GPUs and not used", run_dir.kernels().display()));
+    }
+    let device = args.device.with_edits(args.kernels.as_deref(), &edits);
     let outcome = train_job(&job, &device, &run_dir, args.resume, global, Chatter::Full)?;
     outcome.print(global)?;
     Ok(Outcome::Done)
@@ -62,6 +68,7 @@ pub fn train_job(
         train::resume(&mut trainer, run_dir.path(), &mut display)?;
     }
     write_atomically(&run_dir.config(), config::to_toml(job).as_bytes())?;
+    edits::keep(device, run_dir)?;
     let options = RunOptions { dir: run_dir.path(), resume: false, stop: stop::flag() };
     let done = match train::run(&mut trainer, &options, &mut display) {
         // Only the first step finds what is wrong with the input (weights that are NaN): no run came of it.
