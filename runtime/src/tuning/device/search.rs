@@ -402,9 +402,11 @@ impl Product {
     /// The fastest tiling that is not out, if it is faster than the built-in one over all launches.
     fn choose(&mut self) {
         let launches: Vec<f64> = self.sites.iter().map(|(_, s)| s.launches as f64).collect();
-        let all: f64 = launches.iter().sum();
         for t in &mut self.tries {
-            t.tried.ns = t.sites.iter().zip(&launches).map(|((_, ns), n)| ns * n).sum::<f64>() / all.max(1.0);
+            // What is out after one kernel was not timed in the others.
+            let timed = t.sites.iter().zip(&launches).filter(|((_, ns), _)| *ns > 0.0);
+            let (sum, all) = timed.fold((0.0, 0.0), |(sum, all), ((_, ns), n)| (sum + ns * n, all + n));
+            t.tried.ns = if all > 0.0 { sum / all } else { 0.0 };
         }
         let Some(built_in) = self.tries.first().map(|t| t.tried.ns) else { return };
         let left = self.tries.iter().skip(1).filter(|t| t.tried.out.is_none() && t.tried.samples > 0);
