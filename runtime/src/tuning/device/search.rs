@@ -405,7 +405,8 @@ impl Product {
         for t in &mut self.tries {
             // What is out after one kernel was not timed in the others.
             let timed = t.sites.iter().zip(&launches).filter(|((_, ns), _)| *ns > 0.0);
-            let (sum, all) = timed.fold((0.0, 0.0), |(sum, all), ((_, ns), n)| (sum + ns * n, all + n));
+            let add = |(sum, all): (f64, f64), ((_, ns), n): (&(_, f64), &f64)| (sum + ns * n, all + n);
+            let (sum, all) = timed.fold((0.0, 0.0), add);
             t.tried.ns = if all > 0.0 { sum / all } else { 0.0 };
         }
         let Some(built_in) = self.tries.first().map(|t| t.tried.ns) else { return };
