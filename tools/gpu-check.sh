@@ -7,6 +7,7 @@
 #   tools/gpu-check.sh run [DIR]       only runs what was built
 #
 #   WORKLOADS="tiny small llama1b llama8b"   what is timed        RESULTS=DIR   where results go
+#   TUNED="small"    what is tuned before; tiny always is
 #   KFC_NVRTC=DIR    the folder of libnvrtc.so.13, if the system does not know it
 #
 # Exit code: 0 all well, 1 something failed, 2 there is no GPU (or nothing was built). Benches that cannot run, such as peers
@@ -107,6 +108,20 @@ run() {
         fail "emitting kernels"
     fi
 
+    section "calibration and tuning"
+    : >"$work/tuned"
+    tuned=0
+    "$kfc" bench tiny --dtype bf16 --json --quiet --device cuda --keep "$work/tune" >/dev/null &&
+        "$kfc" tune --calibrate --device cuda | tee "$work/rates" &&
+        "$kfc" tune "$work/tune/job.toml" --device cuda --seconds 60 --json --quiet | tee -a "$work/tuned" && tuned=1
+    [ $tuned = 1 ] || fail "tuning of tiny"
+    for workload in ${TUNED:-small}; do
+        "$kfc" bench "$workload" --json --quiet --device cuda --keep "$work/tune-$workload" >/dev/null &&
+            "$kfc" tune "$work/tune-$workload/job.toml" --device cuda --seconds 120 --json --quiet | tee -a "$work/tuned" ||
+            fail "tuning of $workload"
+        "$kfc" explain "$work/tune-$workload/job.toml" --device cuda | sed -n '/how products/,/^$/p'
+    done
+
     section "times and memory"
     : >"$work/benches"
     for workload in ${WORKLOADS:-tiny small llama1b llama8b}; do
@@ -145,12 +160,12 @@ PY
     section "results"
     mkdir -p "$results"
     file=$results/gpu-$(tr -cs 'A-Za-z0-9\n' '-' <<<"$name" | sed 's/-$//').json
-    python3 - "$file" "$name" "${driver:-}" "$commit" "$work/benches" "$work/peers" "${failed[*]:-}" <<'PY'
+    python3 - "$file" "$name" "${driver:-}" "$commit" "$work/benches" "$work/peers" "${failed[*]:-}" "$work/tuned" <<'PY'
 import datetime, json, sys
-file, name, driver, commit, benches, peers, failed = sys.argv[1:]
+file, name, driver, commit, benches, peers, failed, tuned = sys.argv[1:]
 lines = lambda p: [json.loads(l) for l in open(p) if l.strip()]
 out = {"date": str(datetime.date.today()), "device": name, "driver": driver, "commit": commit, "failed": failed,
-       "benches": lines(benches), "peers": lines(peers)}
+       "benches": lines(benches), "peers": lines(peers), "tuned": lines(tuned)}
 open(file, "w").write(json.dumps(out, indent=1, sort_keys=True) + "\n")
 print(file)
 PY

@@ -8,7 +8,8 @@ mod common;
 use common::standin::{self, Standin};
 use common::{World, command};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 const JOB: &str = "[model]\npath = 'student'\ndtype = 'f32'\n[lora]\nr = 4\n[data]\ntrain = ['rows.jsonl']\nseq_len = 16\n\
@@ -60,20 +61,64 @@ fn object(c: &mut Command) -> Value {
     text.lines().last().map_or(Value::Null, |line| serde_json::from_str(line).unwrap())
 }
 
-#[test]
-fn a_device_is_measured_and_a_jobs_kernels_are_timed() {
-    if standin::missing().is_some() {
-        return;
+/// Binaries that were loaded since this was asked last.
+fn loaded(standin: &Standin) -> BTreeSet<String> {
+    let log = standin.log();
+    log.iter().filter_map(|l| l.strip_prefix("load ")).map(String::from).collect()
+}
+
+/// A job whose tilings are searched for, and a file for what is found.
+struct Search {
+    place: Place,
+    standin: Standin,
+    file: PathBuf,
+}
+
+impl Search {
+    fn command(&self, name: &str, settings: &str) -> Command {
+        let mut c = self.place.kfc(name);
+        c.arg(&self.place.job).args(["--device", "cuda"]).env("KFC_TUNING", &self.file);
+        self.standin.on(&mut c, &format!("{SMALL} simulated=1 {settings}"));
+        c
     }
-    let place = Place::new();
+
+    /// A short search among few tilings.
+    fn tune(&self, settings: &str) -> Command {
+        let mut c = self.command("tune", settings);
+        c.args(["--seconds", "15", "--tilings", "3"]);
+        c
+    }
+
+    /// Runs the job; returns its adapter.
+    fn train(&self, out: &str, tuning: &Path) -> Vec<u8> {
+        let out = self.place.world.join(out);
+        let mut c = self.command("train", "");
+        object(c.arg("--out").arg(&out).env("KFC_TUNING", tuning));
+        std::fs::read(out.join("adapter/adapter_model.safetensors")).unwrap()
+    }
+
+    /// All that was tried and is out for this reason: the products.
+    fn out(&self, why: &str) -> Vec<String> {
+        let kept: Value = serde_json::from_slice(&std::fs::read(&self.file).unwrap()).unwrap();
+        let products = kept["products"].as_object().unwrap().iter();
+        let is_out = |t: &Value| t["out"].as_str().is_some_and(|o| o.contains(why));
+        products
+            .flat_map(|(name, p)| {
+                p["tried"].as_array().unwrap().iter().filter(|t| is_out(t)).map(|_| name.clone())
+            })
+            .collect()
+    }
+}
+
+/// `kfc tune --calibrate`. Returns a driver that knows the kernels of the job and those that rates are measured with.
+fn a_device_is_measured_and_a_jobs_kernels_are_timed(place: &Place) -> Standin {
     let calibrate = || {
         let mut c = place.kfc("tune");
         c.args(["--calibrate", "--device", "cuda", "--seconds", "1"]);
         c
     };
     // What the stand-in does not know is told by name.
-    let empty =
-        Standin::of_cache(place.world.join("empty"), &place.world.join("cache"), &place.world.join("none"));
+    let empty = Standin::empty(place.world.join("empty"));
     let output = empty.on(&mut calibrate(), SMALL).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(
@@ -106,4 +151,84 @@ fn a_device_is_measured_and_a_jobs_kernels_are_timed() {
     assert_eq!(explain("processors=2")["limits"]["from"], "stated");
     // The times of the CPU are others.
     assert_eq!(object(place.kfc("explain").arg(&place.job))["limits"]["from"], "guessed");
+    standin
+}
+
+#[test]
+fn a_device_is_measured_and_tuned() {
+    if standin::missing().is_some() {
+        return;
+    }
+    let place = Place::new();
+    let standin = a_device_is_measured_and_a_jobs_kernels_are_timed(&place);
+    let file = place.world.join("found.json");
+    let mut s = Search { place, standin, file };
+
+    // Kernels that the device does not load are out, one by one.
+    let report = object(&mut s.tune(""));
+    assert_eq!((&report["changed"], &report["tuned_ms"]), (&0.into(), &Value::Null), "{report}");
+    assert!(!s.out("cannot be loaded").is_empty());
+    loaded(&s.standin);
+
+    // Those that it loads take turns; a kernel takes as long as its binary's hash says.
+    s.standin = s.place.standin();
+    let report = object(s.tune("").arg("--fresh"));
+    assert!(
+        report["changed"].as_u64().unwrap() > 0 && report["with_choices"].as_u64().unwrap() > 2,
+        "{report}"
+    );
+    assert!(report["tuned_ms"].as_f64().unwrap() < report["built_in_ms"].as_f64().unwrap(), "{report}");
+    assert_eq!(Path::new(report["file"].as_str().unwrap()), s.file);
+    let tried = loaded(&s.standin);
+
+    // The run uses what was found, with the same bits.
+    let off = s.train("off", Path::new("off"));
+    let built_in = loaded(&s.standin);
+    assert!(s.train("tuned", &s.file) == off);
+    let tuned = loaded(&s.standin);
+    assert!(tuned != built_in && tuned.is_subset(&tried), "{tuned:?} {built_in:?}");
+
+    // What is explained is what is used, and says so.
+    let explained = object(&mut s.command("explain", ""));
+    let kernels = explained["kernels"].as_array().unwrap();
+    let tilings: Vec<&Value> =
+        kernels.iter().filter(|k| !k["tilings"].is_null()).map(|k| &k["tilings"]).collect();
+    assert!(!tilings.is_empty(), "{explained}");
+    let with_runners_up =
+        |t: &&&Value| t.as_object().unwrap().values().any(|p| p["tried"].as_array().unwrap().len() > 1);
+    assert!(tilings.iter().filter(with_runners_up).count() > 0);
+    let mut c = command();
+    c.arg("explain").arg(&s.place.job).args(["--device", "cuda"]).env("KFC_TUNING", &s.file);
+    c.env("XDG_CACHE_HOME", s.place.world.join("cache")).env("KFC_NVRTC", standin::nvrtc().unwrap());
+    let output = s.standin.on(&mut c, SMALL).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("how products are cut") && text.contains(" warps, "), "{text}");
+
+    let rates: BTreeSet<String> = {
+        let mut c = s.place.kfc("tune");
+        object(s.standin.on(c.args(["--calibrate", "--device", "cuda"]), SMALL));
+        loaded(&s.standin)
+    };
+    let known: BTreeSet<String> = built_in.union(&rates).cloned().collect();
+    let mut others = tried.difference(&known);
+    wrong_results_are_out(&s, others.next().unwrap());
+    what_breaks_the_device_is_not_tried_again(&s, others.next().unwrap());
+}
+
+/// A kernel that writes nothing leaves other bits.
+fn wrong_results_are_out(s: &Search, binary: &str) {
+    object(s.tune(&format!("idle={binary}")).arg("--fresh"));
+    assert!(!s.out("other bits").is_empty());
+}
+
+fn what_breaks_the_device_is_not_tried_again(s: &Search, binary: &str) {
+    let settings = format!("faulty={binary}");
+    let output = s.tune(&settings).arg("--fresh").output().unwrap();
+    let message = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("written down") && message.contains("tile "), "{message}");
+    assert!(message.contains("illegal memory access"), "{message}");
+    // It would break again.
+    object(&mut s.tune(&settings));
+    assert_eq!(s.out("while it ran").len(), 1);
 }

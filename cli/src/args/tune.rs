@@ -19,7 +19,12 @@ pub struct TuneArgs {
     pub fresh: bool,
     /// Seconds to spend.
     pub seconds: Option<u64>,
+    /// Tilings of each product to try on a GPU.
+    pub tilings: usize,
 }
+
+/// Tilings of each product to try unless told otherwise.
+const TILINGS: usize = 12;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,20 +32,32 @@ Examples:
   kfc tune job.toml --seconds 300  the same with more time; goes on where the last search ended
   kfc tune --calibrate             how fast this machine multiplies and streams
   kfc tune job.toml --calibrate    and how long each kernel of the job takes in its place
+  kfc tune job.toml --device cuda  the same search for the kernels of the first GPU
 
 The search tries, in training steps that nobody keeps, how each kernel may cut its work: tiles of products, which operand of
 a product is read in place, transposed copies of frozen weights where memory has room, tokens that the head takes at once,
 threads. No choice changes a bit of any result. A choice is used from then on if it is faster than the built-in one by more
 than the noise, and if the whole step is faster; `kfc explain` shows it beside the runners-up.
 
+On a GPU, tilings of products are tried: rows, columns and depth of a tile, warps, stages. Kernels that do not compile, spill
+registers, do not fit the device or give another bit than the built-in one are out; one that breaks the device is written
+down and never launched again.
+
 What is found and measured is kept in $XDG_CACHE_HOME/kfc (or ~/.cache/kfc), for this CPU, level of instructions and number
-of threads. KFC_TUNING names another file for what is found, or is `off`: kernels run as built in then. Times make the
+of threads, or for this GPU and version of the compiler. KFC_TUNING names another file for what is found, or is `off`: kernels run as built in then. Times make the
 predictions of `kfc explain` exact; what to recompute under a budget is planned with them.";
 
 fn seconds(text: &str) -> Result<u64, String> {
     match text.parse::<u64>() {
         Ok(seconds @ 1..=3600) => Ok(seconds),
         _ => Err("give seconds from 1 to 3600".into()),
+    }
+}
+
+fn tilings(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(tilings @ 2..=200) => Ok(tilings),
+        _ => Err("give a number of tilings from 2 to 200".into()),
     }
 }
 
@@ -60,15 +77,29 @@ pub(super) fn command() -> Command {
                 .value_parser(seconds)
                 .help("How long to search, or to time the job's steps [default: 60, with --calibrate 10]"),
         )
+        .arg(
+            Arg::new("tilings")
+                .long("tilings")
+                .value_name("N")
+                .value_parser(tilings)
+                .conflicts_with("calibrate")
+                .help("Tilings of each product to try on a GPU, the likeliest first [default: 12]"),
+        )
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<TuneArgs, clap::Error> {
+    let device = super::required(matches, "device")?;
+    let tilings: Option<usize> = matches.get_one("tilings").copied();
+    if tilings.is_some() && device == Device::Cpu {
+        return Err(super::usage_error("--tilings is for GPUs: use --device cuda with it"));
+    }
     Ok(TuneArgs {
         config: matches.get_one("config").cloned(),
         set: super::all(matches, "set"),
-        device: super::required(matches, "device")?,
+        device,
         calibrate: matches.get_flag("calibrate"),
         fresh: matches.get_flag("fresh"),
         seconds: matches.get_one("seconds").copied(),
+        tilings: tilings.unwrap_or(TILINGS),
     })
 }

@@ -19,6 +19,7 @@ use kfc_graph::Phase;
 use kfc_runtime::calibration::{Calibration, Errors, Source};
 use kfc_runtime::profile::{Kind, PlanProfile, Profile};
 use kfc_runtime::tuning::Tuning;
+use kfc_runtime::tuning::device::DeviceTuning;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that is said of a step.
@@ -26,6 +27,8 @@ pub(crate) struct Explanation<'a> {
     pub(crate) profile: &'a Profile,
     pub(crate) calibration: &'a Calibration,
     pub(crate) tuning: &'a Tuning,
+    /// What was found on the GPU that it is of, if it is one.
+    pub(crate) device: Option<DeviceTuning>,
     /// Kernels, those that take the most time first.
     pub(crate) kernels: Vec<Kernel<'a>>,
     /// Predicted time of a step's kernels.
@@ -59,6 +62,8 @@ pub(crate) struct MeasuredStep {
 pub(crate) struct Kernel<'a> {
     pub(crate) plan: &'a PlanProfile,
     pub(crate) kind: &'a Kind,
+    /// Products that a GPU's kernel cuts into tiles, by name.
+    pub(crate) products: &'a [String],
     /// A step.
     pub(crate) launches: usize,
     pub(crate) flops: f64,
@@ -166,7 +171,19 @@ impl<'a> Explanation<'a> {
             places.into_iter().map(|(p, sum): (Place, Sum)| sum.total(p.name(), profile)).collect();
         places.sort_by(|a, b| b.ms().total_cmp(&a.ms()));
         let memory = profile.plans.iter().map(PlanMemory::of).collect();
-        Explanation { profile, calibration, tuning, kernels, predicted_ms, measured, phases, places, memory }
+        let device = profile.machine.is_gpu().then(|| DeviceTuning::load(&profile.machine));
+        Explanation {
+            profile,
+            calibration,
+            tuning,
+            device,
+            kernels,
+            predicted_ms,
+            measured,
+            phases,
+            places,
+            memory,
+        }
     }
 
     /// Time of a step: measured, or that of its kernels as predicted.
@@ -262,12 +279,14 @@ fn kernels_of<'a>(profile: &Profile, plan: &'a PlanProfile, calibration: &Calibr
     let mut kernels: Vec<Kernel<'a>> = plan
         .kinds
         .iter()
-        .map(|kind| {
+        .enumerate()
+        .map(|(i, kind)| {
             let (predicted, source) = calibration.predict(kind);
             let flops = if kind.is_16_bit() { rates.flops_16 } else { rates.flops_f32 };
             Kernel {
                 plan,
                 kind,
+                products: plan.products.get(i).map_or(&[], Vec::as_slice),
                 launches: 0,
                 flops: 0.0,
                 bytes: 0.0,

@@ -1,7 +1,7 @@
 //! Which choices `kfc tune` made for the kernels, and what else it tried.
 
 use super::{Explanation, Kernel};
-use kfc_runtime::tuning::{Entry, Tried};
+use kfc_runtime::tuning::{Entry, Tried, device};
 use serde_json::{Value, json};
 
 /// Choices shown beside the one made.
@@ -10,6 +10,54 @@ const RUNNERS_UP: usize = 2;
 /// Kernels that something was tried for, in order of their time, and what was found.
 fn found<'e>(e: &'e Explanation<'_>) -> impl Iterator<Item = (&'e Kernel<'e>, &'e Entry)> {
     e.kernels.iter().filter_map(|k| Some((k, e.tuning.entry(&k.kind.signature())?)))
+}
+
+/// Products of a GPU's kernels that something was tried for, in order of the kernels' time, and what was found.
+fn found_products<'e>(e: &'e Explanation<'_>) -> Vec<(&'e str, &'e device::Entry)> {
+    let mut found: Vec<(&str, &device::Entry)> = Vec::new();
+    for product in e.kernels.iter().flat_map(|k| k.products) {
+        if let Some(entry) = e.device.as_ref().and_then(|d| d.entry(product))
+            && found.iter().all(|(known, _)| known != product)
+        {
+            found.push((product, entry));
+        }
+    }
+    found
+}
+
+/// The table of the first `most` products with its head; none if nothing was tried.
+pub(super) fn product_rows(e: &Explanation<'_>, most: usize) -> Option<Vec<Vec<String>>> {
+    let mut rows = vec![["product", "tiling", "µs", "runners-up"].map(String::from).to_vec()];
+    for (product, entry) in found_products(e).into_iter().take(most) {
+        let us = entry.tried(entry.tiling).map_or(String::new(), |t| format!("{:.1}", t.ns * 1e-3));
+        let others = entry.tried.iter().filter(|t| t.tiling != entry.tiling && t.samples > 0);
+        let word = |t: &device::Tried| {
+            let why = t.out.as_ref().map_or(String::new(), |why| format!(", {why}"));
+            format!("{} {:.1}{why}", device::tiling_name(&t.tiling), t.ns * 1e-3)
+        };
+        let others: Vec<String> = others.take(RUNNERS_UP).map(word).collect();
+        rows.push(vec![product.into(), device::tiling_name(&entry.tiling), us, others.join("; ")]);
+    }
+    (rows.len() > 1).then_some(rows)
+}
+
+/// What was found for a kernel's products: an object with each by name; null if nothing was tried.
+pub(super) fn products_json(e: &Explanation<'_>, kernel: &Kernel<'_>) -> Value {
+    let tried = |t: &device::Tried| {
+        json!({
+            "tiling": device::tiling_name(&t.tiling), "ns": t.ns, "samples": t.samples, "registers": t.uses[0],
+            "shared_bytes": t.uses[1], "out": t.out,
+        })
+    };
+    let found = kernel.products.iter().filter_map(|p| Some((p, e.device.as_ref()?.entry(p)?)));
+    let products: serde_json::Map<String, Value> = found
+        .map(|(product, entry)| {
+            let tried: Vec<Value> = entry.tried.iter().map(tried).collect();
+            let tiling = device::tiling_name(&entry.tiling);
+            (product.clone(), json!({"tiling": tiling, "settled": entry.settled, "tried": tried}))
+        })
+        .collect();
+    if products.is_empty() { Value::Null } else { Value::Object(products) }
 }
 
 /// The table of the first `most` kernels with its head; none if nothing was tried.

@@ -1,6 +1,7 @@
 //! From plans to kernels and launches: each distinct program once, and for each step what is launched with which addresses.
 
 use super::programs::{Arg, EmitError, Sizes, emit_tiled};
+use super::tiling::Shape;
 use super::{Program, Tilings};
 use crate::plan::{Place, Plan, Step};
 use kfc_graph::Op;
@@ -165,6 +166,12 @@ impl Lowered {
             step["launches"] = launches.iter().map(|l| self.launch_json(l)).collect();
         }
         value
+    }
+
+    /// The products of each step of a plan that tilings can be chosen for.
+    pub fn products(&self, number: usize) -> Vec<Vec<&Shape>> {
+        let shape = |l: &PlannedLaunch| Some(&self.kernels[l.kernel].program.tiled.as_ref()?.shape);
+        self.launches[number].iter().map(|step| step.iter().filter_map(shape).collect()).collect()
     }
 
     fn launch_json(&self, l: &PlannedLaunch) -> Value {

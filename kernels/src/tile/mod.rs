@@ -16,6 +16,7 @@ pub mod interp;
 pub mod ir;
 pub mod lower;
 pub mod programs;
+pub mod shortlist;
 pub mod tiling;
 pub mod trial;
 pub mod triton;

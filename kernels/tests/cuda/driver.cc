@@ -45,7 +45,8 @@ enum : result {
 
 // What the driver knows how to do differently: version, devices, capability, processors, clock, free, total, shared, alloc (the error of an
 // allocation), init (that of starting), fault (ENTRY:N breaks at its Nth launch), parameters (so many fewer), order (1 for
-// descending warps).
+// descending warps), simulated (1: a kernel takes 10 to 106 us as its binary's hash has it, nothing else takes time); and what
+// the kernel with a binary of this hash does: faulty (breaks), idle (writes nothing).
 static std::string setting(const std::string &name, const std::string &usual) {
     const char *all = getenv("KFC_STANDIN_SET");
     std::istringstream words(all ? all : "");
@@ -67,9 +68,10 @@ struct Stream {
 struct Event {
     Stream *stream = nullptr;
     bool passed = true;
-    std::chrono::steady_clock::time_point at;
+    double at = 0; // ms
 };
 struct Module {
+    std::string hash;
     unsigned kernel, hidden;
     std::string entry;
     std::map<std::string, struct Function *> functions;
@@ -88,6 +90,7 @@ struct Driver {
     std::set<void *> streams, events, modules, functions, graphs, executables, pinned;
     result error = SUCCESS; // of an earlier kernel; nothing works after it
     std::map<std::string, int> launches;
+    double simulated = 0; // ms
     std::ostringstream log;
     void *library = nullptr;
     ~Driver() {
@@ -353,7 +356,8 @@ API cuEventRecord(Event *e, Stream *s) {
     e->passed = false;
     return enqueue(s, [=] {
         e->passed = true;
-        e->at = std::chrono::steady_clock::now();
+        const std::chrono::duration<double, std::milli> now = std::chrono::steady_clock::now().time_since_epoch();
+        e->at = number("simulated", 0) ? driver.simulated : now.count();
     });
 }
 API cuEventSynchronize(Event *e) {
@@ -365,7 +369,7 @@ static result elapsed(float *ms, Event *from, Event *to) {
     CURRENT;
     if (!from->stream || !to->stream) return INVALID_HANDLE;
     if (!from->passed || !to->passed) return NOT_READY;
-    *ms = std::chrono::duration<float, std::milli>(to->at - from->at).count();
+    *ms = (float)(to->at - from->at);
     return SUCCESS;
 }
 API cuEventElapsedTime(float *ms, Event *from, Event *to) {
@@ -387,7 +391,8 @@ API cuModuleLoadData(Module **module, const unsigned char *image) {
     unsigned kernel, hidden;
     while (index >> known >> kernel >> entry >> hidden)
         if (known == text) {
-            driver.modules.insert(*module = new Module{kernel, hidden, entry, {}});
+            driver.log << "load " << known << "\n";
+            driver.modules.insert(*module = new Module{known, kernel, hidden, entry, {}});
             return SUCCESS;
         }
     fprintf(stderr, "stand-in: no kernel for a binary of hash %s\n", text);
@@ -436,13 +441,19 @@ API cuLaunchKernel(Function *f, unsigned x, unsigned y, unsigned z, unsigned tx,
     for (void *p : args)
         if (!inside((deviceptr)p, 1)) return INVALID_VALUE;
     const unsigned kernel = f->module->kernel;
-    const std::string entry = f->module->entry;
+    const std::string entry = f->module->entry, hash = f->module->hash;
     if (!s->capturing) driver.log << "launch\n";
     return enqueue(s, [=]() mutable {
         if (setting("fault", "") == entry + ":" + std::to_string(++driver.launches[entry])) {
             driver.error = ILLEGAL_ADDRESS;
             return;
         }
+        if (setting("faulty", "") == hash) {
+            driver.error = ILLEGAL_ADDRESS;
+            return;
+        }
+        driver.simulated += 0.01 + 0.001 * (double)(std::stoull(hash.substr(0, 8), nullptr, 16) % 97);
+        if (setting("idle", "") == hash) return;
         const auto run = (void (*)(unsigned, void **, unsigned, unsigned, unsigned, unsigned, bool))symbol("kfc_run");
         run(kernel, args.data(), x, y, z, tx, number("order", 0) != 0);
     });

@@ -12,10 +12,13 @@ use crate::edited::Edit;
 use crate::error::Result;
 use crate::exec::{BoundPlan, Copied, Store};
 use crate::profile::{Machine, Stage, Startup};
+use crate::tuning::device::DeviceTuning;
 use crate::{memory, session};
 use cuda::{CudaMemory, CudaPlan, Gpu};
 use kfc_kernels::compile::Backend;
 use kfc_kernels::plan::Plan;
+use kfc_kernels::tile::Tilings;
+use kfc_kernels::tile::tiling::Shape;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -57,7 +60,13 @@ impl Device {
 /// A device that is there.
 pub(crate) enum Opened {
     Cpu,
-    Cuda { gpu: Arc<Gpu>, kernels: Option<PathBuf>, edits: Vec<Edit> },
+    /// Products are cut as tilings say, unless kernels come from a folder or from files.
+    Cuda {
+        gpu: Arc<Gpu>,
+        kernels: Option<PathBuf>,
+        edits: Vec<Edit>,
+        tilings: Tilings,
+    },
 }
 
 impl Opened {
@@ -67,9 +76,23 @@ impl Opened {
         Ok(match device {
             Device::Cpu => Opened::Cpu,
             Device::Cuda { index, kernels, edits } => {
-                Opened::Cuda { gpu: Gpu::open(*index)?, kernels: kernels.clone(), edits: edits.clone() }
+                let gpu = Gpu::open(*index)?;
+                // Kernels from files are known by the names of the built-in ones.
+                let tilings = match kernels.is_some() || !edits.is_empty() {
+                    true => Tilings::new(),
+                    false => DeviceTuning::load(&gpu.info.machine()).tilings(),
+                };
+                Opened::Cuda { gpu, kernels: kernels.clone(), edits: edits.clone(), tilings }
             }
         })
+    }
+
+    /// The same with other tilings.
+    pub(crate) fn with_tilings(self, tilings: Tilings) -> Opened {
+        match self {
+            Opened::Cpu => Opened::Cpu,
+            Opened::Cuda { gpu, kernels, edits, .. } => Opened::Cuda { gpu, kernels, edits, tilings },
+        }
     }
 
     /// Binds plans to tensors of `store`, which is then where step data is written; `account` is what they hold, transposed
@@ -90,8 +113,8 @@ impl Opened {
                 let bound = session::bind_with(plans, store, copied)?;
                 (Memory::Host, bound.into_iter().map(|p| DevicePlan::Cpu(Box::new(p))).collect())
             }
-            Opened::Cuda { gpu, kernels, edits } => {
-                let loaded = cuda::Loaded::new(gpu, plans, kernels.as_deref(), edits)?;
+            Opened::Cuda { gpu, kernels, edits, tilings } => {
+                let loaded = cuda::Loaded::new(gpu, plans, kernels.as_deref(), tilings, edits)?;
                 startup.lap(Stage::Compile);
                 let (memory, bound) = cuda::bind(gpu, plans, &loaded, store, account)?;
                 (Memory::Cuda(memory), bound.into_iter().map(|p| DevicePlan::Cuda(Box::new(p))).collect())
@@ -216,6 +239,22 @@ impl DevicePlan {
         match self {
             DevicePlan::Cpu(plan) => Some(plan),
             DevicePlan::Cuda(_) => None,
+        }
+    }
+
+    /// The plan, if it runs on a GPU.
+    pub(crate) fn on_gpu(&mut self) -> Option<&mut CudaPlan> {
+        match self {
+            DevicePlan::Cpu(_) => None,
+            DevicePlan::Cuda(plan) => Some(plan),
+        }
+    }
+
+    /// Products of each step that a GPU's kernels cut as they are told; nothing on the CPU.
+    pub(crate) fn products(&self) -> &[Vec<Shape>] {
+        match self {
+            DevicePlan::Cpu(_) => &[],
+            DevicePlan::Cuda(plan) => plan.products(),
         }
     }
 

@@ -70,6 +70,7 @@ fn plan_json(p: &PlanProfile) -> Value {
         "arena_bytes": p.arena_bytes,
         "live_bytes": p.live_bytes,
         "kinds": kinds,
+        "products": p.products,
         "launches": launches.collect::<Vec<_>>(),
         "blocks": blocks.collect::<Vec<_>>(),
         "decisions": decisions.collect::<Vec<_>>(),
@@ -118,7 +119,13 @@ fn plan(v: &Value) -> Option<PlanProfile> {
     let kinds: Vec<Kind> = array(o, "kinds")?.iter().map(kind).collect::<Option<_>>()?;
     let launches: Vec<Launch> = array(o, "launches")?.iter().map(launch).collect::<Option<_>>()?;
     let blocks: Vec<Block> = array(o, "blocks")?.iter().map(block).collect::<Option<_>>()?;
-    let fits = launches.iter().all(|l| l.kind < kinds.len())
+    // Older runs have none.
+    let products: Vec<Vec<String>> = match o.get("products") {
+        None => Vec::new(),
+        Some(v) => v.as_array()?.iter().map(names).collect::<Option<_>>()?,
+    };
+    let fits = (products.is_empty() || products.len() == kinds.len())
+        && launches.iter().all(|l| l.kind < kinds.len())
         && blocks.iter().all(|b| b.first <= b.last && b.last < launches.len());
     fits.then_some(PlanProfile {
         name: text(o, "name")?,
@@ -126,6 +133,7 @@ fn plan(v: &Value) -> Option<PlanProfile> {
         arena_bytes: number("arena_bytes")?,
         live_bytes: number("live_bytes")?,
         kinds,
+        products,
         launches,
         blocks,
         decisions: array(o, "decisions")?.iter().map(decision).collect::<Option<_>>()?,
@@ -145,6 +153,10 @@ fn kind(v: &Value) -> Option<Kind> {
         outputs: texts("outputs")?,
         cost: Cost { flops: o.get("flops")?.as_u64()?, bytes: o.get("bytes")?.as_u64()? },
     })
+}
+
+fn names(v: &Value) -> Option<Vec<String>> {
+    v.as_array()?.iter().map(|n| Some(n.as_str()?.to_owned())).collect()
 }
 
 fn launch(v: &Value) -> Option<Launch> {
@@ -224,6 +236,7 @@ mod tests {
                 arena_bytes: 64,
                 live_bytes: 64,
                 kinds: vec![kind],
+                products: vec![vec!["linear 2x5x3 f32".into()]],
                 launches: vec![launch],
                 blocks: vec![Block { offset: 0, bytes: 64, first: 0, last: 0, scratch: false }],
                 decisions: vec![Decision {

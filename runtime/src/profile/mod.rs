@@ -13,11 +13,13 @@ pub(crate) use startup::{Stage, Startup};
 
 use crate::accounting::Account;
 use crate::calibration::Rates;
+use crate::tuning::device::shape_name;
 use kfc_graph::budget::Decision;
 use kfc_graph::{Cost, Op, Phase, TensorType};
 use kfc_kernels::cpu::simd;
 use kfc_kernels::cuda::Arch;
 use kfc_kernels::plan::{Place, Plan, Step};
+use kfc_kernels::tile::tiling::Shape;
 use kfc_kernels::timeline::{self, Block};
 use std::collections::BTreeMap;
 
@@ -109,6 +111,8 @@ pub struct PlanProfile {
     pub live_bytes: usize,
     /// Kinds of launches, in order of their first.
     pub kinds: Vec<Kind>,
+    /// For each kind, the products that a GPU's kernels cut into tiles, by name; empty on a CPU.
+    pub products: Vec<Vec<String>>,
     /// Launches in order.
     pub launches: Vec<Launch>,
     /// Blocks of the arena in order of their first use; times are positions of launches.
@@ -246,10 +250,31 @@ impl PlanProfile {
             arena_bytes: plan.arena_bytes,
             live_bytes: plan.live_bytes,
             kinds,
+            products: Vec::new(),
             launches,
             blocks: timeline::blocks(plan),
             decisions: plan.decisions.clone(),
         }
+    }
+
+    /// The same with the products of each step.
+    pub(crate) fn with_products<'a, S: IntoIterator<Item = &'a Shape>>(
+        mut self,
+        steps: impl IntoIterator<Item = S>,
+    ) -> PlanProfile {
+        let mut steps = steps.into_iter().zip(&self.launches).peekable();
+        if steps.peek().is_some() {
+            self.products = vec![Vec::new(); self.kinds.len()];
+        }
+        for (shapes, launch) in steps {
+            let names = &mut self.products[launch.kind];
+            for name in shapes.into_iter().map(shape_name) {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+        self
     }
 
     /// Takes over the times of the plan's steps.

@@ -22,6 +22,7 @@ use crate::accounting::Account;
 use crate::calibration::Rates;
 use crate::config::JobConfig;
 use crate::data::{Loader, MicroBatch, StepBatch};
+use crate::device::cuda::CudaPlan;
 use crate::device::{DevicePlan, Memory};
 use crate::error::{Result, RunError};
 use crate::exec::{BoundPlan, Slot, Store};
@@ -264,6 +265,13 @@ impl Trainer {
         let bound = [&mut self.micro, &mut self.update];
         let described = self.described.iter().zip(bound);
         described.filter_map(|(profile, plan)| Some((profile, plan.on_cpu()?))).collect()
+    }
+
+    /// Both plans with their descriptions, if they run on a GPU.
+    pub(crate) fn gpu_plans_mut(&mut self) -> Vec<(&PlanProfile, &mut CudaPlan)> {
+        let bound = [&mut self.micro, &mut self.update];
+        let described = self.described.iter().zip(bound);
+        described.filter_map(|(profile, plan)| Some((profile, plan.on_gpu()?))).collect()
     }
 
     /// The data.

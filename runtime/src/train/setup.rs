@@ -19,6 +19,8 @@ use crate::random;
 use crate::teacher_cache::TeacherCache;
 use kfc_graph::{DType, InputKind, TensorType};
 use kfc_kernels::compile::Backend;
+use kfc_kernels::tile::Tilings;
+use kfc_kernels::tile::lower::lower;
 use kfc_ops::model::LoraSpec;
 use kfc_ops::step::TrainedParam;
 use kfc_ops::step::train::{projector_input, trained_params};
@@ -174,6 +176,9 @@ pub fn predict(job: &JobConfig, seq: usize, target: &Target) -> Result<Profile> 
     let mut profile = Profile::predicted(model, shape, target.machine(), &plans, &account);
     if let Target::Gpu { stated, .. } = target {
         profile.stated = *stated;
+        let lowered = lower(&plans).map_err(|e| RunError::Failed(e.to_string()))?;
+        let described = std::mem::take(&mut profile.plans).into_iter().enumerate();
+        profile.plans = described.map(|(i, p)| p.with_products(lowered.products(i))).collect();
     }
     Ok(profile)
 }
@@ -257,13 +262,31 @@ impl Trainer {
     ///
     /// # Errors
     /// As there.
-    pub fn with_copies(
+    pub fn with_copies(device: &Device, job: &JobConfig, loader: Loader, copies: Copies) -> Result<Trainer> {
+        Trainer::on_opened(device, &Opened::new(device)?, job, loader, copies)
+    }
+
+    /// [`Trainer::on`] with a GPU's products cut as told, whatever `kfc tune` found.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_tilings(
         device: &Device,
+        job: &JobConfig,
+        loader: Loader,
+        tilings: Tilings,
+    ) -> Result<Trainer> {
+        let opened = Opened::new(device)?.with_tilings(tilings);
+        Trainer::on_opened(device, &opened, job, loader, Copies::AsTuned)
+    }
+
+    fn on_opened(
+        device: &Device,
+        opened: &Opened,
         job: &JobConfig,
         mut loader: Loader,
         copies: Copies,
     ) -> Result<Trainer> {
-        let opened = Opened::new(device)?;
         let mut startup = Startup::new(loader.reading());
         // Reading and tokenising left holes behind; they are not what the run holds.
         memory::release_unused();
@@ -298,8 +321,8 @@ impl Trainer {
         // Compiling, too, left holes behind.
         memory::release_unused();
         let (memory, bound) = opened.bind(&plans, &store, &copied, &account, &mut startup)?;
-        let described =
-            [(0, job.train.accumulation), (1, 1)].map(|(i, runs)| PlanProfile::of(&plans[i], runs));
+        let described = [(0, job.train.accumulation), (1, 1)]
+            .map(|(i, runs)| PlanProfile::of(&plans[i], runs).with_products(bound[i].products()));
         let [micro, update]: [_; 2] =
             bound.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
         let total = match job.train.length {

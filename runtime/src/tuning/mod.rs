@@ -5,6 +5,7 @@
 //! ([`kfc_kernels::cpu::choice`]), so that a run need not record what it used. Nothing here ever fails a run: without a file,
 //! or with one that is damaged or of another machine, kernels run as built in.
 
+pub mod device;
 mod search;
 
 pub use search::{Report, Status, search, verify};

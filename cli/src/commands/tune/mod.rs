@@ -1,11 +1,13 @@
 //! `kfc tune`: how a job's kernels run fastest on this machine, and how fast the machine is.
 
 mod calibrate;
+mod device;
 mod search;
 
-use crate::args::{Global, TuneArgs};
+use crate::args::{self, Global, TuneArgs};
 use crate::error::Outcome;
 use kfc_runtime::config::JobConfig;
+use kfc_runtime::data::Loader;
 use kfc_runtime::device::Device;
 use kfc_runtime::exec::Copies;
 use kfc_runtime::models::Model;
@@ -17,7 +19,10 @@ use kfc_runtime::train::{Trainer, data};
 /// If the job is wrong or fails.
 pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
     match &args.config {
-        Some(config) if !args.calibrate => search::run(config, args, global),
+        Some(config) if !args.calibrate && args.device == args::Device::Cpu => {
+            search::run(config, args, global)
+        }
+        Some(config) if !args.calibrate => device::run(config, args, global),
         _ => calibrate::run(args, global),
     }
 }
@@ -27,7 +32,12 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
 /// # Errors
 /// If the job is wrong or does not fit, or the device is missing or its kernels cannot be had.
 pub(crate) fn trainer_with(device: &Device, job: &JobConfig, copies: Copies) -> anyhow::Result<Trainer> {
+    Ok(Trainer::with_copies(device, job, loader(job)?, copies)?)
+}
+
+/// The rows of a job.
+fn loader(job: &JobConfig) -> anyhow::Result<Loader> {
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let rows = data::load(job, &model.config)?;
-    Ok(Trainer::with_copies(device, job, data::loader(job, rows)?, copies)?)
+    Ok(data::loader(job, rows)?)
 }

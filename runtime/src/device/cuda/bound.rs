@@ -5,12 +5,15 @@
 
 use super::driver::{Event, Graph, Pinned};
 use super::memory::{CudaMemory, Place};
+use super::trial::{self, Site, Trial};
 use super::{CudaError, Loaded, kernels};
 use crate::error::RunError;
 use crate::exec::{Slot, Store, StoreError};
 use cudarc::driver::sys::CUdeviceptr;
 use kfc_kernels::plan::{self, Plan};
 use kfc_kernels::tile::lower::{Address, PlannedLaunch};
+use kfc_kernels::tile::tiling::Shape;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -62,6 +65,13 @@ pub struct CudaPlan {
     results: Pinned,
     events: Vec<Event>,
     kernels: Arc<Vec<kernels::Loaded>>,
+    /// Kernels that run instead, by position.
+    instead: HashMap<usize, Arc<kernels::Loaded>>,
+    /// The first launch of each kernel that there are others for.
+    sites: Vec<Site>,
+    /// Products of each step that tilings can be chosen for.
+    products: Vec<Vec<Shape>>,
+    trial: Option<Trial>,
     memory: Arc<CudaMemory>,
     /// Nanoseconds of each step over the timed runs.
     spent: Vec<u64>,
@@ -75,12 +85,12 @@ pub struct CudaPlan {
 impl CudaPlan {
     pub(super) fn new(
         plan: &Plan,
-        launches: &[Vec<PlannedLaunch>],
+        number: usize,
         loaded: &Loaded,
         memory: &Arc<CudaMemory>,
         store: &Store,
     ) -> Result<CudaPlan> {
-        let kernels = &loaded.lowered.kernels;
+        let (kernels, launches) = (&loaded.lowered.kernels, &loaded.lowered.launches[number]);
         let input = |i: usize| memory.place(&plan.inputs[i].name).map_or(0, |p| p.offset);
         let address = |a: &Address| memory.at(a.input.map_or(memory.arena(), input) + a.offset);
         let place = |p: &plan::Place| match *p {
@@ -109,6 +119,8 @@ impl CudaPlan {
                 Read { name: o.name.clone(), from: place(&o.place).0, at }
             })
             .collect();
+        let sites = trial::sites(plan, launches, kernels, &address);
+        let products = loaded.lowered.products(number);
         let StepData { parts, start, bytes } = step_data(plan, memory, store)?;
         let gpu = memory.gpu();
         Ok(CudaPlan {
@@ -123,6 +135,10 @@ impl CudaPlan {
             results: Pinned::new(gpu, end)?,
             events: (0..=plan.steps.len()).map(|_| Event::new(gpu)).collect::<Result<_, CudaError>>()?,
             kernels: Arc::clone(&loaded.functions),
+            instead: HashMap::new(),
+            sites,
+            products: products.into_iter().map(|step| step.into_iter().cloned().collect()).collect(),
+            trial: None,
             memory: Arc::clone(memory),
             spent: vec![0; plan.steps.len()],
             timed: 0,
@@ -139,7 +155,7 @@ impl CudaPlan {
     pub fn run(&mut self, store: &Store) -> Result<()> {
         self.memory.gpu().enter()?;
         self.write(store)?;
-        if !self.is_warm || self.is_careful {
+        if !self.is_warm || self.is_careful || self.trial.is_some() {
             self.run_carefully()?;
         } else if self.timed < TIMED {
             self.run_timed()?;
@@ -165,9 +181,17 @@ impl CudaPlan {
 
     /// Waits after each step.
     fn run_carefully(&mut self) -> Result<(), CudaError> {
+        let mut trial = self.trial.take();
         let mut last = Instant::now();
         for (i, step) in self.steps.iter().enumerate() {
-            step.work.iter().try_for_each(|w| self.issue(w))?;
+            for (j, work) in step.work.iter().enumerate() {
+                if let (Some(trial), Work::Launch { kernel, args }) = (&mut trial, work)
+                    && trial.site.at == (i, j)
+                {
+                    trial.run(&self.memory, &self.kernels[*kernel], args)?;
+                }
+                self.issue(work)?;
+            }
             self.memory.finish(&self.name, Some(&step.what))?;
             self.spent[i] += last.elapsed().as_nanos() as u64;
             last = Instant::now();
@@ -227,9 +251,37 @@ impl CudaPlan {
             Work::Copy { to, from, bytes } => unsafe { self.memory.stream().copy(*to, *from, *bytes) },
             // SAFETY: the memory plan gives each argument the bytes that its kernel was made for, and memory lives with `self`.
             Work::Launch { kernel, args } => unsafe {
-                self.kernels[*kernel].launch(self.memory.stream(), args)
+                let kernel = self.instead.get(kernel).map_or(&self.kernels[*kernel], |k| k);
+                kernel.launch(self.memory.stream(), args)
             },
         }
+    }
+
+    /// The first launch of each kernel that others can stand in for.
+    pub(crate) fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    /// Products of each step that tilings can be chosen for.
+    pub(crate) fn products(&self) -> &[Vec<Shape>] {
+        &self.products
+    }
+
+    /// The next run waits after each step and makes this trial on its way.
+    pub(crate) fn try_out(&mut self, trial: Trial) {
+        self.trial = Some(trial);
+    }
+
+    /// Device and memory.
+    pub(crate) fn memory(&self) -> &Arc<CudaMemory> {
+        &self.memory
+    }
+
+    /// Runs other kernels from now on, those of [`Site::kernel`]; where none is named, the plan's own.
+    pub(crate) fn run_instead(&mut self, instead: HashMap<usize, Arc<kernels::Loaded>>) {
+        self.instead = instead;
+        // It has the kernels before in it. Nothing runs: each run is waited for.
+        self.graph = None;
     }
 
     /// Nanoseconds that each step of the plan took over all runs since the last reset, from those that were timed.

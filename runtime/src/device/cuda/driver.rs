@@ -4,44 +4,15 @@
 //! any thread in which the context is current: [`Gpu::enter`] comes first.
 
 use super::error::{Doing, arch_of, describe, is_out_of_memory};
+use super::info::{Info, describe_device};
 use super::{CUDA, CudaError};
-use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUdeviceptr};
+use cudarc::driver::sys::{self, CUdeviceptr};
 use cudarc::driver::{DriverError, result};
 use kfc_kernels::cuda::Arch;
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
 type Result<T> = std::result::Result<T, CudaError>;
-
-/// What a device is.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Info {
-    /// Its number.
-    pub index: usize,
-    /// Its name.
-    pub name: String,
-    /// Compute capability.
-    pub capability: (i32, i32),
-    /// Memory, bytes.
-    pub memory: u64,
-    /// Multiprocessors.
-    pub processors: i32,
-    /// Most shared memory of a block, bytes.
-    pub shared: usize,
-    /// Clock of the multiprocessors at best, in kHz; 0 if the driver does not say.
-    pub clock: i32,
-    /// Clock of the memory at best, in kHz; 0 if the driver does not say.
-    pub memory_clock: i32,
-    /// Width of the memory's bus in bits; 0 if the driver does not say.
-    pub memory_bits: i32,
-}
-
-impl Info {
-    /// Whether kernels are compiled for devices like this.
-    pub fn is_supported(&self) -> bool {
-        Arch::of_capability(self.capability.0, self.capability.1).is_some()
-    }
-}
 
 /// The driver, loaded and started, and the version of CUDA that it supports (13000 is 13.0).
 ///
@@ -67,63 +38,6 @@ pub fn start() -> Result<i32> {
         }
         Err(e) => Err(CudaError::Init(describe(e))),
     }
-}
-
-/// All devices.
-///
-/// # Errors
-/// As [`start`].
-pub fn devices() -> Result<Vec<Info>> {
-    start()?;
-    let count = result::device::get_count().doing("counting devices")?;
-    (0..count.max(0) as usize).map(|i| Ok(describe_device(i)?.1)).collect()
-}
-
-fn describe_device(index: usize) -> Result<(sys::CUdevice, Info)> {
-    let doing = "looking at a device";
-    let device = result::device::get(index as i32).doing(doing)?;
-    let name = result::device::get_name(device).doing(doing)?;
-    // SAFETY: the device comes from the driver.
-    let memory = unsafe { result::device::total_mem(device) }.doing(doing)? as u64;
-    let attribute = |a| {
-        // SAFETY: as above.
-        unsafe { result::device::get_attribute(device, a) }.doing(doing)
-    };
-    let capability = (
-        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-    );
-    let processors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
-    let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-    // What predictions alone need: a driver that does not tell is no reason to stop.
-    let told = |a| attribute(a).unwrap_or(0);
-    let info = Info {
-        index,
-        name,
-        capability,
-        memory,
-        processors,
-        shared: shared.max(0) as usize,
-        clock: told(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE),
-        memory_clock: told(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE),
-        memory_bits: told(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH),
-    };
-    Ok((device, info))
-}
-
-/// What device number `index` is. No context is made.
-///
-/// # Errors
-/// If there is no usable driver or device.
-pub fn describe_one(index: usize) -> Result<Info> {
-    let all = match devices() {
-        Err(CudaError::NoDevice { .. }) => Vec::new(),
-        other => other?,
-    };
-    let count = all.len();
-    let info = all.into_iter().nth(index).ok_or(CudaError::NoDevice { index, count })?;
-    arch_of(index, &info.name, info.capability)?;
-    Ok(info)
 }
 
 /// A device and its context.

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// A kernel in the driver.
-pub(super) struct Loaded {
+pub(crate) struct Loaded {
     function: Function,
     /// Null pointers after its parameters.
     hidden: usize,
@@ -94,14 +94,41 @@ fn load_others(
     let binary = |(k, kernel): (usize, &Kernel)| match (edited.get(&k), &folder) {
         (Some(found), _) => Ok(found.clone()),
         (None, Some(folder)) => folder.find(kernel),
-        (None, None) => compile(gpu, kernel),
+        (None, None) => compile(gpu, kernel).map(|(found, _)| found),
     };
     let found = kernels.par_iter().enumerate().map(binary).collect::<Result<Vec<Found>, CudaError>>()?;
     let place = |(kernel, found): (&Kernel, &Found)| place(gpu, kernel, found);
     kernels.iter().zip(&found).map(place).collect()
 }
 
-fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<Found, CudaError> {
+/// A kernel compiled, or found in the cache, and what the compiler said of it; not in the driver yet.
+pub(crate) struct Compiled {
+    found: Found,
+    /// The compiler's figures.
+    pub(crate) object: nvrtc::Object,
+    /// Threads of a block.
+    pub(super) threads: usize,
+}
+
+/// Compiles a kernel.
+///
+/// # Errors
+/// If that fails.
+pub(super) fn compile_one(gpu: &Gpu, kernel: &Kernel) -> Result<Compiled, CudaError> {
+    let (found, object) = compile(gpu, kernel)?;
+    let threads = found.shape.threads;
+    Ok(Compiled { found, object, threads })
+}
+
+/// Loads what [`compile_one`] gave.
+///
+/// # Errors
+/// If it does not fit the device.
+pub(crate) fn load_one(gpu: &Arc<Gpu>, kernel: &Kernel, compiled: &Compiled) -> Result<Loaded, CudaError> {
+    place(gpu, kernel, &compiled.found)
+}
+
+fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<(Found, nvrtc::Object), CudaError> {
     let failed = |e: TileError| CudaError::Kernel { kernel: kernel.name.clone(), what: e.to_string() };
     let source = cuda::print(&kernel.program, gpu.arch).map_err(failed)?;
     // A missing compiler is said as it is: it concerns no kernel.
@@ -109,7 +136,7 @@ fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<Found, CudaError> {
         .map_err(|e| CudaError::Source(e.to_string()))?;
     let shape =
         LaunchShape { grid: source.grid, threads: source.threads, dynamic_shared: source.dynamic_shared };
-    Ok(Found { cubin: object.cubin, shape, hidden: 0, edited: None })
+    Ok((Found { cubin: object.cubin.clone(), shape, hidden: 0, edited: None }, object))
 }
 
 fn place(gpu: &Arc<Gpu>, kernel: &Kernel, found: &Found) -> Result<Loaded, CudaError> {

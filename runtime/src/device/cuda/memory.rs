@@ -150,7 +150,7 @@ impl CudaMemory {
         &self.stream
     }
 
-    pub(super) fn gpu(&self) -> &Arc<Gpu> {
+    pub(crate) fn gpu(&self) -> &Arc<Gpu> {
         self.stream.gpu()
     }
 

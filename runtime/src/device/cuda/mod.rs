@@ -4,11 +4,12 @@
 //! - `kernels`: binaries of a plan's kernels, compiled, cached or from a folder, and loaded;
 //! - `memory`: one plain allocation for all tensors and the arena, filled from the host through page-locked buffers;
 //! - `bound`: a plan bound to it, run kernel by kernel at first and then as one graph;
-//! - `limits`: what a device does at best, from what its driver says;
+//! - `info`: what a device is and does at best, from what its driver says;
 //! - `rates`: how fast a device multiplies and streams, with our kernels;
 //! - `room`, `programs`: memory for one kernel alone; tile programs alone, for checks;
 //! - `check`: kernels that people wrote, tried before they are used;
 //! - `alone`: one kernel, timed;
+//! - `trial`: other kernels for a launch of a plan, checked and timed where it runs;
 //! - `folder`: kernels that `kfc compile --emit` wrote.
 //!
 //! Invariants: a step allocates nothing; everything runs in one stream, in the plan's order, so that results are the same
@@ -20,29 +21,34 @@ mod check;
 mod driver;
 mod error;
 mod folder;
+mod info;
 mod kernels;
-mod limits;
 mod memory;
 mod programs;
 mod rates;
 mod room;
+mod trial;
 
 pub use alone::{Alone, time};
 pub use bound::CudaPlan;
-pub use driver::{Gpu, Info, describe_one, devices, start};
+pub use driver::{Gpu, start};
 pub use error::CudaError;
 pub use folder::source_hash;
+pub use info::{Info, describe_one, devices};
+pub(crate) use kernels::{Loaded as Launchable, load_one as load_trial};
 pub(crate) use memory::ALIGN;
 pub use memory::CudaMemory;
 pub use programs::Programs;
 pub(crate) use rates::measure as measure_rates;
+pub(crate) use trial::{Outcomes, Site, Trial, compile as compile_trial};
 
 use crate::accounting::Account;
 use crate::edited::Edit;
 use crate::error::Result;
 use crate::exec::Store;
 use kfc_kernels::plan::Plan;
-use kfc_kernels::tile::lower::{Lowered, lower};
+use kfc_kernels::tile::Tilings;
+use kfc_kernels::tile::lower::{Lowered, lower_tiled};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -60,8 +66,8 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// Compiles or finds the plans' kernels: those of `edits` in their files, which are tried; the others in `folder`, which
-    /// `kfc compile --emit` wrote, if that is given.
+    /// Compiles or finds the plans' kernels, whose products are cut as `tilings` say: those of `edits` in their files, which
+    /// are tried; the others in `folder`, which `kfc compile --emit` wrote, if that is given.
     ///
     /// # Errors
     /// If one cannot be had or does not fit the device, or an edited one is wrong.
@@ -69,9 +75,10 @@ impl Loaded {
         gpu: &Arc<Gpu>,
         plans: &[Plan],
         folder: Option<&Path>,
+        tilings: &Tilings,
         edits: &[Edit],
     ) -> Result<Loaded> {
-        let lowered = lower(plans).map_err(|e| CudaError::Source(e.to_string()))?;
+        let lowered = lower_tiled(plans, tilings).map_err(|e| CudaError::Source(e.to_string()))?;
         let functions = kernels::load_edited(gpu, &lowered.kernels, folder, edits)?;
         let mut notes = Vec::new();
         for (k, loaded) in functions.iter().enumerate() {
@@ -98,8 +105,7 @@ pub(crate) fn bind(
     let mut memory = CudaMemory::new(gpu, plans, store, account)?;
     memory.notes.clone_from(&loaded.notes);
     let memory = Arc::new(memory);
-    let launches = loaded.lowered.launches.iter().map(Vec::as_slice);
-    let bind = |(plan, launches)| CudaPlan::new(plan, launches, loaded, &memory, store);
-    let bound = plans.iter().zip(launches).map(bind).collect::<Result<_>>()?;
+    let bind = |(number, plan)| CudaPlan::new(plan, number, loaded, &memory, store);
+    let bound = plans.iter().enumerate().map(bind).collect::<Result<_>>()?;
     Ok((memory, bound))
 }

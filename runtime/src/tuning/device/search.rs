@@ -1,0 +1,463 @@
+//! The search on a GPU: other tilings of products are tried where their kernels run, in training steps.
+//!
+//! 1. Products are taken in order of the time of the steps that they are in. Each has a shortlist of tilings; those that do
+//!    not compile, spill, or need more than there is are out before they are launched.
+//! 2. In a step that waits after each launch, each kernel that is left runs on the operands of its launch, must leave the
+//!    built-in one's bits, and takes turns with the others, timed by events; the step goes on as built in.
+//! 3. Steps with all winners alternate with steps as built in: if they are not faster, nothing is kept.
+
+use super::{DeviceTuning, Diary, Entry, Tried, shape_name, tiling_name};
+use crate::calibration::median;
+use crate::device::cuda::{Launchable, Outcomes, Site, Trial, compile_trial, load_trial};
+use crate::train::Trainer;
+use crate::tuning::{Report, Status};
+use crate::{Result, RunError};
+use kfc_kernels::tile::shortlist::shortlist;
+use kfc_kernels::tile::tiling::{Shape, Tiling};
+use rayon::prelude::*;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Steps before anything is timed, whose losses tell later whether bits changed.
+const WARM_UP: usize = 3;
+
+/// Share of a step's time below which a product is not worth trying anything for.
+const WORTH: f64 = 0.001;
+
+/// Share of the time after which no more products are tried.
+const RACE: f64 = 0.8;
+
+/// Time over the built-in tiling's that a winner must stay below.
+const FASTER: f64 = 0.98;
+
+/// Pairs of steps that are compared at least and at most, and the share that must be faster.
+const LEAST_PAIRS: usize = 5;
+const MOST_PAIRS: usize = 50;
+const PAIRS_WON: f64 = 0.7;
+
+/// How a search goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings<'a> {
+    /// Tilings of a product that are tried at most, the built-in one among them.
+    pub tilings: usize,
+    /// About how long.
+    pub budget: Duration,
+    /// Set from outside to end it early.
+    pub stop: &'a AtomicBool,
+}
+
+/// A product, and the launches that compute it.
+struct Product {
+    shape: Shape,
+    /// Plan, and the first launch there of a kernel that computes it.
+    sites: Vec<(usize, Site)>,
+    /// Nanoseconds of a step that the plan's steps of these launches take.
+    ns: f64,
+    tries: Vec<Try>,
+    settled: bool,
+    winner: Tiling,
+    /// The winner's kernels, by the position of what they stand in for.
+    kernels: Vec<(usize, Arc<Launchable>)>,
+}
+
+/// A tiling, and the times of its launches.
+struct Try {
+    tried: Tried,
+    /// For each site its kernel, and the median time.
+    sites: Vec<(Arc<Launchable>, f64)>,
+}
+
+/// Tries tilings for the products of a job. `trainer` is fresh and runs as built in ([`Trainer::with_tilings`]); its steps are
+/// of no further use. What is found goes into `tuning`.
+///
+/// # Errors
+/// If the job does not run on a GPU, or a kernel breaks it: that is written down, and another search leaves it out. And as
+/// [`Trainer::step`].
+pub fn search(
+    trainer: &mut Trainer,
+    tuning: &mut DeviceTuning,
+    settings: Settings<'_>,
+    progress: &mut dyn FnMut(Status),
+) -> Result<Report> {
+    let file = tuning.place()?;
+    if let Some((shape, tiling)) = Diary::of(&file).take() {
+        tuning.refuse(&shape, tiling);
+        tuning.save()?;
+    }
+    let mut s = Search { start: Instant::now(), settings, steps: 0 };
+    let losses = s.warm_up(trainer)?;
+    let mut products = products(trainer)?;
+    let all = products.len();
+    let mut settled = 0;
+    for (i, product) in products.iter_mut().enumerate() {
+        s.take(trainer, tuning, &file, product, all - i)?;
+        settled += usize::from(product.settled);
+        progress(s.status("trying", [all, settled]));
+    }
+    let step_ms =
+        s.compare(trainer, &mut products, &mut |s| progress(s.status("comparing", [all, settled])))?;
+    let report = Report {
+        steps: s.steps,
+        kernels: all,
+        with_choices: products.iter().filter(|p| p.tries.len() > 1).count(),
+        changed: products.iter().filter(|p| p.winner != Tiling::builtin(&p.shape)).count(),
+        settled: products.iter().all(|p| p.settled),
+        step_ms,
+        transposed_bytes: 0,
+        losses,
+    };
+    for product in products.into_iter().filter(|p| p.tries.len() > 1) {
+        let entry = product.entry();
+        tuning.insert(&entry.0, entry.1);
+    }
+    Ok(report)
+}
+
+/// Takes the first steps of a fresh trainer that runs with what was found, and compares their losses with those as built in.
+///
+/// # Errors
+/// If a loss differs in a bit; and as [`Trainer::step`].
+pub fn verify(trainer: &mut Trainer, losses: &[u64]) -> Result<()> {
+    for (step, expected) in losses.iter().enumerate() {
+        let loss = trainer.step()?.loss;
+        if loss.to_bits() != *expected {
+            return Err(RunError::Failed(format!(
+                "the loss of step {} is {loss} with the tilings found and {} as built in: a kernel's tiling changes its \
+                 result; nothing is kept",
+                step + 1,
+                f64::from_bits(*expected)
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The products of both plans, the most time first.
+fn products(trainer: &mut Trainer) -> Result<Vec<Product>> {
+    trainer.forget_times();
+    trainer.step()?;
+    let plans = trainer.gpu_plans_mut();
+    if plans.is_empty() {
+        return Err(RunError::Input("tilings are tried on a GPU alone: use --device cuda".into()));
+    }
+    let mut all: BTreeMap<Shape, Product> = BTreeMap::new();
+    let mut total = 0.0;
+    for (p, (_, plan)) in plans.into_iter().enumerate() {
+        let times = plan.times();
+        total += times.iter().sum::<u64>() as f64;
+        for (shapes, ns) in plan.products().iter().zip(&times) {
+            for shape in shapes {
+                all.entry(shape.clone()).or_insert_with(|| Product::new(shape)).ns += *ns as f64;
+            }
+        }
+        for site in plan.sites() {
+            let product = all.entry(site.shape.clone()).or_insert_with(|| Product::new(&site.shape));
+            product.sites.push((p, site.clone()));
+        }
+    }
+    let mut all: Vec<Product> = all.into_values().filter(|p| p.ns >= WORTH * total).collect();
+    all.sort_by(|a, b| b.ns.total_cmp(&a.ns));
+    Ok(all)
+}
+
+struct Search<'a> {
+    start: Instant,
+    settings: Settings<'a>,
+    steps: usize,
+}
+
+impl Search<'_> {
+    fn goes_on(&self, share: f64) -> bool {
+        !self.settings.stop.load(Ordering::SeqCst)
+            && self.start.elapsed() < self.settings.budget.mul_f64(share)
+    }
+
+    fn status(&self, part: &'static str, kernels: [usize; 2]) -> Status {
+        Status { part, elapsed: self.start.elapsed(), kernels }
+    }
+
+    /// Steps as built in. Returns the bits of their losses.
+    fn warm_up(&mut self, trainer: &mut Trainer) -> Result<Vec<u64>> {
+        let losses = (0..WARM_UP).map(|_| Ok(trainer.step()?.loss.to_bits())).collect();
+        self.steps += WARM_UP + 1;
+        losses
+    }
+
+    /// Tries one product, of so many that are left, unless an earlier search settled it.
+    fn take(
+        &mut self,
+        trainer: &mut Trainer,
+        tuning: &mut DeviceTuning,
+        file: &Path,
+        product: &mut Product,
+        left: usize,
+    ) -> Result<()> {
+        let before = tuning.entry(&shape_name(&product.shape)).cloned();
+        if let Some(entry) = before.as_ref().filter(|e| e.settled) {
+            return product.go_on_from(trainer, entry);
+        }
+        if !self.goes_on(RACE) {
+            // What was found before holds.
+            return before.map_or(Ok(()), |entry| product.go_on_from(trainer, &entry));
+        }
+        product.compile(trainer, self.settings.tilings, before.as_ref())?;
+        let until = self.start + self.settings.budget.mul_f64(RACE);
+        let mut all_settled = true;
+        for site in 0..product.sites.len() {
+            let share = until.saturating_duration_since(Instant::now()) / left.max(1) as u32;
+            let deadline = Instant::now() + share / product.sites.len() as u32;
+            all_settled &= self.try_site(trainer, tuning, file, product, site, deadline)?;
+        }
+        product.settled = all_settled;
+        product.choose();
+        Ok(())
+    }
+
+    /// One kernel of a product, in a step. Returns whether all that are left were timed often enough.
+    fn try_site(
+        &mut self,
+        trainer: &mut Trainer,
+        tuning: &mut DeviceTuning,
+        file: &Path,
+        product: &mut Product,
+        number: usize,
+        deadline: Instant,
+    ) -> Result<bool> {
+        let others: Vec<usize> = product.alive().filter(|t| *t > 0).collect();
+        if others.is_empty() {
+            return Ok(true);
+        }
+        let shape = product.shape.clone();
+        let tilings: Vec<Tiling> = others.iter().map(|t| product.tries[*t].tried.tiling).collect();
+        let kernels = others.iter().map(|t| Arc::clone(&product.tries[*t].sites[number].0)).collect();
+        let (diary, asked) = (Diary::of(file), (shape.clone(), tilings.clone()));
+        let journal = Box::new(move |i: Option<usize>| diary.write(i.map(|i| (&asked.0, asked.1[i]))));
+        let (plan, site) = &product.sites[number];
+        let (trial, outcomes) = Trial::new(site, kernels, deadline, journal);
+        if let Some((_, plan)) = trainer.gpu_plans_mut().into_iter().nth(*plan) {
+            plan.try_out(trial);
+        }
+        let step = trainer.step();
+        self.steps += 1;
+        let outcomes = std::mem::take(&mut *outcomes.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Err(error) = step {
+            let Some(broke) = outcomes.broke else { return Err(error) };
+            tuning.refuse(&shape, tilings[broke]);
+            tuning.save()?;
+            Diary::of(file).write(None);
+            return Err(RunError::Failed(format!(
+                "{error}; it ran as {}, which is written down and not tried again: give the same command to go on",
+                tiling_name(&tilings[broke])
+            )));
+        }
+        Ok(product.learn(number, &others, outcomes))
+    }
+
+    /// Steps with all winners beside steps as built in. Returns the milliseconds of their kernels, if there are winners and
+    /// they are faster; else there are none any more.
+    fn compare(
+        &mut self,
+        trainer: &mut Trainer,
+        products: &mut [Product],
+        tell: &mut dyn FnMut(&Self),
+    ) -> Result<Option<[f64; 2]>> {
+        let instead: HashMap<usize, Arc<Launchable>> =
+            products.iter().flat_map(|p| p.kernels.iter().cloned()).collect();
+        if instead.is_empty() {
+            return Ok(None);
+        }
+        let mut times = [Vec::new(), Vec::new()];
+        // The first pair warms up.
+        for pair in 0..=MOST_PAIRS {
+            let is_short = pair <= LEAST_PAIRS && !self.settings.stop.load(Ordering::SeqCst);
+            if !is_short && !self.goes_on(1.0) {
+                break;
+            }
+            let order = if pair % 2 == 0 { [0, 1] } else { [1, 0] };
+            for side in order {
+                let kernels = if side == 0 { HashMap::new() } else { instead.clone() };
+                let ns = self.timed_step(trainer, &kernels)?;
+                if pair > 0 {
+                    times[side].push(ns);
+                }
+            }
+            tell(self);
+        }
+        let won = times[0].iter().zip(&times[1]).filter(|(built_in, tuned)| tuned < built_in).count();
+        let is_mostly = won as f64 >= PAIRS_WON * times[1].len() as f64;
+        let [before, after] = times.map(|mut t| median(&mut t).unwrap_or(0.0));
+        if after >= before || !is_mostly {
+            products.iter_mut().for_each(Product::drop_winner);
+            return Ok(None);
+        }
+        Ok(Some([before * 1e-6, after * 1e-6]))
+    }
+
+    /// Nanoseconds of a step's kernels, by events.
+    fn timed_step(
+        &mut self,
+        trainer: &mut Trainer,
+        instead: &HashMap<usize, Arc<Launchable>>,
+    ) -> Result<f64> {
+        for (_, plan) in trainer.gpu_plans_mut() {
+            plan.run_instead(instead.clone());
+        }
+        trainer.forget_times();
+        trainer.step()?;
+        self.steps += 1;
+        let plans = trainer.gpu_plans_mut();
+        Ok(plans.iter().map(|(_, plan)| plan.times().iter().sum::<u64>() as f64).sum())
+    }
+}
+
+impl Product {
+    fn new(shape: &Shape) -> Product {
+        Product {
+            shape: shape.clone(),
+            sites: Vec::new(),
+            ns: 0.0,
+            tries: Vec::new(),
+            settled: false,
+            winner: Tiling::builtin(shape),
+            kernels: Vec::new(),
+        }
+    }
+
+    /// Compiles and loads what is worth trying; what was out before stays out.
+    fn compile(&mut self, trainer: &mut Trainer, most: usize, before: Option<&Entry>) -> Result<()> {
+        let Some((_, plan)) = trainer.gpu_plans_mut().into_iter().next() else { return Ok(()) };
+        let gpu = Arc::clone(plan.memory().gpu());
+        let list = shortlist(&self.shape, gpu.arch, gpu.info.processors.max(1) as usize, most);
+        let (sites, shape) = (&self.sites, &self.shape);
+        let builtin = Tiling::builtin(shape);
+        let one = |tiling: &Tiling| -> (Tried, Vec<_>) {
+            let new = Tried { tiling: *tiling, ns: 0.0, samples: 0, uses: [0; 2], out: None };
+            if let Some(t) =
+                before.and_then(|e| e.tried(*tiling)).filter(|t| t.out.is_some() && *tiling != builtin)
+            {
+                return (t.clone(), Vec::new());
+            }
+            let compiled = sites.iter().map(|(_, site)| compile_trial(&gpu, site, *tiling)).collect();
+            match compiled {
+                Ok(all) => (new, all),
+                Err(why) => (Tried { out: Some(why), ..new }, Vec::new()),
+            }
+        };
+        let compiled: Vec<(Tried, Vec<_>)> = list.par_iter().map(one).collect();
+        let mut binaries: Vec<Vec<u8>> = Vec::new();
+        for (mut tried, all) in compiled {
+            let binary: Vec<u8> = all.iter().flat_map(|(_, c)| c.object.cubin.clone()).collect();
+            tried.uses = all
+                .iter()
+                .fold(tried.uses, |[r, s], (_, c)| [r.max(c.object.registers), s.max(c.object.shared_bytes)]);
+            let mut loaded = Vec::new();
+            if tried.out.is_none() && binaries.contains(&binary) {
+                tried.out = Some("the same machine code as another one".into());
+            }
+            if tried.out.is_none() {
+                match all
+                    .iter()
+                    .map(|(kernel, c)| load_trial(&gpu, kernel, c))
+                    .collect::<std::result::Result<_, _>>()
+                {
+                    Ok(kernels) => loaded = kernels,
+                    Err(e) => tried.out = Some(e.to_string()),
+                }
+                binaries.push(binary);
+            }
+            let sites = loaded.into_iter().map(|kernel| (Arc::new(kernel), 0.0)).collect();
+            self.tries.push(Try { tried, sites });
+        }
+        Ok(())
+    }
+
+    fn alive(&self) -> impl Iterator<Item = usize> {
+        (0..self.tries.len()).filter(|t| self.tries[*t].tried.out.is_none())
+    }
+
+    /// Takes in what came of trying a site with these.
+    fn learn(&mut self, site: usize, others: &[usize], outcomes: Outcomes) -> bool {
+        if let Some(why) = outcomes.skipped {
+            others.iter().for_each(|t| self.tries[*t].tried.out = Some(why.clone()));
+            return true;
+        }
+        let tries = std::iter::once(&0).chain(others);
+        for (t, outcome) in tries.zip(outcomes.all) {
+            let t = &mut self.tries[*t];
+            let mut times = outcome.times;
+            t.tried.samples += times.len();
+            if let Some(place) = t.sites.get_mut(site) {
+                place.1 = median(&mut times).unwrap_or(0.0);
+            }
+            if let Some(why) = outcome.out {
+                t.tried.out.get_or_insert(why);
+            }
+        }
+        outcomes.settled
+    }
+
+    /// The fastest tiling that is not out, if it is faster than the built-in one over all launches.
+    fn choose(&mut self) {
+        let launches: Vec<f64> = self.sites.iter().map(|(_, s)| s.launches as f64).collect();
+        for t in &mut self.tries {
+            // What is out after one kernel was not timed in the others.
+            let timed = t.sites.iter().zip(&launches).filter(|((_, ns), _)| *ns > 0.0);
+            let add = |(sum, all): (f64, f64), ((_, ns), n): (&(_, f64), &f64)| (sum + ns * n, all + n);
+            let (sum, all) = timed.fold((0.0, 0.0), add);
+            t.tried.ns = if all > 0.0 { sum / all } else { 0.0 };
+        }
+        let Some(built_in) = self.tries.first().map(|t| t.tried.ns) else { return };
+        let left = self.tries.iter().skip(1).filter(|t| t.tried.out.is_none() && t.tried.samples > 0);
+        let Some(best) = left.min_by(|a, b| a.tried.ns.total_cmp(&b.tried.ns)) else { return };
+        if best.tried.ns < FASTER * built_in {
+            self.winner = best.tried.tiling;
+            let kernels = best.sites.iter().map(|(kernel, _)| Arc::clone(kernel));
+            self.kernels = self.sites.iter().map(|(_, s)| s.kernel).zip(kernels).collect();
+        }
+    }
+
+    /// Takes over what an earlier search found.
+    fn go_on_from(&mut self, trainer: &mut Trainer, entry: &Entry) -> Result<()> {
+        self.settled = entry.settled;
+        self.tries = entry.tried.iter().map(|t| Try { tried: t.clone(), sites: Vec::new() }).collect();
+        if entry.tiling == Tiling::builtin(&self.shape) {
+            return Ok(());
+        }
+        let Some((_, plan)) = trainer.gpu_plans_mut().into_iter().next() else { return Ok(()) };
+        let gpu = Arc::clone(plan.memory().gpu());
+        let made = self.sites.iter().map(|(_, site)| {
+            let (kernel, compiled) = compile_trial(&gpu, site, entry.tiling)?;
+            let kernel = load_trial(&gpu, &kernel, &compiled).map_err(|e| e.to_string())?;
+            Ok((site.kernel, Arc::new(kernel)))
+        });
+        match made.collect::<std::result::Result<Vec<_>, String>>() {
+            Ok(kernels) => (self.kernels, self.winner) = (kernels, entry.tiling),
+            Err(why) => self.put_out(entry.tiling, &why),
+        }
+        Ok(())
+    }
+
+    fn put_out(&mut self, tiling: Tiling, why: &str) {
+        let tries = self.tries.iter_mut().filter(|t| t.tried.tiling == tiling);
+        tries.for_each(|t| t.tried.out = Some(why.into()));
+    }
+
+    fn drop_winner(&mut self) {
+        let builtin = Tiling::builtin(&self.shape);
+        if self.winner != builtin {
+            self.put_out(self.winner, "the whole step is not faster");
+        }
+        (self.winner, self.kernels) = (builtin, Vec::new());
+    }
+
+    /// What is kept of it.
+    fn entry(self) -> (Shape, Entry) {
+        let mut tried: Vec<Tried> = self.tries.into_iter().map(|t| t.tried).collect();
+        let never_last = |t: &Tried| if t.samples == 0 { f64::INFINITY } else { t.ns };
+        tried.sort_by(|a, b| never_last(a).total_cmp(&never_last(b)));
+        (self.shape, Entry { tiling: self.winner, settled: self.settled, tried })
+    }
+}
