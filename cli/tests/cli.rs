@@ -140,7 +140,9 @@ fn wrong_usage_ends_with_2() {
         fails(2, &["generate", "--model", "m", "--prompt", "p", "--temperature", "nan"])
             .contains("at least 0")
     );
-    assert!(fails(2, &["inspect", "--model", "m", "--prompt", "p", "--row", "1"]).contains("cannot be used with"));
+    assert!(
+        fails(2, &["inspect", "--model", "m", "--prompt", "p", "--row", "1"]).contains("cannot be used with")
+    );
     assert!(fails(2, &["report", "runs/job", "--max-new-tokens", "9"]).contains("--prompt"));
     assert!(fails(2, &["completions", "cmd"]).contains("bash"));
 }
