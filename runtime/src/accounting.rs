@@ -50,6 +50,9 @@ impl fmt::Display for Account {
 /// The item of blocks of streamed files, in use and read ahead.
 pub const READ_AHEAD: &str = "training rows read ahead";
 
+/// The item of the batches of a step and of those built ahead.
+pub const BATCHES: &str = "batches in use and built ahead";
+
 /// The item of the arena.
 const ARENA: &str = "activations (arena)";
 
@@ -134,7 +137,7 @@ impl Account {
 
     /// Predicted peak resident size, bytes.
     pub fn total(&self) -> u64 {
-        self.items.iter().map(|i| i.bytes).sum()
+        self.items.iter().fold(0, |sum, i| sum.saturating_add(i.bytes))
     }
 
     /// Everything but the arena, bytes.

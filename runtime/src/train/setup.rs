@@ -4,13 +4,14 @@ use super::open::{self, Student, Teacher};
 use super::plans::{self, Budgets, CompiledJob, StepGraphs};
 use super::scale::LossScaler;
 use super::{Clock, DataSlots, GRADIENTS, Outputs, Trainer, ewc};
-use crate::accounting::{Account, READ_AHEAD};
+use crate::accounting::{Account, BATCHES, READ_AHEAD};
 use crate::config::{JobConfig, Length};
-use crate::data::Loader;
+use crate::data::{Loader, held_bytes};
 use crate::device::{Device, Opened};
 use crate::error::{Result, RunError};
 use crate::exec::Store;
 use crate::hf::{Adapter, WeightFile};
+use crate::machine;
 use crate::memory;
 use crate::models::write_f32;
 use crate::profile::{PlanProfile, Profile, Stage, Startup};
@@ -77,7 +78,36 @@ pub fn compile(
     let before = memory::resident();
     let mut p = prepare(job, seq)?;
     allocate(&mut p.store, &p.graphs, None)?;
-    plans::compile_graphs(job, &p.graphs, &Account::new(before, &p.store, 0), backend, observer)
+    let mut held = Account::new(before, &p.store, 0);
+    held.add(BATCHES, batches(job, seq));
+    plans::compile_graphs(job, &p.graphs, &held, backend, observer)
+}
+
+/// What a process holds beside the arena that trains on the CPU and that holds `before` bytes already.
+fn held_on_host(job: &JobConfig, graphs: &StepGraphs, seq: usize, before: u64) -> Account {
+    let mut held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
+    held.add(BATCHES, batches(job, seq));
+    held
+}
+
+/// Bytes of the batches that the host holds at once.
+fn batches(job: &JobConfig, seq: usize) -> u64 {
+    held_bytes(job.train.batch, job.train.accumulation, seq)
+}
+
+/// Refuses what this machine cannot hold. The system would end the process, with nothing said.
+fn check_machine(account: &Account) -> Result<()> {
+    let limit = machine::memory().limit();
+    if limit == 0 || account.total() <= limit {
+        return Ok(());
+    }
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    Err(RunError::Input(format!(
+        "memory: the run would hold {} MiB, and this machine has {} MiB: {account}; set train.mem_budget, or lower \
+         train.batch, train.accumulation or data.seq_len; `kfc doctor JOB.toml` says what would fit",
+        mib(account.total()),
+        mib(limit)
+    )))
 }
 
 /// What a GPU holds beside the arena.
@@ -104,7 +134,7 @@ fn allocate(store: &mut Store, graphs: &StepGraphs, without: Option<&str>) -> Re
 /// As [`Trainer::new`], as far as configurations and file headers tell.
 pub fn predict(job: &JobConfig, seq: usize, before: u64) -> Result<Profile> {
     let (student, graphs) = described(job, seq)?;
-    let held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
+    let held = held_on_host(job, &graphs, seq, before);
     let CompiledJob { plans, account } =
         plans::compile_graphs(job, &graphs, &held, Backend::Cpu, &mut |_, _, _| ())?;
     let shape = [job.train.batch, seq, job.train.accumulation];
@@ -117,7 +147,7 @@ pub fn predict(job: &JobConfig, seq: usize, before: u64) -> Result<Profile> {
 /// As [`predict`], but for the budget, which is not looked at.
 pub fn budgets(job: &JobConfig, seq: usize, before: u64) -> Result<Budgets> {
     let (_, graphs) = described(job, seq)?;
-    let held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
+    let held = held_on_host(job, &graphs, seq, before);
     plans::budgets(&graphs, &held)
 }
 
@@ -189,6 +219,10 @@ impl Trainer {
         // Reading and tokenising left holes behind; they are not what the run holds.
         memory::release_unused();
         let before = memory::resident();
+        // Batches are built from here on, beside everything that follows.
+        let mut host = Account::default();
+        host.add(BATCHES, batches(job, loader.seq_len()));
+        check_machine(&host)?;
         loader.begin();
         let Prepared { student, teacher, mut store, penalty, graphs } = prepare(job, loader.seq_len())?;
         match &teacher {
@@ -200,8 +234,11 @@ impl Trainer {
         let backend = device.backend();
         let held = match backend {
             Backend::Cpu => {
+                let seq = loader.seq_len();
+                check_machine(&held_on_host(job, &graphs, seq, before))?;
                 allocate(&mut store, &graphs, None)?;
                 let mut held = Account::new(before, &store, 0);
+                held.add(BATCHES, batches(job, seq));
                 if let Some(stream) = loader.stream() {
                     held.add(READ_AHEAD, stream.memory());
                 }
@@ -216,6 +253,9 @@ impl Trainer {
         let CompiledJob { plans, account } =
             plans::compile_graphs(job, &graphs, &held, backend, &mut |_, _, _| ())?;
         startup.lap(Stage::Compile);
+        if backend == Backend::Cpu {
+            check_machine(&account)?;
+        }
         // Compiling, too, left holes behind.
         memory::release_unused();
         let (memory, bound) = opened.bind(&plans, &store, &account, &mut startup)?;
