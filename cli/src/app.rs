@@ -52,7 +52,7 @@ fn report_usage(error: &clap::Error) -> u8 {
     match output::write_stdout(&text) {
         Ok(()) => Outcome::Done.code(),
         Err(error) => {
-            output::stderr_line(&format!("error: standard output cannot be written: {error}"));
+            output::stderr_line(&format!("error: {error}"));
             error::FAILED
         }
     }

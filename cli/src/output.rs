@@ -2,6 +2,7 @@
 //! lines are dropped and the exit code is that of the work.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static CLOSED: AtomicBool = AtomicBool::new(false);
@@ -20,7 +21,10 @@ pub fn write_stdout(text: &str) -> io::Result<()> {
             CLOSED.store(true, Ordering::Relaxed);
             Ok(())
         }
-        result => result,
+        Err(error) => {
+            Err(io::Error::new(error.kind(), format!("standard output cannot be written: {error}")))
+        }
+        Ok(()) => Ok(()),
     }
 }
 
@@ -38,6 +42,11 @@ pub fn stdout_line(line: &str) -> io::Result<()> {
 /// As [`write_stdout`].
 pub fn json_line(value: &serde_json::Value) -> io::Result<()> {
     stdout_line(&value.to_string())
+}
+
+/// A path as JSON can hold it: what is no UTF-8 in it is replaced.
+pub fn shown(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }
 
 /// Writes `line` to standard error. There is nowhere to report that this failed.

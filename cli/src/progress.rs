@@ -18,6 +18,8 @@ pub struct Progress {
     display: Display,
     total: u64,
     started: Instant,
+    /// What is counted.
+    what: String,
     /// Steps that an earlier run had done.
     first: u64,
 }
@@ -45,12 +47,18 @@ impl Progress {
         } else {
             Display::Lines { last: None }
         };
-        Progress { display, total: total as u64, started: Instant::now(), first: done as u64 }
+        Progress {
+            display,
+            total: total as u64,
+            started: Instant::now(),
+            what: what.to_owned(),
+            first: done as u64,
+        }
     }
 
     /// Step `step` (from 1) is done.
     pub fn step(&mut self, step: usize, loss: f64, tokens_per_s: f64) {
-        self.update(step, &format!("loss {loss:.4}  {} tok/s", rate(tokens_per_s)));
+        self.update(step, &format!("loss {}  {} tok/s", loss_text(loss), rate(tokens_per_s)));
     }
 
     /// `done` rows, files or the like are done; `message` says what else there is to say.
@@ -68,10 +76,8 @@ impl Progress {
                     last.is_none_or(|last| now.duration_since(last) >= LINE_EVERY) || done >= self.total;
                 if due {
                     *last = Some(now);
-                    let fresh = done.saturating_sub(self.first).max(1);
-                    let left = self.total.saturating_sub(done) as f64;
-                    let eta = now.duration_since(self.started).as_secs_f64() / fresh as f64 * left;
-                    output::stderr_line(&format!("{done}/{}  {message}  ETA {}", self.total, duration(eta)));
+                    let seconds = now.duration_since(self.started).as_secs_f64();
+                    output::stderr_line(&line(&self.what, message, [self.first, done, self.total], seconds));
                 }
             }
         }
@@ -94,6 +100,19 @@ impl Progress {
     }
 }
 
+/// A line of progress after `seconds`, of the counts at the start, now and at the end. Where nothing is done yet, or nothing
+/// is left, there is no time to foresee.
+fn line(what: &str, message: &str, [first, done, total]: [u64; 3], seconds: f64) -> String {
+    let mut parts = vec![format!("{what} {done}/{total}")];
+    if !message.is_empty() {
+        parts.push(message.to_owned());
+    }
+    if done > first && done < total {
+        parts.push(format!("ETA {}", duration(seconds / (done - first) as f64 * (total - done) as f64)));
+    }
+    parts.join("  ")
+}
+
 /// What a training run came to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
@@ -101,7 +120,7 @@ pub struct Summary {
     pub steps: usize,
     /// Optimiser steps of the whole job.
     pub total: usize,
-    /// Tokens trained on.
+    /// Tokens trained on, those before the run was resumed included.
     pub tokens: u64,
     /// Loss of the last step.
     pub loss: f64,
@@ -131,7 +150,7 @@ impl Summary {
         let mut rows = vec![
             ("steps", format!("{} of {}", self.steps, self.total)),
             ("tokens", grouped(self.tokens)),
-            ("final loss", format!("{:.4}", self.loss)),
+            ("final loss", loss_text(self.loss)),
             ("tokens/s", rate(self.tokens_per_s)),
             (
                 "peak memory",
@@ -177,8 +196,8 @@ impl Summary {
             "seconds": self.seconds,
             "cold_start_seconds": self.cold_start,
             "skipped": self.skipped,
-            "result": self.result,
-            "report": self.report,
+            "result": output::shown(&self.result),
+            "report": output::shown(&self.report),
         })
     }
 
@@ -233,6 +252,11 @@ fn grouped(value: u64) -> String {
     text
 }
 
+/// A loss with as many digits as mean something.
+fn loss_text(value: f64) -> String {
+    if value.abs() < 1e6 || !value.is_finite() { format!("{value:.4}") } else { format!("{value:.3e}") }
+}
+
 /// A rate with as many digits as mean something.
 fn rate(value: f64) -> String {
     if value < 10.0 { format!("{value:.2}") } else { format!("{value:.0}") }
@@ -263,6 +287,21 @@ mod tests {
         let shown: Vec<String> =
             [0.44, 12.2, 59.7, 200.0, 7500.0, f64::NAN].into_iter().map(duration).collect();
         assert_eq!(shown, ["0.4 s", "12 s", "1m00s", "3m20s", "2h05m", "?"]);
+    }
+
+    #[test]
+    fn lines_foresee_only_what_can_be_foreseen() {
+        let at = |done| line("step", "loss 1.0000", [10, done, 30], 4.0);
+        assert_eq!(at(10), "step 10/30  loss 1.0000");
+        assert_eq!(at(14), "step 14/30  loss 1.0000  ETA 16 s");
+        assert_eq!(at(30), "step 30/30  loss 1.0000");
+        assert_eq!(line("row", "", [0, 1, 3], 2.0), "row 1/3  ETA 4.0 s");
+    }
+
+    #[test]
+    fn losses() {
+        let shown = [0.12345, 99999.5, 1.02e30, f64::NAN].map(loss_text);
+        assert_eq!(shown, ["0.1235", "99999.5000", "1.020e30", "NaN"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::error::input_error;
 use anyhow::Context;
 use kfc_runtime::files;
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -68,6 +69,26 @@ impl RunDir {
     pub fn create(&self) -> anyhow::Result<()> {
         std::fs::create_dir_all(&self.path)
             .with_context(|| format!("the run directory {} cannot be made", self.path.display()))
+    }
+
+    /// Makes the directory and takes it for this process, for as long as what this gives lives: two runs in one directory
+    /// would mix their metrics and remove each other's checkpoints. File systems without locks do without.
+    ///
+    /// # Errors
+    /// If another process has it, or has left a run in it since [`RunDir::check`].
+    pub fn take(&self, resume: bool) -> anyhow::Result<Option<File>> {
+        self.create()?;
+        let Ok(folder) = File::open(&self.path) else { return Ok(None) };
+        if matches!(folder.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Err(input_error(format!(
+                "another kfc trains in {}; wait until it ends, or choose another folder with --out DIR",
+                self.path.display()
+            )));
+        }
+        if !resume {
+            RunDir::check(&self.path, false)?;
+        }
+        Ok(Some(folder))
     }
 
     /// Removes the directory of a run that did not come about.

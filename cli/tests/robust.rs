@@ -157,6 +157,8 @@ fn models_that_are_not_supported() {
     c.refuses(&[], &["config.json", "`mamba` is not supported", "llama, qwen2"]);
     spoilt("\"rope_type\": \"default\"", "\"rope_type\": \"longrope\"");
     c.refuses(&[], &["config.json", "`longrope` is not supported", "yarn"]);
+    spoilt("\"rms_norm_eps\": ", "\"rms_norm_eps\": -");
+    c.refuses(&[], &["config.json", "`rms_norm_eps`", "is negative"]);
     spoilt("{", "");
     c.refuses(&[], &["config.json"]);
     std::fs::remove_file(&path).unwrap();
@@ -192,10 +194,10 @@ fn fisher_files_that_do_not_fit() {
     }
     std::fs::write(&file, &good).unwrap();
     edit(&file, name, |t| t.0 = "other".into());
-    c.refuses(&[], &["fisher.safetensors", "has no tensor", name]);
+    c.refuses(&[], &["fisher.safetensors", "has no Fisher diagonal", name, "make it with `kfc fisher`"]);
     std::fs::write(&file, &good).unwrap();
     edit(&file, name, |t| t.2.reverse());
-    c.refuses(&[], &["fisher.safetensors", name, "[32, 4]"]);
+    c.refuses(&[], &["fisher.safetensors", name, "[32, 4]", "make it with `kfc fisher`"]);
     std::fs::remove_file(&file).unwrap();
     c.refuses(&[], &["fisher.safetensors"]);
 }
@@ -215,6 +217,11 @@ fn places_that_cannot_be_read_or_written() {
             &["/proc/none/run", "cannot"],
         );
     }
+    // Found out before the work, not after it.
+    let below = c.path("config.toml").join("report");
+    let eval = args!["eval", "--model", c.path("student"), "--task", "ppl", "--data", file, "--out", below];
+    fails(2, &eval, &["--out", "config.toml/report", "name another folder"]);
+    fails(1, &args!["fisher", c.path("config.toml"), "--out", below], &["config.toml"]);
     let merge = args![
         "merge",
         "--model",
@@ -272,6 +279,19 @@ fn a_full_disk() {
     succeeds(&args!["train", config, "--out", whole]);
     let adapter = |run: &Path| std::fs::read(run.join("adapter/adapter_model.safetensors")).unwrap();
     assert!(adapter(&c.out()) == adapter(&whole));
+}
+
+/// JSON holds no other text than UTF-8; paths may.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_directory_whose_name_is_not_utf8() {
+    use std::os::unix::ffi::OsStrExt;
+    let c = Copy::of("llama_plain");
+    let out = c.folder.path().join(std::ffi::OsStr::from_bytes(b"run-\xff"));
+    succeeds(&args!["train", c.path("config.toml"), "--out", out, "--set", "train.steps=1", "--json"]);
+    assert!(out.join("adapter").is_dir() && out.join("summary.json").is_file());
+    succeeds(&args!["report", out, "--json"]);
+    succeeds(&args!["rollback", out, "--out", out.join("before"), "--json"]);
 }
 
 #[test]
@@ -354,6 +374,54 @@ fn resuming_with_something_else_is_refused() {
     );
 }
 
+/// What is allowed to change is said aloud, and a run that has ended stays as it is.
+#[test]
+fn resuming_tells_what_changed_and_leaves_what_is_done() {
+    let c = Copy::of("llama");
+    let resume = |sets: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kfc"));
+        output_of(command.args(c.arguments(sets)).arg("--resume"))
+    };
+    let run = c.trains(&["train.steps=2"]);
+    let all = || {
+        ["summary.json", "profile.json", "config.toml", "report.html"]
+            .map(|f| std::fs::read(run.join(f)).unwrap())
+    };
+    let before = all();
+    assert!(resume(&["train.steps=2"]).contains("all steps of this run were taken before"));
+    assert!(all() == before, "a run that was done was written again");
+    let notes = resume(&["train.steps=4", "train.lr=1e-5"]);
+    assert!(notes.contains("changed since this run began: train.lr: 1e-5, was "), "{notes}");
+    assert!(notes.contains("changed since this run began: train.steps: 4, was 2"), "{notes}");
+    let summary = json(&run.join("summary.json"));
+    let tokens: u64 = metrics(&run).iter().map(|m| m["tokens"].as_u64().unwrap()).sum();
+    assert_eq!((summary["steps"].as_u64(), summary["tokens"].as_u64()), (Some(4), Some(tokens)));
+}
+
+/// Of processes that start in one folder together, one trains, and the others say so and touch nothing.
+#[cfg(unix)]
+#[test]
+fn a_run_directory_has_one_owner() {
+    let c = Copy::of("llama");
+    let start = |resume: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kfc"));
+        command.arg("-q").args(c.arguments(&["train.steps=100", "train.save_every=1"])).args(resume);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let first = start(&[]);
+    while !c.out().join("checkpoint-1").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let second = start(&["--resume"]).wait_with_output().unwrap();
+    let message = String::from_utf8(second.stderr).unwrap();
+    assert_eq!(second.status.code(), Some(2), "{message}");
+    assert!(message.contains("another kfc trains in") && message.contains("--out DIR"), "{message}");
+    let first = first.wait_with_output().unwrap();
+    assert_eq!(first.status.code(), Some(0), "{}", String::from_utf8_lossy(&first.stderr));
+    assert_eq!(metrics(&c.out()).len(), 100);
+    assert_eq!(start(&["--resume"]).wait().unwrap().code(), Some(0), "it is free again");
+}
+
 /// A damaged newest checkpoint is told and passed over; the older one leads to the same end.
 #[test]
 fn damaged_checkpoints() {
@@ -416,6 +484,31 @@ fn overflows_are_skipped_and_counted() {
     let state = json(&run.join("checkpoint-30/trainer_state.json"));
     assert_eq!(state["loss_scale"]["skipped"].as_u64(), Some(count as u64));
     assert_eq!(state["updates"].as_u64(), Some(30 - count as u64));
+}
+
+/// A result that nothing was trained into, or that training left when it diverged, is none.
+#[test]
+fn runs_that_came_to_nothing_fail() {
+    let c = Copy::of("llama_plain");
+    let fails_with = |sets: &[&str], parts: &[&str]| {
+        let _ = std::fs::remove_dir_all(c.out());
+        fails(1, &c.arguments(sets), parts);
+        assert!(!c.out().join("adapter").exists(), "{sets:?}");
+    };
+    let never = ["model.dtype=f16", "train.loss_scale=1e38", "train.steps=2", "train.warmup_steps=0"];
+    fails_with(&never, &["not finite in any of the 2 steps", "nothing was trained", "lower train.lr"]);
+    let away = ["train.lr=1e30", "train.steps=8", "train.warmup_steps=0", "train.max_grad_norm=0"];
+    fails_with(&away, &["the run diverged", "no result is written", "lower train.lr"]);
+}
+
+/// What the machine cannot hold is refused before the system has to end the process.
+#[test]
+fn jobs_larger_than_the_machine() {
+    let c = Copy::of("llama_plain");
+    c.refuses(
+        &["train.accumulation=1048576", "train.batch=1048576"],
+        &["memory: the run would hold", "this machine has", "batches in use and built ahead", "kfc doctor"],
+    );
 }
 
 /// Trap: accumulation changes the loss where rows have unequal numbers of labels (transformers #35203, #37766).

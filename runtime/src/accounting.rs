@@ -53,6 +53,9 @@ pub const READ_AHEAD: &str = "training rows read ahead";
 /// The item of transposed copies of weights, which kernels were found to be faster with.
 pub const TRANSPOSED: &str = "transposed weights";
 
+/// The item of the batches of a step and of those built ahead.
+pub const BATCHES: &str = "batches in use and built ahead";
+
 /// The item of the arena.
 const ARENA: &str = "activations (arena)";
 
@@ -137,7 +140,7 @@ impl Account {
 
     /// Predicted peak resident size, bytes.
     pub fn total(&self) -> u64 {
-        self.items.iter().map(|i| i.bytes).sum()
+        self.items.iter().fold(0, |sum, i| sum.saturating_add(i.bytes))
     }
 
     /// Everything but the arena, bytes.

@@ -64,6 +64,7 @@ impl RunError {
     /// Whether the user's input is at fault, rather than the run itself.
     pub fn is_input(&self) -> bool {
         match self {
+            RunError::Data(DataError::Io { source, .. }) => source.kind() != std::io::ErrorKind::StorageFull,
             RunError::Input(_) | RunError::Model { .. } | RunError::Data(_) => true,
             RunError::Cuda(e) => e.is_input(),
             RunError::File(FileError::Invalid { .. }) => true,

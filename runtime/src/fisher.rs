@@ -8,6 +8,7 @@ use crate::config::{EwcMode, JobConfig};
 use crate::data::{RowBuffers, RowSet};
 use crate::error::{Result, RunError};
 use crate::exec::Store;
+use crate::files::AtomicFile;
 use crate::hf::{TensorOut, write_safetensors};
 use crate::inference::bind_one;
 use crate::models::Model;
@@ -78,6 +79,8 @@ pub fn write_fisher(
             "data.train: no row has a labelled token, there is nothing to take a gradient of".into(),
         ));
     }
+    // A place that cannot be written is found out before the work, not after it.
+    drop(AtomicFile::create(out)?);
     let slot = |name: &str| store.slot(name);
     let names = ["tokens", "labels", "positions", "segments"].map(slot);
     let (w_ce, weight) = (slot("w_ce"), slot("weight"));

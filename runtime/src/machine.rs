@@ -46,6 +46,8 @@ pub struct Memory {
     pub total: u64,
     /// What can be had without swapping.
     pub available: u64,
+    /// What the machine can put on disk instead.
+    pub swap: u64,
     /// What the control group of this process may hold, and what of it is left; `None` without a limit.
     pub group: Option<(u64, u64)>,
 }
@@ -54,6 +56,11 @@ impl Memory {
     /// What a new program can take: the smaller of what the machine and the control group have left.
     pub fn usable(&self) -> u64 {
         self.group.map_or(self.available, |(_, left)| left.min(self.available))
+    }
+
+    /// What no program can take more of, however much the others give up; 0 where the system does not say.
+    pub fn limit(&self) -> u64 {
+        self.group.map_or(self.total, |(limit, _)| limit.min(self.total)) + self.swap
     }
 }
 
@@ -68,7 +75,7 @@ pub fn memory() -> Memory {
     let total = field("MemTotal:");
     let groups = group_folders().into_iter().filter_map(|g| group_memory(&g));
     let group = groups.filter(|(limit, _)| *limit < total).min_by_key(|(_, left)| *left);
-    Memory { total, available: field("MemAvailable:"), group }
+    Memory { total, available: field("MemAvailable:"), swap: field("SwapTotal:"), group }
 }
 
 /// Folders of this process's control group and of all above it.
@@ -106,6 +113,7 @@ mod tests {
     fn a_machine_has_memory_and_a_cpu() {
         let m = super::memory();
         assert!(m.usable() > 0 && m.usable() <= m.total, "{m:?}");
+        assert!(m.usable() <= m.limit(), "{m:?}");
         assert!(!super::cpu_model().is_empty() && super::cores() > 0);
     }
 }

@@ -27,6 +27,9 @@ fn report(args: &EvalArgs, global: &Global) -> anyhow::Result<Outcome> {
         Served::open(against, args.against_adapter.as_deref(), None)?;
     }
     let served = Served::open(&args.model, args.adapter.as_deref(), None)?;
+    if let Some(folder) = &args.out {
+        evaluation::prepare(folder)?;
+    }
     let after = evaluation::measure(&served, &suite, false, global)?;
     drop(served);
     let before = match &args.against {
@@ -98,9 +101,9 @@ fn to_json(args: &EvalArgs, evaluation: &Evaluation, bootstrap: &Bootstrap, verd
         .collect();
     json!({
         "task": evaluation.task.name(),
-        "model": args.model,
-        "adapter": args.adapter,
-        "data": args.data.first(),
+        "model": output::shown(&args.model),
+        "adapter": args.adapter.as_deref().map(output::shown),
+        "data": args.data.first().map(|d| output::shown(d)),
         "metrics": metrics,
         "intervals": ends,
         "gates": gates,

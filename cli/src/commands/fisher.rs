@@ -27,7 +27,7 @@ pub fn run(args: &FisherArgs, global: &Global) -> anyhow::Result<Outcome> {
     progress.finish();
     if global.json {
         output::json_line(&json!({
-            "out": args.out, "rows": summary.rows, "tensors": summary.tensors, "elements": summary.elements,
+            "out": output::shown(&args.out), "rows": summary.rows, "tensors": summary.tensors, "elements": summary.elements,
             "ce": summary.ce, "mode": summary.mode.name(),
         }))?;
     } else {

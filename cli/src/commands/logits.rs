@@ -22,7 +22,7 @@ pub fn run(args: &LogitsArgs, global: &Global) -> anyhow::Result<Outcome> {
         progress.finish();
     }
     if global.json {
-        output::json_line(&json!({"out": args.out, "shape": dims}))?;
+        output::json_line(&json!({"out": output::shown(&args.out), "shape": dims}))?;
     } else {
         let [n, t, v] = dims;
         output::stdout_line(&format!("wrote {}: logits f32 [{n},{t},{v}]", args.out.display()))?;

@@ -13,7 +13,7 @@ use serde_json::json;
 pub fn run(args: &MergeArgs, global: &Global) -> anyhow::Result<Outcome> {
     let merged = merge(&args.model, &args.adapter, &args.out)?;
     if global.json {
-        output::json_line(&json!({"out": args.out, "merged": merged}))?;
+        output::json_line(&json!({"out": output::shown(&args.out), "merged": merged}))?;
     } else {
         output::stdout_line(&format!(
             "wrote {}: the adapter merged into {merged} weights",

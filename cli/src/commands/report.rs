@@ -23,7 +23,7 @@ pub fn run(args: &ReportArgs, global: &Global) -> anyhow::Result<Outcome> {
     }
     run_report::write(&run)?;
     if global.json {
-        output::json_line(&serde_json::json!({ "report": run.report() }))?;
+        output::json_line(&serde_json::json!({ "report": output::shown(&run.report()) }))?;
     } else {
         output::stdout_line(&run.report().display().to_string())?;
     }

@@ -31,7 +31,7 @@ pub fn run(args: &RollbackArgs, global: &Global) -> anyhow::Result<Outcome> {
     files::snapshot(&snapshot, out).map_err(RunError::from)?;
     let copied = files::list_files(out).map_err(RunError::from)?.len();
     if global.json {
-        output::json_line(&serde_json::json!({ "out": out, "files": copied }))?;
+        output::json_line(&serde_json::json!({ "out": output::shown(out), "files": copied }))?;
     } else {
         output::stdout_line(&format!("restored {copied} files to {}", out.display()))?;
     }

@@ -14,7 +14,7 @@ use serde_json::json;
 pub fn run(args: &TokenizerArgs, global: &Global) -> anyhow::Result<Outcome> {
     let tokenizer = train_byte_level(&args.files, args.vocab_size, &args.out).map_err(RunError::from)?;
     if global.json {
-        output::json_line(&json!({"out": args.out, "vocab_size": tokenizer.vocab_size()}))?;
+        output::json_line(&json!({"out": output::shown(&args.out), "vocab_size": tokenizer.vocab_size()}))?;
     } else {
         output::stdout_line(&format!("wrote {}: {} tokens", args.out.display(), tokenizer.vocab_size()))?;
     }

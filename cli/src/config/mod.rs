@@ -21,7 +21,7 @@ mod suggest;
 mod units;
 
 pub use error::ConfigError;
-pub use print::to_toml;
+pub use print::{changes, to_toml};
 pub use reference::{reference_markdown, reference_text};
 pub use relations::warnings;
 pub use schema::{

@@ -2,6 +2,7 @@
 
 use super::schema::{self, Section};
 use kfc_runtime::config::JobConfig;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 /// The configuration that reads back as `job`. Keys that are left to be decided later (as `model.dtype`) are left out.
@@ -27,6 +28,52 @@ pub fn to_toml(job: &JobConfig) -> String {
         print_section(&mut text, &schema::report(), report);
     }
     text
+}
+
+/// What differs between two jobs, key by key: `train.lr: 1e-4, was 3e-5`. Sections that only one of them has are named alone.
+pub fn changes(before: &JobConfig, after: &JobConfig) -> Vec<String> {
+    let (before, after) = (entries(before), entries(after));
+    let section = |key: &str| key.split('.').next().unwrap_or_default().to_owned();
+    let has = |entries: &BTreeMap<String, String>, name: &str| entries.keys().any(|k| section(k) == name);
+    let mut changes: Vec<String> = Vec::new();
+    for key in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
+        let name = section(key);
+        let change = match (has(&before, &name), has(&after, &name)) {
+            (true, false) => format!("[{name}] is gone"),
+            (false, true) => format!("[{name}] is new"),
+            _ => {
+                let value = |entries: &BTreeMap<String, String>| {
+                    entries.get(key).cloned().unwrap_or_else(|| "left out".into())
+                };
+                let (was, is) = (value(&before), value(&after));
+                if was == is {
+                    continue;
+                }
+                format!("{key}: {is}, was {was}")
+            }
+        };
+        if changes.last() != Some(&change) {
+            changes.push(change);
+        }
+    }
+    changes
+}
+
+/// The values of a job as they are printed, by section and key; features by their number, too.
+fn entries(job: &JobConfig) -> BTreeMap<String, String> {
+    let (mut section, mut features) = (String::new(), 0);
+    let mut entries = BTreeMap::new();
+    for line in to_toml(job).lines() {
+        if line == "[[distill.features]]" {
+            section = format!("distill.features.{features}");
+            features += 1;
+        } else if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+            section = name.to_owned();
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            entries.insert(format!("{section}.{key}"), value.to_owned());
+        }
+    }
+    entries
 }
 
 fn print_section<T>(text: &mut String, section: &Section<T>, values: &T) {

@@ -96,6 +96,19 @@ fn resolved_text() {
 }
 
 #[test]
+fn changes_are_told_by_key() {
+    let job = |overrides: &[&str]| with(overrides).unwrap();
+    let before = job(&["lora={}"]);
+    assert_eq!(changes(&before, &before), Vec::<String>::new());
+    assert_eq!(
+        changes(&before, &job(&["lora.r=8", "train.lr=1e-4", "train.mem_budget=8GiB"])),
+        ["lora.r: 8, was 16", "train.lr: 1e-4, was 3e-5", "train.mem_budget: \"8GiB\", was left out"]
+    );
+    assert_eq!(changes(&before, &job(&[])), ["[lora] is gone"]);
+    assert_eq!(changes(&job(&[]), &before), ["[lora] is new"]);
+}
+
+#[test]
 fn warnings_name_what_is_hardly_meant() {
     assert_eq!(warnings(&with(&["train.warmup_steps=0"]).unwrap()), Vec::<String>::new());
     assert!(

@@ -188,16 +188,16 @@ pub(super) fn run_until(
             if run.saved.elapsed() >= job.save_every {
                 run.save(job, inputs, false)?;
             }
-            let (report, done) = (&run.report, inputs.bytes_before(&run.at));
-            progress.update(
-                (done >> 20) as usize,
-                &format!("MiB, {} rows, {} dropped", report.rows_in, report.dropped_total()),
-            );
+            let done = inputs.bytes_before(&run.at);
+            progress.update((done >> 20) as usize, &rows_of(&run.report));
             if stopped.load(Ordering::Relaxed) {
                 return Err(anyhow!("stopped by Ctrl-C"));
             }
             Ok(())
         });
+        if worked.is_ok() {
+            progress.update(total, &rows_of(&run.report));
+        }
         progress.finish();
         if let Err(error) = worked {
             run.save(job, inputs, false)?;
@@ -208,6 +208,11 @@ pub(super) fn run_until(
         run.save(job, inputs, true)?;
     }
     run.publish(job, inputs)
+}
+
+/// How many rows were read and dropped so far.
+fn rows_of(report: &Report) -> String {
+    format!("{} rows, {} dropped", report.rows_in, report.dropped_total())
 }
 
 /// A block of items and where reading goes on behind it.

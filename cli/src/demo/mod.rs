@@ -314,7 +314,9 @@ impl Demo<'_> {
             },
         )?;
         if self.global.json {
-            return Ok(output::json_line(&json!({"event": "summary", "seconds": elapsed, "report": path}))?);
+            return Ok(output::json_line(
+                &json!({"event": "summary", "seconds": elapsed, "report": output::shown(&path)}),
+            )?);
         }
         let mut table = vec![columns];
         table.extend(body);

@@ -5,21 +5,33 @@
 
 use super::page;
 use super::report::{Report, TaskReport};
+use crate::error::InputResult;
 use crate::run_dir::write_atomically;
 use kfc_runtime::eval::{Evaluation, RowResult};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// Writes everything below `folder`.
+/// Makes the folders, before hours of work whose results would have no place.
+///
+/// # Errors
+/// If a folder cannot be made.
+pub(crate) fn prepare(folder: &Path) -> anyhow::Result<()> {
+    for part in ["rows", "attacks"] {
+        let path = folder.join(part);
+        std::fs::create_dir_all(&path)
+            .map_err(|reason| {
+                anyhow::anyhow!("--out: cannot create {}: {reason}; name another folder", path.display())
+            })
+            .or_bad_input()?;
+    }
+    Ok(())
+}
+
+/// Writes everything below `folder`, which is [`prepare`]d.
 ///
 /// # Errors
 /// If a file cannot be written.
 pub(crate) fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
-    for part in ["rows", "attacks"] {
-        let path = folder.join(part);
-        let made = std::fs::create_dir_all(&path);
-        made.map_err(|reason| anyhow::anyhow!("cannot create {}: {reason}", path.display()))?;
-    }
     for task in &report.tasks {
         let name = file_name(&task.task.name);
         let rows = |e: &Evaluation| lines(e.rows.iter().map(|row| row_json(e, row)));

@@ -13,7 +13,7 @@ mod suite;
 mod suite_file;
 mod text;
 
-pub(crate) use files::write;
+pub(crate) use files::{prepare, write};
 pub(crate) use report::Report;
 pub(crate) use run::{Display, measure};
 pub(crate) use suite::Suite;

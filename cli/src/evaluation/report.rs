@@ -4,6 +4,7 @@ use super::gates::{self, Judged};
 use super::run::Measured;
 use super::suite::{Suite, SuiteTask, Summary};
 use crate::args::EvalArgs;
+use crate::output;
 use kfc_runtime::eval::stats::{self, Bootstrap, Difference, Form, Interval, McNemar, Part, mcnemar};
 use kfc_runtime::eval::{Attack, Evaluation};
 use serde_json::{Map, Value, json};
@@ -61,10 +62,10 @@ impl Report {
         let metrics = metrics(suite, &tasks);
         let gates = gates::judge(suite, &metrics);
         let subject = vec![
-            ("model", json!(args.model)),
-            ("adapter", json!(args.adapter)),
-            ("against", json!(args.against)),
-            ("against_adapter", json!(args.against_adapter)),
+            ("model", json!(output::shown(&args.model))),
+            ("adapter", json!(args.adapter.as_deref().map(output::shown))),
+            ("against", json!(args.against.as_deref().map(output::shown))),
+            ("against_adapter", json!(args.against_adapter.as_deref().map(output::shown))),
             ("seed", json!(args.seed)),
         ];
         Report { tasks, metrics, gates, bootstrap: suite.bootstrap, subject }
@@ -104,7 +105,7 @@ impl TaskReport {
         json!({
             "name": self.task.name,
             "task": self.task.task().name(),
-            "data": self.task.options.data,
+            "data": self.task.options.data.as_deref().map(output::shown),
             "shots": self.task.options.shots,
             "rows": evaluation.rows.len(),
             "old": self.task.old,

@@ -88,8 +88,8 @@ impl Observer for Display<'_> {
         if let Some((_, old)) = self.progress.take_if(|(of, _)| *of != total) {
             old.finish();
         }
-        let new = || (total, Progress::new("row", 0, total, self.global));
-        self.progress.get_or_insert_with(new).1.update(done, &self.what);
+        let new = || (total, Progress::new(&self.what, 0, total, self.global));
+        self.progress.get_or_insert_with(new).1.update(done, "");
     }
 
     fn note(&mut self, text: &str) {

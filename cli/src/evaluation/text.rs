@@ -88,8 +88,8 @@ fn of_task(task: &TaskReport) -> Vec<Vec<String>> {
             number(after.metrics[i].1),
             format!("{:+.4}", d.value),
             ends(&d.interval),
-            number(d.p),
-            c.mcnemar.filter(|_| first).map_or(String::new(), |m| number(m.p)),
+            p_value(d.p),
+            c.mcnemar.filter(|_| first).map_or(String::new(), |m| p_value(m.p)),
             if first && task.task.old { number(c.forgetting) } else { String::new() },
         ]
     };
@@ -106,6 +106,11 @@ fn ends(i: &Interval) -> String {
     format!("[{}, {}]", number(i.low), number(i.high))
 }
 
+/// A probability, which is never nothing.
+fn p_value(p: f64) -> String {
+    if p < 1e-4 { "<0.0001".into() } else { number(p) }
+}
+
 /// Counts as they are, other numbers with as many digits as mean something.
 pub(crate) fn number(value: f64) -> String {
     if !value.is_finite() {
@@ -119,7 +124,15 @@ pub(crate) fn number(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::number;
+    use super::{number, p_value};
+
+    #[test]
+    fn small_probabilities_are_not_zero() {
+        assert_eq!(
+            [0.0, 1e-65, 0.0002, 1.0, f64::NAN].map(p_value),
+            ["<0.0001", "<0.0001", "0.0002", "1", "n/a"]
+        );
+    }
 
     #[test]
     fn numbers() {

@@ -143,6 +143,10 @@ impl ModelConfig {
         if head_dim % 2 != 0 {
             return Err(field("head_dim", format!("{head_dim} is odd, rotary embedding needs pairs")));
         }
+        let rms_norm_eps = f.number("rms_norm_eps")?.unwrap_or(1e-6);
+        if rms_norm_eps < 0.0 {
+            return Err(field("rms_norm_eps", format!("{rms_norm_eps} is negative")));
+        }
         let max_positions = f.positive_or("max_position_embeddings", 2048)?;
         let attention_bias = f.bool("attention_bias", false)?;
         Ok(ModelConfig {
@@ -154,7 +158,7 @@ impl ModelConfig {
             heads,
             kv_heads,
             head_dim,
-            rms_norm_eps: f.number("rms_norm_eps")?.unwrap_or(1e-6),
+            rms_norm_eps,
             tie_word_embeddings: f.bool("tie_word_embeddings", false)?,
             qkv_bias: attention_bias || family == Family::Qwen2,
             o_bias: attention_bias && family == Family::Llama,

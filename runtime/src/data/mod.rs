@@ -33,7 +33,7 @@ pub use byte_level::train_byte_level;
 pub use documents::{Documents, IGNORE};
 pub use error::DataError;
 pub use load::{DataConfig, LongRows, OnError, load};
-pub use loader::{Cursor, Loader, LoaderConfig, MicroBatch, StepBatch};
+pub use loader::{Cursor, Loader, LoaderConfig, MicroBatch, StepBatch, held_bytes};
 pub use pack::RowSet;
 pub use report::DataReport;
 pub use row_buffers::RowBuffers;

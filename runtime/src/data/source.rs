@@ -77,8 +77,18 @@ pub fn find(paths: &[PathBuf], format: Option<Format>) -> Result<Vec<Source>> {
             ErrorKind::NotFound if *named != path => {
                 DataError::MissingShard { path: path.clone(), pattern: named.clone() }
             }
+            ErrorKind::NotFound if path.to_string_lossy().contains(['*', '?']) => {
+                let reason = "there is no such file, and patterns are not looked up here; name the folder, or write \
+                              {000..009} or {a,b} for several files";
+                DataError::Empty { sources: path.display().to_string(), reason: reason.into() }
+            }
             _ => DataError::Io { path: path.clone(), source },
         })?;
+        if !meta.is_dir() && !meta.is_file() {
+            // Files are read more than once, and a pipe may never end.
+            let reason = "it is a pipe or a device; write what it gives to a file and name that";
+            return Err(DataError::Empty { sources: path.display().to_string(), reason: reason.into() });
+        }
         if !meta.is_dir() {
             let format = format.or_else(|| Format::of(&path));
             let format = format.ok_or_else(|| DataError::UnknownFormat { path: path.clone() })?;
@@ -279,6 +289,19 @@ mod tests {
                 .contains("no file of a known extension")
         );
         assert!(find(&[], None).unwrap_err().to_string().contains("no files are named"));
+        let pattern = find(&[dir.path().join("*.jsonl")], None).unwrap_err().to_string();
+        assert!(pattern.contains("patterns are not looked up"), "{pattern}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn pipes_are_refused_before_they_are_opened() {
+        let dir = TempDir::new("pipe");
+        let path = dir.path().join("rows.jsonl");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let error = find(&[path], None).unwrap_err().to_string();
+        assert!(error.contains("pipe"), "{error}");
     }
 
     #[test]

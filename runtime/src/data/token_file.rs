@@ -46,6 +46,9 @@ pub(crate) fn map(path: &Path) -> Result<memmap2::Mmap> {
     unsafe { memmap2::Mmap::map(&file) }.map_err(DataError::io(path))
 }
 
+/// Tensors that an error names, of those that are there instead.
+const NAMED: usize = 3;
+
 /// Appends the rows of a token file to `into` and returns (N, T). Ids must be below `vocab`.
 pub fn read_token_file(path: &Path, vocab: usize, into: &mut Documents) -> Result<(usize, usize)> {
     append_tokens(&map(path)?, path, vocab, None, into)
@@ -62,9 +65,13 @@ pub fn append_tokens(
     let wrong = |reason: String| DataError::Tokens { path: path.to_path_buf(), reason };
     let file = SafeTensors::deserialize(bytes).map_err(|e| wrong(format!("not a safetensors file: {e}")))?;
     let Ok(ids) = file.tensor("input_ids") else {
-        let names = file.names().join(", ");
+        let mut names = file.names();
+        names.sort_unstable();
+        let more = if names.len() > NAMED { ", …" } else { "" };
+        names.truncate(NAMED);
         return Err(wrong(format!(
-            "there is no tensor \"input_ids\", only [{names}]; save the token ids under that name"
+            "there is no tensor \"input_ids\", only [{}{more}]; save the token ids under that name",
+            names.join(", ")
         )));
     };
     let &[rows, columns] = ids.shape() else {

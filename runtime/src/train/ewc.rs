@@ -49,8 +49,7 @@ pub fn load(
             let lora = lora.ok_or_else(|| RunError::Input("ewc.mode = \"delta\" needs [lora]".into()))?;
             for m in &lora.modules {
                 let name = format!("{}.weight", m.path);
-                let view =
-                    fisher.expect(&name)?.expect_float()?.expect_dims(&[m.out_features, m.in_features])?;
+                let view = diagonal(&fisher, &name, &[m.out_features, m.in_features])?;
                 let dtype = place_fisher(store, &format!("fisher.{name}"), &view, &fisher)?;
                 terms.push((EwcTerm::Delta { path: m.path.clone(), scale: lora.scale }, dtype));
             }
@@ -59,7 +58,7 @@ pub fn load(
             let anchor = section.anchor.as_deref().map(WeightFile::open).transpose()?;
             for p in params.iter().filter(|p| !p.name.starts_with("projector.")) {
                 let name = file_name(&p.name);
-                let view = fisher.expect(&name)?.expect_float()?.expect_dims(&p.dims)?;
+                let view = diagonal(&fisher, &name, &p.dims)?;
                 let dtype = place_fisher(store, &format!("fisher.{}", p.name), &view, &fisher)?;
                 place_anchor(store, p, &name, anchor.as_ref())?;
                 terms.push((EwcTerm::Param(p.name.clone()), dtype));
@@ -76,9 +75,8 @@ pub fn load(
 /// If a file lacks a tensor, or a tensor has the wrong shape.
 pub fn describe(section: &EwcSection, params: &[TrainedParam], lora: Option<&LoraSpec>) -> Result<Penalty> {
     let fisher = WeightFile::open(&section.fisher)?;
-    let dtype = |name: &str, dims: &[usize]| -> Result<DType> {
-        Ok(fisher_dtype(&fisher.expect(name)?.expect_float()?.expect_dims(dims)?))
-    };
+    let dtype =
+        |name: &str, dims: &[usize]| -> Result<DType> { Ok(fisher_dtype(&diagonal(&fisher, name, dims)?)) };
     let mut terms = Vec::new();
     match (section.mode, lora) {
         (EwcMode::Delta, lora) => {
@@ -99,6 +97,25 @@ pub fn describe(section: &EwcSection, params: &[TrainedParam], lora: Option<&Lor
         _ => None,
     });
     Ok(Penalty { lr_scaled: scaled.collect(), terms, important: None })
+}
+
+/// The diagonal of a parameter. A file that lacks it was made of another model, or for another `ewc.mode`.
+fn diagonal<'a>(fisher: &'a WeightFile, name: &str, dims: &[usize]) -> Result<TensorView<'a>> {
+    let wrong = |problem: String| {
+        let hint = "make it with `kfc fisher` from the model and the ewc.mode of this job";
+        RunError::from(FileError::invalid(fisher.path(), format!("{problem}; {hint}")))
+    };
+    let Some(view) = fisher.get(name) else {
+        let first = fisher.names().next().map_or("it has none".into(), |n| format!("its first is `{n}`"));
+        return Err(wrong(format!("has no Fisher diagonal `{name}`, {first}")));
+    };
+    if view.dims != dims {
+        return Err(wrong(format!(
+            "the Fisher diagonal `{name}` is {:?}, the parameter is {dims:?}",
+            view.dims
+        )));
+    }
+    Ok(view.expect_float()?)
 }
 
 /// Fisher diagonals are kept in f32 or bf16.

@@ -181,6 +181,13 @@ impl Trainer {
     /// What a user should know about how the job was understood.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.memory.notes().to_vec();
+        let (seq, positions) = (self.loader.seq_len(), self.student.model.config.max_positions);
+        if seq > positions {
+            notes.push(format!(
+                "rows have {seq} tokens, the model knows {positions} positions (max_position_embeddings): what stands \
+                 beyond is learnt, but `kfc generate` and `kfc eval` stop there; lower data.seq_len, or raise it in config.json"
+            ));
+        }
         if let (Some(adapter), Some(lora)) = (&self.student.adapter, &self.job.lora) {
             let own = &adapter.config;
             if (own.r, own.alpha, own.rslora) != (lora.r, lora.alpha, lora.rslora) {
@@ -272,6 +279,11 @@ impl Trainer {
         let bound = [&mut self.micro, &mut self.update];
         let described = self.described.iter().zip(bound);
         described.filter_map(|(profile, plan)| Some((profile, plan.on_gpu()?))).collect()
+    }
+
+    /// Steps up to now whose gradient was not finite, one after the other; and whether any step changed anything.
+    pub(crate) fn skipped_lately(&self) -> (u64, bool) {
+        (self.skipped_in_a_row, self.updates > 0)
     }
 
     /// The data.

@@ -202,10 +202,13 @@ fn too_small(job: &JobConfig, held: &Account, smallest_arena: usize) -> RunError
         RecomputePolicy::Auto => "",
         _ => " with train.recompute = \"auto\"",
     };
+    let budget = match job.train.mem_budget.unwrap_or(0) {
+        bytes if bytes < 1 << 20 => format!("{bytes} B"),
+        bytes => format!("{} MiB", bytes >> 20),
+    };
     RunError::Input(format!(
-        "train.mem_budget: {} MiB is too small; the smallest that this job runs in is {smallest} MiB{policy}: {} MiB \
+        "train.mem_budget: {budget} is too small; the smallest that this job runs in is {smallest} MiB{policy}: {} MiB \
          activations{}{}; raise the budget, or lower train.batch or data.seq_len",
-        job.train.mem_budget.unwrap_or(0) >> 20,
         mib(smallest_arena as u64),
         if items.is_empty() { "" } else { ", " },
         items.join(", ")

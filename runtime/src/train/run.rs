@@ -51,6 +51,8 @@ pub struct Summary {
     pub skipped: u64,
     /// Tokens of this run's steps.
     pub tokens: u64,
+    /// Tokens of all steps, those before it was resumed included.
+    pub all_tokens: u64,
     /// Seconds of this run's steps.
     pub seconds: f64,
     /// Seconds from opening the job to the end of the first step of this run, if it took one.
@@ -82,7 +84,7 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
     if trainer.steps_done() == 0 {
         trainer.write_snapshot(options.dir)?;
     }
-    let (mut metrics, mut losses) = Metrics::open(options.dir, trainer.steps_done())?;
+    let (mut metrics, mut losses, earlier) = Metrics::open(options.dir, trainer.steps_done())?;
     let (start, mut tokens) = (Instant::now(), 0u64);
     let mut last = None;
     let mut saved = trainer.steps_done();
@@ -120,6 +122,9 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
     if saved < trainer.steps_done() {
         trainer.save(options.dir)?;
     }
+    if done {
+        check_end(trainer, observer)?;
+    }
     let result = if done { Some(trainer.write_result(options.dir)?) } else { None };
     if let Some(measured) = &mut profile.measured {
         measured.peak_bytes = trainer.peak_bytes();
@@ -133,6 +138,7 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
         total: trainer.total_steps(),
         skipped: trainer.steps_skipped(),
         tokens,
+        all_tokens: earlier + tokens,
         seconds,
         cold_start: trainer.cold_start(),
         last,
@@ -142,6 +148,32 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
         result,
         stopped: !done,
     })
+}
+
+/// Skipped steps at the end of a run that say that it diverged.
+const DIVERGED: u64 = 3;
+
+/// Refuses to call a result what nothing was trained into, or what training left behind when it diverged.
+fn check_end(trainer: &Trainer, observer: &mut dyn Observer) -> Result<()> {
+    let (skipped, trained) = trainer.skipped_lately();
+    let advice = "lower train.lr (or train.loss_scale, ewc.lambda, lora.alpha), or use model.dtype = \"bf16\" or \"f32\"";
+    if !trained {
+        let m = format!(
+            "the gradient was not finite in any of the {skipped} steps, so nothing was trained; {advice}"
+        );
+        return Err(RunError::Failed(m));
+    }
+    if skipped >= DIVERGED {
+        return Err(RunError::Failed(format!(
+            "the run diverged: the gradient was not finite in the last {skipped} steps, and no result is written; {advice}"
+        )));
+    }
+    if skipped > 0 {
+        observer.note(&format!(
+            "the last steps changed nothing, their gradient was not finite ({skipped}); {advice}"
+        ));
+    }
+    Ok(())
 }
 
 /// Takes over the newest checkpoint of the run in `dir` that is whole; tells which, and which are damaged.
@@ -172,10 +204,10 @@ struct Metrics {
 
 impl Metrics {
     /// Opens the file so that it holds the lines of the first `steps` steps and nothing else: lines of steps that will be
-    /// taken again, and a line cut short by a kill, go. Also returns the losses of these steps.
-    fn open(dir: &Path, steps: usize) -> Result<(Metrics, Vec<f64>)> {
+    /// taken again, and a line cut short by a kill, go. Also returns the losses of these steps and their tokens.
+    fn open(dir: &Path, steps: usize) -> Result<(Metrics, Vec<f64>, u64)> {
         let path = dir.join(METRICS);
-        let (mut kept, mut losses) = (Vec::new(), Vec::new());
+        let (mut kept, mut losses, mut tokens) = (Vec::new(), Vec::new(), 0);
         if let Ok(file) = File::open(&path) {
             for line in BufReader::new(file).lines() {
                 let Ok(line) = line else { break };
@@ -184,6 +216,7 @@ impl Metrics {
                     break;
                 }
                 losses.push(values["loss"].as_f64().unwrap_or(f64::NAN));
+                tokens += values["tokens"].as_u64().unwrap_or(0);
                 kept.push(line);
             }
         }
@@ -197,7 +230,7 @@ impl Metrics {
         files::write_atomic(&path, |w| kept.iter().try_for_each(|line| writeln!(w, "{line}")))?;
         let file =
             OpenOptions::new().append(true).open(&path).map_err(|e| FileError::io("open", &path, e))?;
-        Ok((Metrics { path, file }, losses))
+        Ok((Metrics { path, file }, losses, tokens))
     }
 
     fn write(&mut self, m: &StepMetrics) -> Result<()> {

@@ -4,14 +4,15 @@ use super::open::{self, Student, Teacher};
 use super::plans::{self, Budgets, CompiledJob, StepGraphs};
 use super::scale::LossScaler;
 use super::{Clock, DataSlots, GRADIENTS, Outputs, Trainer, ewc};
-use crate::accounting::{Account, READ_AHEAD};
+use crate::accounting::{Account, BATCHES, READ_AHEAD};
 use crate::calibration::Rates;
 use crate::config::{JobConfig, Length};
-use crate::data::Loader;
+use crate::data::{Loader, held_bytes};
 use crate::device::{Device, Opened, cuda};
 use crate::error::{Result, RunError};
 use crate::exec::{Copies, Store};
 use crate::hf::{Adapter, WeightFile};
+use crate::machine;
 use crate::memory;
 use crate::models::write_f32;
 use crate::profile::{Machine, PlanProfile, Profile, Stage, Startup};
@@ -81,7 +82,36 @@ pub fn compile(
     let before = memory::resident();
     let mut p = prepare(job, seq)?;
     allocate(&mut p.store, &p.graphs, None)?;
-    plans::compile_graphs(job, &p.graphs, &Account::new(before, &p.store, 0), backend, copies, observer)
+    let mut held = Account::new(before, &p.store, 0);
+    held.add(BATCHES, batches(job, seq));
+    plans::compile_graphs(job, &p.graphs, &held, backend, copies, observer)
+}
+
+/// What a process holds beside the arena that trains on the CPU and that holds `before` bytes already.
+fn held_on_host(job: &JobConfig, graphs: &StepGraphs, seq: usize, before: u64) -> Account {
+    let mut held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
+    held.add(BATCHES, batches(job, seq));
+    held
+}
+
+/// Bytes of the batches that the host holds at once.
+fn batches(job: &JobConfig, seq: usize) -> u64 {
+    held_bytes(job.train.batch, job.train.accumulation, seq)
+}
+
+/// Refuses what this machine cannot hold. The system would end the process, with nothing said.
+fn check_machine(account: &Account) -> Result<()> {
+    let limit = machine::memory().limit();
+    if limit == 0 || account.total() <= limit {
+        return Ok(());
+    }
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    Err(RunError::Input(format!(
+        "memory: the run would hold {} MiB, and this machine has {} MiB: {account}; set train.mem_budget, or lower \
+         train.batch, train.accumulation or data.seq_len; `kfc doctor JOB.toml` says what would fit",
+        mib(account.total()),
+        mib(limit)
+    )))
 }
 
 /// What a GPU holds beside the arena.
@@ -148,9 +178,9 @@ impl Target {
     }
 
     /// What is held there beside the arena.
-    fn held(&self, graphs: &StepGraphs) -> Account {
+    fn held(&self, job: &JobConfig, graphs: &StepGraphs, seq: usize) -> Account {
         match self {
-            Target::Host { before } => Account::of_graphs(*before, [&graphs.train.graph, &graphs.update]),
+            Target::Host { before } => held_on_host(job, graphs, seq, *before),
             Target::Gpu { .. } => held_on_device(graphs),
         }
     }
@@ -166,7 +196,7 @@ pub fn predict(job: &JobConfig, seq: usize, target: &Target) -> Result<Profile> 
     let CompiledJob { plans, account, .. } = plans::compile_graphs(
         job,
         &graphs,
-        &target.held(&graphs),
+        &target.held(job, &graphs, seq),
         target.backend(),
         Copies::AsTuned,
         &mut |_, _, _| (),
@@ -189,7 +219,7 @@ pub fn predict(job: &JobConfig, seq: usize, target: &Target) -> Result<Profile> 
 /// As [`predict`], but for the budget, which is not looked at.
 pub fn budgets(job: &JobConfig, seq: usize, target: &Target) -> Result<Budgets> {
     let (_, graphs) = described(job, seq)?;
-    plans::budgets(&graphs, &target.held(&graphs), target.backend())
+    plans::budgets(&graphs, &target.held(job, &graphs, seq), target.backend())
 }
 
 /// The student of a job and its graphs, from configurations and file headers alone.
@@ -291,6 +321,10 @@ impl Trainer {
         // Reading and tokenising left holes behind; they are not what the run holds.
         memory::release_unused();
         let before = memory::resident();
+        // Batches are built from here on, beside everything that follows.
+        let mut host = Account::default();
+        host.add(BATCHES, batches(job, loader.seq_len()));
+        check_machine(&host)?;
         loader.begin();
         let Prepared { student, teacher, mut store, penalty, graphs } = prepare(job, loader.seq_len())?;
         match &teacher {
@@ -302,8 +336,11 @@ impl Trainer {
         let backend = device.backend();
         let held = match backend {
             Backend::Cpu => {
+                let seq = loader.seq_len();
+                check_machine(&held_on_host(job, &graphs, seq, before))?;
                 allocate(&mut store, &graphs, None)?;
                 let mut held = Account::new(before, &store, 0);
+                held.add(BATCHES, batches(job, seq));
                 if let Some(stream) = loader.stream() {
                     held.add(READ_AHEAD, stream.memory());
                 }
@@ -318,6 +355,9 @@ impl Trainer {
         let CompiledJob { plans, account, copied } =
             plans::compile_graphs(job, &graphs, &held, backend, copies, &mut |_, _, _| ())?;
         startup.lap(Stage::Compile);
+        if backend == Backend::Cpu {
+            check_machine(&account)?;
+        }
         // Compiling, too, left holes behind.
         memory::release_unused();
         let (memory, bound) = opened.bind(&plans, &store, &copied, &account, &mut startup)?;

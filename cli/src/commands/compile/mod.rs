@@ -57,7 +57,7 @@ pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
         ];
         table.push(cells.to_vec());
     }
-    let mut summary = json!({"emit": args.emit});
+    let mut summary = json!({"emit": output::shown(&args.emit)});
     let plans: Vec<_> = match args.target {
         Target::Cpu => compiled.plans.iter().map(Plan::to_json).collect(),
         Target::Cuda(_) | Target::Triton(_) => {

@@ -14,6 +14,7 @@ use kfc_runtime::config::JobConfig;
 use kfc_runtime::device::Device;
 use kfc_runtime::models::Model;
 use kfc_runtime::train::{self, Observer, RunOptions, StepMetrics, Trainer, data};
+use kfc_runtime::{machine, memory};
 
 /// Runs `kfc train`.
 ///
@@ -61,12 +62,25 @@ pub fn train_job(
 ) -> anyhow::Result<Summary> {
     let mut trainer = prepare(job, device, chatter == Chatter::Full && !global.quiet)?;
     let predicted = trainer.account().total();
-    run_dir.create()?;
-    let mut display = Display { progress: None, first: None, global, metrics: chatter == Chatter::Full };
+    let _taken = run_dir.take(resume)?;
+    let mut display = Display { progress: None, global, metrics: chatter == Chatter::Full };
     if resume {
         // Before the configuration is written: a job that does not fit the run must not replace it.
         train::resume(&mut trainer, run_dir.path(), &mut display)?;
+        if trainer.steps_done() >= trainer.total_steps()
+            && let Some(summary) = finished(run_dir)
+        {
+            display.note("all steps of this run were taken before; its results stay as they are");
+            return Ok(summary);
+        }
     }
+    if resume && let Ok(before) = config::load(&run_dir.config(), &[]) {
+        for change in config::changes(&before, job) {
+            display.note(&format!("changed since this run began: {change}"));
+        }
+    }
+    // The first step, the slowest, counts for the time that is left.
+    display.progress = Some(Progress::new("step", trainer.steps_done(), trainer.total_steps(), global));
     write_atomically(&run_dir.config(), config::to_toml(job).as_bytes())?;
     edits::keep(device, run_dir)?;
     let options = RunOptions { dir: run_dir.path(), resume: false, stop: stop::flag() };
@@ -82,7 +96,7 @@ pub fn train_job(
     let summary = Summary {
         steps: done.steps,
         total: done.total,
-        tokens: done.tokens,
+        tokens: done.all_tokens,
         loss: done.final_loss,
         tokens_per_s: done.tokens as f64 / done.seconds.max(1e-9),
         peak_bytes: done.peak_bytes,
@@ -102,6 +116,14 @@ pub fn train_job(
     }
     run_report::write(run_dir)?;
     Ok(summary)
+}
+
+/// What a run came to that ended after its last step, with all that it leaves.
+fn finished(run_dir: &RunDir) -> Option<Summary> {
+    let text = std::fs::read_to_string(run_dir.summary()).ok()?;
+    let summary = Summary::from_json(&serde_json::from_str(&text).ok()?)?;
+    let left = [&summary.result, &summary.report, &run_dir.profile()];
+    (!summary.stopped && left.iter().all(|path| path.exists())).then_some(summary)
 }
 
 /// Reads data and models and compiles the step; says on the way what was found.
@@ -130,13 +152,19 @@ fn prepare(job: &JobConfig, device: &Device, speak: bool) -> anyhow::Result<Trai
         device => format!(" on {}", device.name()),
     };
     say(&format!("memory    {} predicted{place}: {}, …", format_bytes(account.total()), items.join(", ")));
+    let free = machine::memory().usable() + memory::resident();
+    if *device == Device::Cpu && account.total() > free {
+        say(&format!(
+            "note      only {} of memory is free: other programs have to give way; `kfc doctor` says what would fit",
+            format_bytes(free)
+        ));
+    }
     Ok(trainer)
 }
 
 /// Shows steps as they are made.
 struct Display<'a> {
     progress: Option<Progress>,
-    first: Option<usize>,
     metrics: bool,
     global: &'a Global,
 }
@@ -152,18 +180,17 @@ impl Display<'_> {
 impl Observer for Display<'_> {
     fn note(&mut self, text: &str) {
         match &self.progress {
-            Some(progress) => progress.note(text),
+            Some(progress) => progress.note(&format!("note      {text}")),
             None if !self.global.quiet => output::stderr_line(&format!("note      {text}")),
             None => {}
         }
     }
 
-    fn step(&mut self, m: &StepMetrics, total: usize) {
-        let first = *self.first.get_or_insert(m.step);
-        let global = self.global;
-        let progress = self.progress.get_or_insert_with(|| Progress::new("step", first - 1, total, global));
-        progress.step(m.step, m.loss, m.tokens_per_s);
-        if global.json && self.metrics {
+    fn step(&mut self, m: &StepMetrics, _: usize) {
+        if let Some(progress) = &mut self.progress {
+            progress.step(m.step, m.loss, m.tokens_per_s);
+        }
+        if self.global.json && self.metrics {
             // A reader that went away must not end the training.
             let _ = output::json_line(&m.to_json());
         }

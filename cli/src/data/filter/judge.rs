@@ -2,6 +2,7 @@
 
 use crate::args::{self, FilterArgs};
 use crate::config::format_bytes;
+use crate::output;
 use kfc_runtime::RunError;
 use kfc_runtime::data::Tokenizer;
 use kfc_runtime::data::chat::Piece;
@@ -60,14 +61,14 @@ impl Judge {
     pub(super) fn settings(&self) -> Value {
         match &self.model {
             Model::Encoder { classifier, scoring, .. } => json!({
-                "model": classifier.path,
+                "model": output::shown(&classifier.path),
                 "label": classifier.config.labels[scoring.label],
                 "score": scoring.kind.name(),
                 "seq_len": classifier.longest(),
                 "dtype": classifier.dtype.name(),
             }),
             Model::Language { served, seq_len, .. } => json!({
-                "perplexity": served.model.path,
+                "perplexity": output::shown(&served.model.path),
                 "seq_len": seq_len,
                 "dtype": served.model.dtype.name(),
             }),

@@ -46,7 +46,7 @@ impl General {
         }
         if config.batch * config.accumulation < 2 {
             let reason = "a step of one row has no room for general text; raise train.batch or train.accumulation, or \
-                          set distill.general_fraction = 0";
+                          drop distill.general";
             return wrong("distill.general", reason.into());
         }
         let per_micro = general_share(config.batch, config.accumulation, config.general_fraction);

@@ -32,6 +32,16 @@ use super::stream::RowStream;
 /// How many steps are built ahead.
 const AHEAD: usize = 2;
 
+/// Steps that exist at once: the one in use, those built ahead, and the one that waits to join them.
+const ALIVE: u64 = AHEAD as u64 + 2;
+
+/// Bytes of the steps that a loader of this shape holds at once: four numbers a position, an id and a mark a row.
+pub fn held_bytes(batch: usize, accumulation: usize, seq_len: usize) -> u64 {
+    let rows = (batch as u64).saturating_mul(accumulation as u64);
+    let row = (seq_len as u64).saturating_mul(4 * 4) + 8 + 1;
+    rows.saturating_mul(row).saturating_mul(ALIVE)
+}
+
 /// How rows become steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoaderConfig {

@@ -46,6 +46,19 @@ fn a_step_has_static_shapes_and_counts() {
     assert_eq!(micro.segments, [0, 0, 0, -1, 0, 0, 0, -1]);
 }
 
+/// The prediction is of what vectors hold, counted here from a step.
+#[test]
+fn steps_hold_what_is_predicted() {
+    let step = Loader::new(rows(12, 1), None, config(2, 3)).unwrap().next_step().unwrap();
+    let of = |m: &MicroBatch| {
+        let numbers = [&m.tokens, &m.labels, &m.positions, &m.segments].map(|v| 4 * v.len());
+        numbers.iter().sum::<usize>() + 8 * m.row_ids.len() + m.general.len()
+    };
+    let bytes: usize = step.micro.iter().map(of).sum();
+    assert_eq!(held_bytes(2, 3, 4), ALIVE * bytes as u64);
+    assert_eq!(held_bytes(1 << 20, 1 << 20, 1 << 20), u64::MAX);
+}
+
 #[test]
 fn an_epoch_shorter_than_a_step_is_padded_with_empty_rows() {
     let mut loader = Loader::new(rows(3, 1), None, config(2, 3)).unwrap();

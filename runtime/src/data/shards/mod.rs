@@ -128,7 +128,7 @@ impl Manifest {
 
     /// The manifest as its file has it, without settings and inputs.
     pub fn to_json(&self) -> Value {
-        let shard = |s: &WrittenShard| json!({"path": s.path, "rows": s.rows, "bytes": s.bytes, "xxh64": format!("{:016x}", s.hash), "read": s.read});
+        let shard = |s: &WrittenShard| json!({"path": s.path.to_string_lossy(), "rows": s.rows, "bytes": s.bytes, "xxh64": format!("{:016x}", s.hash), "read": s.read});
         json!({
             "shards": self.shards.iter().map(shard).collect::<Vec<_>>(), "rows": self.rows(), "bytes": self.bytes(),
             "skipped": self.skipped, "skipped_examples": self.skipped_examples, "tokens": self.tokens,
@@ -187,7 +187,7 @@ impl RowSource {
     }
 
     fn to_json(&self) -> Value {
-        let file = |f: &Shard| json!({"path": f.source.path, "bytes": f.bytes, "print": format!("{:016x}", f.print)});
+        let file = |f: &Shard| json!({"path": f.source.path.to_string_lossy(), "bytes": f.bytes, "print": format!("{:016x}", f.print)});
         self.files.iter().map(file).collect()
     }
 
