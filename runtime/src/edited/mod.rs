@@ -205,7 +205,7 @@ impl Source {
             Request { function: &program.name, source: &self.text, types: &types, warps, stages, arch };
         let before = compiler.found;
         let cubin = compiler.compile(&request).map_err(|e| match e {
-            RunError::Failed(what) => RunError::Input(format!("{}: {what}", self.edit)),
+            RunError::Failed(what) => RunError::Input(format!("{}: {}", self.edit, first_lines(&what))),
             other => other,
         })?;
         Ok(Compiled {
@@ -231,7 +231,7 @@ impl Source {
 }
 
 /// Lines of a compiler's message that fit into one of ours.
-const LINES: usize = 6;
+const LINES: usize = 16;
 
 /// The beginning of a message, on one line.
 fn first_lines(text: &str) -> String {

@@ -94,12 +94,13 @@ impl Worker {
     /// If the compiler fails or takes too long.
     pub(super) fn compile(&mut self, r: &Request<'_>) -> Result<Cubin> {
         let failed = |what: &str| {
-            let end = what.char_indices().nth(LOG_TAIL).map_or(what.len(), |(i, _)| i);
+            // What is wrong stands at the end, behind the source up to there.
+            let start = what.char_indices().rev().nth(LOG_TAIL).map_or(0, |(i, _)| i);
             RunError::Failed(format!(
                 "Triton cannot compile {} for sm_{}: {}",
                 r.function,
                 r.arch,
-                &what[..end]
+                &what[start..]
             ))
         };
         let request = json!({
