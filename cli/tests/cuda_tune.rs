@@ -221,14 +221,26 @@ fn wrong_results_are_out(s: &Search, binary: &str) {
     assert!(!s.out("other bits").is_empty());
 }
 
+/// Products whose tilings come to one binary break one after the other; each tiling breaks once.
 fn what_breaks_the_device_is_not_tried_again(s: &Search, binary: &str) {
     let settings = format!("faulty={binary}");
-    let output = s.tune(&settings).arg("--fresh").output().unwrap();
-    let message = said(&output);
-    assert_eq!(output.status.code(), Some(1), "{message}");
-    assert!(message.contains("written down") && message.contains("tile "), "{message}");
-    assert!(message.contains("illegal memory access"), "{message}");
-    // It would break again.
-    object(&mut s.tune(&settings));
-    assert_eq!(s.out("while it ran").len(), 1);
+    let mut broken = 0;
+    loop {
+        let mut tune = s.tune(&settings);
+        if broken == 0 {
+            tune.arg("--fresh");
+        }
+        let output = tune.output().unwrap();
+        if output.status.code() == Some(0) {
+            break;
+        }
+        let message = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(message.contains("written down") && message.contains("tile "), "{message}");
+        assert!(message.contains("illegal memory access"), "{message}");
+        broken += 1;
+        assert!(broken < 5, "{message}");
+    }
+    assert!(broken > 0);
+    assert_eq!(s.out("while it ran").len(), broken);
 }

@@ -44,5 +44,6 @@ fn in_f32() {
 
 #[test]
 fn in_bf16() {
-    levels_agree("bf16", 3e-3);
+    // One rounding to bf16 is 4e-3; in f32, above, kernels of all levels agree far closer.
+    levels_agree("bf16", 1e-2);
 }
