@@ -30,7 +30,7 @@ pub fn to_toml(job: &JobConfig) -> String {
     text
 }
 
-/// What differs between two jobs, key by key: `train.lr: 1e-4, was 3e-5`. Sections that only one of them has are named alone.
+/// What differs between two jobs, key by key: `train.lr: 0.0001, was 3e-5`. Sections that only one of them has are named alone.
 pub fn changes(before: &JobConfig, after: &JobConfig) -> Vec<String> {
     let (before, after) = (entries(before), entries(after));
     let section = |key: &str| key.split('.').next().unwrap_or_default().to_owned();

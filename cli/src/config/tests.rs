@@ -102,7 +102,7 @@ fn changes_are_told_by_key() {
     assert_eq!(changes(&before, &before), Vec::<String>::new());
     assert_eq!(
         changes(&before, &job(&["lora.r=8", "train.lr=1e-4", "train.mem_budget=8GiB"])),
-        ["lora.r: 8, was 16", "train.lr: 1e-4, was 3e-5", "train.mem_budget: \"8GiB\", was left out"]
+        ["lora.r: 8, was 16", "train.lr: 0.0001, was 3e-5", "train.mem_budget: \"8GiB\", was left out"]
     );
     assert_eq!(changes(&before, &job(&[])), ["[lora] is gone"]);
     assert_eq!(changes(&job(&[]), &before), ["[lora] is new"]);
