@@ -84,8 +84,9 @@ fn pair(b: &mut Builder, h: &Heads, sees: Var, scores: Var, dp: Var, [lse, delta
 /// dk and dv: a program takes a tile of keys of a key head and goes through the queries of its heads.
 fn keys_and_values(o: &Operation<'_>, h: &Heads, e: &Emitted) -> Result<Launch, EmitError> {
     let (m, n, warps) = h.tiles(32);
-    // Rows of keys for two groups of four warps: probabilities stay in registers on Hopper.
-    let n = if h.elem == Elem::F32 { n } else { extent(h.tk, 128) };
+    // Rows of keys for two groups of four warps: probabilities stay in registers on Hopper. Long heads leave no registers for it.
+    let is_short = h.d.max(h.dv) <= 64;
+    let n = if h.elem != Elem::F32 && is_short { extent(h.tk, 128) } else { n };
     let (d, dv) = (extent(h.d, usize::MAX), extent(h.dv, usize::MAX));
     let doc = "Gradients of a tile of keys and values of a key head, summed over its query heads in order";
     let mut k = Kernel::new("attention_dkv", doc, [h.tk.div_ceil(n), h.kv_heads, h.batch], warps);
