@@ -446,7 +446,7 @@ fn products(x: DType, cuts: &[Tiling], arch: Arch) -> (Vec<Kernel>, Vec<Case>) {
         .collect();
     let def = kfc_ops::registry().get("linear").unwrap();
     let op = Op::Composite(Composite { def, attrs: Attrs::new().with("bias", true) });
-    let shape = Shape { kernel: "linear".into(), m, n, k, elem: x.into() };
+    let shape = Shape { kernel: "linear".into(), m, n, k, parts: 1, elem: x.into() };
     let (mut kernels, mut cases) = (Vec::new(), Vec::new());
     for (i, cut) in cuts.iter().enumerate() {
         let mut tilings = Tilings::new();
@@ -474,7 +474,7 @@ fn every_tiling_gives_the_same_bits() {
     }
     let archs = [(DType::F32, Arch::Sm80), (DType::Bf16, Arch::Sm80), (DType::Bf16, Arch::Sm90a)];
     for (x, arch) in archs {
-        let shape = Shape { kernel: "linear".into(), m: 80, n: 160, k: 200, elem: x.into() };
+        let shape = Shape { kernel: "linear".into(), m: 80, n: 160, k: 200, parts: 1, elem: x.into() };
         let mut all = candidates(&shape, arch);
         if arch == Arch::Sm90a {
             // Its built-in tiling has too few rows for instructions of four warps: those that have enough.
@@ -493,6 +493,65 @@ fn every_tiling_gives_the_same_bits() {
             let each: Vec<&[u8]> = results.chunks_exact(results.len() / cuts.len()).collect();
             for (cut, bytes) in cuts.iter().zip(&each) {
                 assert!(*bytes == each[0], "{order}: {x:?}: {cut:?} gives other bits than {:?}", cuts[0]);
+            }
+        }
+    }
+}
+
+/// A launch of attention in each of some tilings, the built-in one first.
+fn attention_cuts(case: &programs::Case, name: &str, arch: Arch) -> (Vec<Tiling>, Vec<Kernel>, Vec<Case>) {
+    let mut shape = None;
+    programs::check(case, &mut |_, launch, _, _| {
+        shape = shape.take().or(launch.program.tiled.clone().map(|t| t.shape).filter(|s| s.kernel == name));
+    });
+    let Some(shape) = shape else { return Default::default() };
+    let all = candidates(&shape, arch);
+    let cuts: Vec<Tiling> = all.iter().step_by(all.len().div_ceil(6)).copied().collect();
+    let (mut kernels, mut cases) = (Vec::new(), Vec::new());
+    for (i, cut) in cuts.iter().enumerate() {
+        let mut tilings = Tilings::new();
+        tilings.choose(shape.clone(), *cut);
+        programs::check_cut(case, &tilings, &mut |_, launch, before, after| {
+            let mut p = launch.program.clone();
+            if p.name != name {
+                return;
+            }
+            assert_eq!(p.tiled.as_ref().map(|t| t.tiling), Some(*cut));
+            p.name = format!("{name}_{i}");
+            let source = print(&p, arch).unwrap();
+            kernels.push(Kernel { program: p, source, archs: vec![arch], everywhere: false });
+            let (before, after) = (before.to_vec(), after.to_vec());
+            cases.push(Case { label: format!("{name} {cut}"), kernel: i, before, after });
+        });
+    }
+    (cuts, kernels, cases)
+}
+
+#[test]
+fn attention_is_right_in_other_tilings_and_gradients_keep_their_bits() {
+    if !has_compiler() {
+        return;
+    }
+    for (x, arch) in [(DType::F32, Arch::Sm80), (DType::Bf16, Arch::Sm80), (DType::Bf16, Arch::Sm90a)] {
+        for case in tile_cases::attention(x) {
+            for name in ["attention", "attention_dkv", "attention_dq"] {
+                let (cuts, kernels, cases) = attention_cuts(&case, name, arch);
+                if cuts.is_empty() {
+                    continue;
+                }
+                assert!(cuts.len() > 2, "{name} on {arch}: {cuts:?}");
+                let host = Host::new(&format!("cuda-{name}-{x:?}-{arch}"), &kernels);
+                for (order, results) in host.run(&kernels, &cases) {
+                    let results = results.unwrap_or_else(|e| panic!("{order}: {e}"));
+                    let faults = differences(&kernels, &cases, &results);
+                    assert!(faults.is_empty(), "{order}:\n{faults}");
+                    let each: Vec<&[u8]> = results.chunks_exact(results.len() / cuts.len()).collect();
+                    for (cut, bytes) in cuts.iter().zip(&each) {
+                        // The forward kernel scales its sums once a tile of keys.
+                        let keeps = name != "attention" || cut.n == cuts[0].n && cut.m >= 16 * cut.warps;
+                        assert!(!keeps || *bytes == each[0], "{order} {arch} {x:?} {name} {cut}");
+                    }
+                }
             }
         }
     }

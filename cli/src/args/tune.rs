@@ -19,11 +19,13 @@ pub struct TuneArgs {
     pub fresh: bool,
     /// Seconds to spend.
     pub seconds: Option<u64>,
-    /// Tilings of each product to try on a GPU.
+    /// Tilings of each kernel to try on a GPU.
     pub tilings: usize,
+    /// Whether kernels of a GPU may win whose results have other bits.
+    pub allow_other_bits: bool,
 }
 
-/// Tilings of each product to try unless told otherwise.
+/// Tilings of each kernel to try unless told otherwise.
 const TILINGS: usize = 12;
 
 const EXAMPLES: &str = "\
@@ -39,9 +41,11 @@ a product is read in place, transposed copies of frozen weights where memory has
 threads. No choice changes a bit of any result. A choice is used from then on if it is faster than the built-in one by more
 than the noise, and if the whole step is faster; `kfc explain` shows it beside the runners-up.
 
-On a GPU, tilings of products are tried: rows, columns and depth of a tile, warps, stages. Kernels that do not compile, spill
-registers, do not fit the device or give another bit than the built-in one are out; one that breaks the device is written
-down and never launched again.
+On a GPU, kernels are tried that are cut in another way (products and attention: rows, columns and depth of a tile, warps,
+stages) or printed in Triton instead of CUDA C++, if there is a Python with Triton (KFC_PYTHON) or they are in the cache. Those
+that do not compile, spill registers, do not fit the device or give wrong results are out; one that breaks the device is written
+down and never launched again. One whose results are right but have other bits is timed and shown, and used only with
+--allow-other-bits: runs have other bits then, say so, and are resumed with the same kernels alone.
 
 What is found and measured is kept in $XDG_CACHE_HOME/kfc (or ~/.cache/kfc), for this CPU, level of instructions and number
 of threads, or for this GPU and version of the compiler. KFC_TUNING names another file for what is found, or is `off`: kernels run as built in then. Times make the
@@ -83,7 +87,14 @@ pub(super) fn command() -> Command {
                 .value_name("N")
                 .value_parser(tilings)
                 .conflicts_with("calibrate")
-                .help("Tilings of each product to try on a GPU, the likeliest first [default: 12]"),
+                .help("Tilings of each kernel to try on a GPU, the likeliest first [default: 12]"),
+        )
+        .arg(
+            super::flag(
+                "allow-other-bits",
+                "Let kernels of a GPU win whose results are right within rounding, not to the bit",
+            )
+            .conflicts_with("calibrate"),
         )
 }
 
@@ -93,6 +104,12 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<TuneArgs, clap::Error
     if tilings.is_some() && device == Device::Cpu {
         return Err(super::usage_error("--tilings is for GPUs: use --device cuda with it"));
     }
+    let allow_other_bits = matches.get_flag("allow-other-bits");
+    if allow_other_bits && device == Device::Cpu {
+        let why =
+            "--allow-other-bits is for GPUs: use --device cuda with it; no choice on a CPU changes a bit";
+        return Err(super::usage_error(why));
+    }
     Ok(TuneArgs {
         config: matches.get_one("config").cloned(),
         set: super::all(matches, "set"),
@@ -101,5 +118,6 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<TuneArgs, clap::Error
         fresh: matches.get_flag("fresh"),
         seconds: matches.get_one("seconds").copied(),
         tilings: tilings.unwrap_or(TILINGS),
+        allow_other_bits,
     })
 }

@@ -81,8 +81,8 @@ fn kernel(e: &Explanation<'_>, k: &super::Kernel<'_>) -> Value {
         "inplace_bytes": k.inplace_bytes,
         "why": k.why(),
         "tuned": super::tuned::json(e, k),
-        "products": k.products,
-        "tilings": super::tuned::products_json(e, k),
+        "programs": k.programs,
+        "choices": super::tuned::programs_json(e, k),
     })
 }
 

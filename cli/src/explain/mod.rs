@@ -62,8 +62,8 @@ pub(crate) struct MeasuredStep {
 pub(crate) struct Kernel<'a> {
     pub(crate) plan: &'a PlanProfile,
     pub(crate) kind: &'a Kind,
-    /// Products that a GPU's kernel cuts into tiles, by name.
-    pub(crate) products: &'a [String],
+    /// Keys of a GPU's kernels.
+    pub(crate) programs: &'a [String],
     /// A step.
     pub(crate) launches: usize,
     pub(crate) flops: f64,
@@ -286,7 +286,7 @@ fn kernels_of<'a>(profile: &Profile, plan: &'a PlanProfile, calibration: &Calibr
             Kernel {
                 plan,
                 kind,
-                products: plan.products.get(i).map_or(&[], Vec::as_slice),
+                programs: plan.programs.get(i).map_or(&[], Vec::as_slice),
                 launches: 0,
                 flops: 0.0,
                 bytes: 0.0,

@@ -57,8 +57,8 @@ pub(crate) fn render(e: &Explanation<'_>) -> String {
         );
         out.push_str(&table(&rows));
     }
-    if let Some(rows) = tuned::product_rows(e, KERNELS) {
-        out.push_str("\nhow products are cut, as `kfc tune` found it (µs a launch while it was tried)\n");
+    if let Some(rows) = tuned::program_rows(e, KERNELS) {
+        out.push_str("\nhow kernels are made, as `kfc tune` found it (µs a launch while it was tried)\n");
         out.push_str(&table(&rows));
     }
     out.push_str("\nby phase\n");

@@ -12,52 +12,56 @@ fn found<'e>(e: &'e Explanation<'_>) -> impl Iterator<Item = (&'e Kernel<'e>, &'
     e.kernels.iter().filter_map(|k| Some((k, e.tuning.entry(&k.kind.signature())?)))
 }
 
-/// Products of a GPU's kernels that something was tried for, in order of the kernels' time, and what was found.
-fn found_products<'e>(e: &'e Explanation<'_>) -> Vec<(&'e str, &'e device::Entry)> {
+/// What was found for the programs of a GPU's kernels, by key, in order of the kernels' time.
+fn found_programs<'e>(e: &'e Explanation<'_>) -> Vec<(&'e str, &'e device::Entry)> {
     let mut found: Vec<(&str, &device::Entry)> = Vec::new();
-    for product in e.kernels.iter().flat_map(|k| k.products) {
-        if let Some(entry) = e.device.as_ref().and_then(|d| d.entry(product))
-            && found.iter().all(|(known, _)| known != product)
+    for key in e.kernels.iter().flat_map(|k| k.programs) {
+        if let Some(entry) = e.device.as_ref().and_then(|d| d.entry(key))
+            && found.iter().all(|(known, _)| known != key)
         {
-            found.push((product, entry));
+            found.push((key, entry));
         }
     }
     found
 }
 
-/// The table of the first `most` products with its head; none if nothing was tried.
-pub(super) fn product_rows(e: &Explanation<'_>, most: usize) -> Option<Vec<Vec<String>>> {
-    let mut rows = vec![["product", "tiling", "µs", "runners-up"].map(String::from).to_vec()];
-    for (product, entry) in found_products(e).into_iter().take(most) {
-        let us = entry.tried(entry.tiling).map_or(String::new(), |t| format!("{:.1}", t.ns * 1e-3));
-        let others = entry.tried.iter().filter(|t| t.tiling != entry.tiling && t.samples > 0);
+/// The table of the first `most` programs with its head; none if nothing was tried.
+pub(super) fn program_rows(e: &Explanation<'_>, most: usize) -> Option<Vec<Vec<String>>> {
+    let mut rows = vec![["kernel", "choice", "µs", "runners-up"].map(String::from).to_vec()];
+    for (key, entry) in found_programs(e).into_iter().take(most) {
+        let us = entry.tried(entry.choice).map_or(String::new(), |t| format!("{:.1}", t.ns * 1e-3));
+        let others = entry.tried.iter().filter(|t| t.choice != entry.choice && t.samples > 0);
         let word = |t: &device::Tried| {
             let why = t.out.as_ref().map_or(String::new(), |why| format!(", {why}"));
-            format!("{} {:.1}{why}", device::tiling_name(&t.tiling), t.ns * 1e-3)
+            format!("{} {:.1}{why}", t.choice, t.ns * 1e-3)
         };
         let others: Vec<String> = others.take(RUNNERS_UP).map(word).collect();
-        rows.push(vec![product.into(), device::tiling_name(&entry.tiling), us, others.join("; ")]);
+        let bits = if entry.other_bits() { ", other bits" } else { "" };
+        rows.push(vec![key.into(), format!("{}{bits}", entry.choice), us, others.join("; ")]);
     }
     (rows.len() > 1).then_some(rows)
 }
 
-/// What was found for a kernel's products: an object with each by name; null if nothing was tried.
-pub(super) fn products_json(e: &Explanation<'_>, kernel: &Kernel<'_>) -> Value {
+/// What was found for a kernel's programs: an object with each by key; null if nothing was tried.
+pub(super) fn programs_json(e: &Explanation<'_>, kernel: &Kernel<'_>) -> Value {
     let tried = |t: &device::Tried| {
         json!({
-            "tiling": device::tiling_name(&t.tiling), "ns": t.ns, "samples": t.samples, "registers": t.uses[0],
-            "shared_bytes": t.uses[1], "out": t.out,
+            "choice": t.choice.to_string(), "ns": t.ns, "samples": t.samples, "registers": t.uses[0],
+            "shared_bytes": t.uses[1], "other_bits": t.other_bits, "out": t.out,
         })
     };
-    let found = kernel.products.iter().filter_map(|p| Some((p, e.device.as_ref()?.entry(p)?)));
-    let products: serde_json::Map<String, Value> = found
-        .map(|(product, entry)| {
+    let found = kernel.programs.iter().filter_map(|p| Some((p, e.device.as_ref()?.entry(p)?)));
+    let programs: serde_json::Map<String, Value> = found
+        .map(|(key, entry)| {
             let tried: Vec<Value> = entry.tried.iter().map(tried).collect();
-            let tiling = device::tiling_name(&entry.tiling);
-            (product.clone(), json!({"tiling": tiling, "settled": entry.settled, "tried": tried}))
+            let value = json!({
+                "choice": entry.choice.to_string(), "settled": entry.settled, "other_bits": entry.other_bits(),
+                "tried": tried,
+            });
+            (key.clone(), value)
         })
         .collect();
-    if products.is_empty() { Value::Null } else { Value::Object(products) }
+    if programs.is_empty() { Value::Null } else { Value::Object(programs) }
 }
 
 /// The table of the first `most` kernels with its head; none if nothing was tried.

@@ -34,7 +34,7 @@ impl Builder {
         Builder { program, blocks: vec![Vec::new()], error: None }
     }
 
-    /// Says that the program computes a product cut in this way.
+    /// Says how what the program multiplies is cut.
     pub fn tiled(&mut self, tiled: Tiled) {
         self.program.stages = tiled.tiling.stages;
         self.program.tiled = Some(tiled);

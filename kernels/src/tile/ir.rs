@@ -339,7 +339,7 @@ pub struct Program {
     pub warps: usize,
     /// Rounds of a loop whose operands of dots are in shared memory or on their way to it.
     pub stages: usize,
-    /// The product that it computes and how it is cut, if other tilings would give the same bits.
+    /// What it multiplies and how that is cut, if it can be cut in other ways.
     pub tiled: Option<Tiled>,
     /// What it does.
     pub body: Vec<Stmt>,

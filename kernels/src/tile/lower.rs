@@ -1,8 +1,9 @@
 //! From plans to kernels and launches: each distinct program once, and for each step what is launched with which addresses.
 
+use super::Program;
+use super::choice::{self, Choices};
+use super::header::Language;
 use super::programs::{Arg, EmitError, Sizes, emit_tiled};
-use super::tiling::Shape;
-use super::{Program, Tilings};
 use crate::plan::{Place, Plan, Step};
 use kfc_graph::Op;
 use serde_json::{Value, json};
@@ -15,8 +16,20 @@ pub struct Kernel {
     pub name: String,
     /// What runs.
     pub program: Program,
+    /// What choices for it are known by ([`choice::key`]).
+    pub key: String,
+    /// The language that it is compiled from.
+    pub language: Language,
     /// How often all plans together launch it.
     pub launches: usize,
+}
+
+impl Kernel {
+    /// The kernel of a program as it is built in, launched once.
+    pub fn of(program: Program) -> Kernel {
+        let (name, key) = (program.name.clone(), choice::key(&program));
+        Kernel { name, program, key, language: Language::Cuda, launches: 1 }
+    }
 }
 
 /// What a kernel is for, beside what its program says: that of its first launch.
@@ -64,14 +77,14 @@ pub struct Lowered {
 /// # Errors
 /// If an operation has no programs.
 pub fn lower(plans: &[Plan]) -> Result<Lowered, EmitError> {
-    lower_tiled(plans, &Tilings::new())
+    lower_chosen(plans, &Choices::default())
 }
 
-/// [`lower`] with products cut as `tilings` say.
+/// [`lower`] with kernels made as `choices` say.
 ///
 /// # Errors
 /// As [`lower`].
-pub fn lower_tiled(plans: &[Plan], tilings: &Tilings) -> Result<Lowered, EmitError> {
+pub fn lower_chosen(plans: &[Plan], choices: &Choices) -> Result<Lowered, EmitError> {
     let mut all = Lowered::default();
     // Programs by their source and stages, which say all that matters of them.
     let mut known: HashMap<(String, usize), usize> = HashMap::new();
@@ -79,8 +92,8 @@ pub fn lower_tiled(plans: &[Plan], tilings: &Tilings) -> Result<Lowered, EmitErr
     for plan in plans {
         let mut steps = Vec::new();
         for step in &plan.steps {
-            let emitted =
-                emit_tiled(&step.op, &step.input_types, &step.output_types, &Sizes::default(), tilings)?;
+            let (inputs, outputs) = (&step.input_types, &step.output_types);
+            let emitted = emit_tiled(&step.op, inputs, outputs, &Sizes::default(), &choices.tilings)?;
             let works = emitted.workspace_starts().0;
             let mut launches = Vec::new();
             for launch in emitted.launches {
@@ -97,7 +110,9 @@ pub fn lower_tiled(plans: &[Plan], tilings: &Tilings) -> Result<Lowered, EmitErr
                         1 => launch.program.name.clone(),
                         n => format!("{}_{n}", launch.program.name),
                     };
-                    all.kernels.push(Kernel { name, program: launch.program, launches: 0 });
+                    let of = Kernel::of(launch.program);
+                    let language = choices.language(&of.key);
+                    all.kernels.push(Kernel { name, language, launches: 0, ..of });
                     all.origins.push(origin);
                     all.kernels.len() - 1
                 });
@@ -168,10 +183,10 @@ impl Lowered {
         value
     }
 
-    /// The products of each step of a plan that tilings can be chosen for.
-    pub fn products(&self, number: usize) -> Vec<Vec<&Shape>> {
-        let shape = |l: &PlannedLaunch| Some(&self.kernels[l.kernel].program.tiled.as_ref()?.shape);
-        self.launches[number].iter().map(|step| step.iter().filter_map(shape).collect()).collect()
+    /// The keys of the kernels of each step of a plan.
+    pub fn keys(&self, number: usize) -> Vec<Vec<String>> {
+        let key = |l: &PlannedLaunch| self.kernels[l.kernel].key.clone();
+        self.launches[number].iter().map(|step| step.iter().map(key).collect()).collect()
     }
 
     fn launch_json(&self, l: &PlannedLaunch) -> Value {

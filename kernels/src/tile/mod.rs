@@ -10,6 +10,7 @@
 //! Invariant: programs of a grid are independent: none reads what another one writes.
 
 mod build;
+pub mod choice;
 pub mod cuda;
 pub mod header;
 pub mod interp;
@@ -23,6 +24,7 @@ pub mod triton;
 mod verify;
 
 pub use build::{Buffer, Builder};
+pub use choice::{Choice, Choices};
 pub use ir::Program;
 pub use tiling::{Tiling, Tilings};
 

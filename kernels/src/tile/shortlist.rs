@@ -1,4 +1,4 @@
-//! Which tilings of a product are worth trying on a device: all that can be launched, ordered by a model of their time.
+//! Which tilings of a product or of attention are worth trying on a device: all that can be launched, ordered by a model of their time.
 //!
 //! The model: a tile's products go as fast as a multiprocessor multiplies or as its operands come from the second-level
 //! cache, whichever is slower; blocks share a multiprocessor as far as registers, threads and shared memory allow; a round of
@@ -6,7 +6,7 @@
 //! only orders: what is tried is timed.
 
 use super::ir::Elem;
-use super::tiling::{Shape, Tiling, candidates};
+use super::tiling::{Shape, Tiling, Work, candidates};
 use crate::cuda::Arch;
 
 /// Threads that a multiprocessor holds, and its registers.
@@ -20,7 +20,7 @@ const LATENCY: f64 = 600.0;
 /// Tilings of one extent, as far as there are others to try.
 const OF_EXTENT: usize = 3;
 
-/// At most `most` tilings of a product, the built-in one first, then those that the model takes for the fastest, of several
+/// At most `most` tilings of a shape, the built-in one first, then those that the model takes for the fastest, of several
 /// extents.
 pub fn shortlist(shape: &Shape, arch: Arch, processors: usize, most: usize) -> Vec<Tiling> {
     let all = candidates(shape, arch);
@@ -41,18 +41,17 @@ pub fn shortlist(shape: &Shape, arch: Arch, processors: usize, most: usize) -> V
     chosen
 }
 
-/// Cycles that the model gives a product.
+/// Cycles that the model gives a shape.
 fn cycles(s: &Shape, t: Tiling, arch: Arch, processors: usize) -> f64 {
     let threads = t.warps * 32;
-    let shared = t.shared_bytes(s.elem).max(1);
+    let work = Work::of(s, &t);
     let fit = [
         THREADS / threads,
-        REGISTERS / (t.registers(s.elem) * threads).max(1),
-        arch.shared_memory() / shared,
+        REGISTERS / (work.registers * threads).max(1),
+        arch.shared_memory() / work.shared_bytes.max(1),
     ];
     let resident = fit.into_iter().min().unwrap_or(1).max(1);
-    let blocks = s.m.div_ceil(t.m) * s.n.div_ceil(t.n);
-    let waves = blocks.div_ceil(processors * resident) as f64;
+    let waves = work.blocks.div_ceil(processors * resident) as f64;
     let flops = match (s.elem, arch) {
         (Elem::F32, Arch::Sm80) => 128.0,
         (Elem::F32, _) => 256.0,
@@ -60,13 +59,13 @@ fn cycles(s: &Shape, t: Tiling, arch: Arch, processors: usize) -> f64 {
         (_, Arch::Sm90a) => 4096.0,
         (_, Arch::Sm100a) => 8192.0,
     };
-    let products = 2.0 * (t.m * t.n * t.k) as f64 / flops;
-    let operands = ((t.m + t.n) * t.k * s.elem.bytes()) as f64 / BYTES;
+    let products = work.flops as f64 / flops;
+    let operands = (work.loaded * s.elem.bytes()) as f64 / BYTES;
     // A wave that is not full shares a multiprocessor among fewer blocks.
-    let sharing = resident.min(blocks.div_ceil(processors)) as f64;
+    let sharing = resident.min(work.blocks.div_ceil(processors)) as f64;
     let waiting = LATENCY / (t.stages.max(2) - 1) as f64;
     let round = (sharing * products.max(operands)).max(waiting);
-    waves * s.k.div_ceil(t.k) as f64 * round
+    waves * work.rounds as f64 * round
 }
 
 #[cfg(test)]
@@ -75,7 +74,7 @@ mod tests {
 
     #[test]
     fn few_tilings_of_several_extents_and_the_built_in_one_first() {
-        let s = Shape { kernel: "linear".into(), m: 4096, n: 4096, k: 4096, elem: Elem::Bf16 };
+        let s = Shape { kernel: "linear".into(), m: 4096, n: 4096, k: 4096, parts: 1, elem: Elem::Bf16 };
         let all = shortlist(&s, Arch::Sm90a, 132, 12);
         assert_eq!((all.len(), all[0]), (12, Tiling::builtin(&s)));
         let mut extents: Vec<(usize, usize)> = all.iter().map(|t| (t.m, t.n)).collect();

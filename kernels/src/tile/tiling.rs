@@ -1,14 +1,17 @@
-//! How products are cut into tiles: what programs are built with when nothing else is chosen, and what else there is to
-//! choose from.
+//! How products and attention are cut into tiles: what programs are built with when nothing else is chosen, and what else
+//! there is to choose from.
 //!
-//! Invariant: a tiling decides who computes what and when operands are fetched, never in which order an element's products
-//! are summed: all tilings of a shape give the same bits on one architecture.
+//! Invariant: a tiling of a product decides who computes what and when operands are fetched, never in which order an element's
+//! products are summed: all tilings of a shape give the same bits on one architecture.
+
+mod attention;
 
 use super::ir::Elem;
 use crate::cuda::Arch;
 use std::collections::BTreeMap;
+use std::fmt;
 
-/// A product of `[m, k]` and `[k, n]` in a kernel.
+/// A product of `[m, k]` and `[k, n]` in a kernel, or attention of `m` queries and `n` keys in heads of width `k`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Shape {
     /// Name of the program.
@@ -19,8 +22,39 @@ pub struct Shape {
     pub n: usize,
     /// Depth.
     pub k: usize,
+    /// Products of these extents in a launch: heads of all sequences.
+    pub parts: usize,
     /// Type in which factors are multiplied.
     pub elem: Elem,
+}
+
+impl Shape {
+    /// What [`Display`](fmt::Display) wrote; `None` if it is nothing that it writes.
+    pub fn named(name: &str) -> Option<Shape> {
+        let words: Vec<&str> = name.split(' ').collect();
+        let (kernel, extents, elem, parts) = match words[..] {
+            [kernel, extents, elem] => (kernel, extents, elem, 1),
+            [kernel, extents, elem, "times", parts] => (kernel, extents, elem, parts.parse().ok()?),
+            _ => return None,
+        };
+        let [m, n, k] = numbers(extents)?;
+        let elem = [Elem::F32, Elem::Bf16, Elem::F16].into_iter().find(|e| e.name() == elem)?;
+        Some(Shape { kernel: kernel.into(), m, n, k, parts, elem })
+    }
+}
+
+impl fmt::Display for Shape {
+    /// `linear 2048x4096x4096 bf16`, `attention 2048x2048x128 bf16 times 32`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}x{}x{} {}", self.kernel, self.m, self.n, self.k, self.elem.name())?;
+        if self.parts == 1 { Ok(()) } else { write!(f, " times {}", self.parts) }
+    }
+}
+
+/// Three numbers with `x` between them.
+fn numbers(text: &str) -> Option<[usize; 3]> {
+    let all: Vec<usize> = text.split('x').map(|n| n.parse().ok()).collect::<Option<_>>()?;
+    all.try_into().ok()
 }
 
 /// Extents of the tile that a block computes, and how.
@@ -93,7 +127,22 @@ pub(super) fn extent(n: usize, most: usize) -> usize {
 /// Blocks that keep nearly every multiprocessor of a device at work: seven eighths of the 132 of an H100.
 const WAVE: usize = 116;
 
+impl fmt::Display for Tiling {
+    /// `tile 128x128x64, 8 warps, 3 stages`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tile {}x{}x{}, {} warps, {} stages", self.m, self.n, self.k, self.warps, self.stages)
+    }
+}
+
 impl Tiling {
+    /// What [`Display`](fmt::Display) wrote; `None` if it is nothing that it writes.
+    pub fn named(name: &str) -> Option<Tiling> {
+        let [tile, warps, stages] = name.split(", ").collect::<Vec<_>>()[..] else { return None };
+        let [m, n, k] = numbers(tile.strip_prefix("tile ")?)?;
+        let number = |text: &str, unit: &str| text.strip_suffix(unit)?.parse().ok();
+        Some(Tiling { m, n, k, warps: number(warps, " warps")?, stages: number(stages, " stages")? })
+    }
+
     /// What is built when nothing is chosen: the largest tiles of which there are enough.
     ///
     /// A block reads `m + n` elements for each `m·n` products: `m·n / (m + n)` FLOP for each byte of 16-bit operands, 85 at
@@ -103,7 +152,12 @@ impl Tiling {
     /// multiprocessor; three stages of a depth of 64 at 128 × 128 (96 KiB) or 4 of 32 at 128 × 256 (96 KiB) keep two and
     /// three rounds of copies on their way while it multiplies. Factors of 32 bits are multiplied without tensor cores, which
     /// takes registers for operands too: at most 64 × 64.
+    ///
+    /// Attention is cut for the registers of a thread.
     pub fn builtin(s: &Shape) -> Tiling {
+        if let Some(part) = attention::part(s) {
+            return attention::builtin(s, part);
+        }
         let sizes: &[[usize; 2]] = match s.elem {
             Elem::F32 => &[[64, 64], [32, 64], [32, 32]],
             _ => &[[128, 256], [128, 128], [64, 128], [64, 64], [32, 64], [32, 32]],
@@ -165,10 +219,46 @@ impl Tiling {
     }
 }
 
-/// Tilings that a product can be launched with on an architecture, the built-in one first. All of them give the same bits:
+/// What a block does, and what it takes: an estimate.
+pub(super) struct Work {
+    /// Blocks of a launch.
+    pub(super) blocks: usize,
+    /// Rounds of a block's loop.
+    pub(super) rounds: usize,
+    /// Multiplications and additions of a round.
+    pub(super) flops: usize,
+    /// Elements that a round loads.
+    pub(super) loaded: usize,
+    /// Bytes of shared memory.
+    pub(super) shared_bytes: usize,
+    /// Registers of a thread.
+    pub(super) registers: usize,
+}
+
+impl Work {
+    /// That of a shape which is cut in this way.
+    pub(super) fn of(s: &Shape, t: &Tiling) -> Work {
+        if let Some(part) = attention::part(s) {
+            return attention::work(s, t, part);
+        }
+        Work {
+            blocks: s.m.div_ceil(t.m) * s.n.div_ceil(t.n) * s.parts,
+            rounds: s.k.div_ceil(t.k),
+            flops: 2 * t.m * t.n * t.k,
+            loaded: (t.m + t.n) * t.k,
+            shared_bytes: t.shared_bytes(s.elem),
+            registers: t.registers(s.elem),
+        }
+    }
+}
+
+/// Tilings that a shape can be launched with on an architecture, the built-in one first. All of a product give the same bits:
 /// on Hopper, where instructions of four warps add up in another order than those of one, all or none are for the former.
 pub fn candidates(shape: &Shape, arch: Arch) -> Vec<Tiling> {
     let builtin = Tiling::builtin(shape);
+    if let Some(part) = attention::part(shape) {
+        return std::iter::once(builtin).chain(attention::others(shape, part, arch)).collect();
+    }
     let in_groups = |t: &Tiling| arch == Arch::Sm90a && shape.elem != Elem::F32 && t.m >= 64;
     let mut all = vec![builtin];
     let depths: &[usize] = if shape.elem == Elem::F32 { &[16, 32] } else { &[32, 64] };
@@ -200,7 +290,7 @@ mod tests {
     use super::*;
 
     fn shape(m: usize, n: usize, k: usize, elem: Elem) -> Shape {
-        Shape { kernel: "linear".into(), m, n, k, elem }
+        Shape { kernel: "linear".into(), m, n, k, parts: 1, elem }
     }
 
     #[test]
@@ -229,6 +319,31 @@ mod tests {
             let all = candidates(&shape(m, 4096, 2048, Elem::Bf16), Arch::Sm90a);
             assert!(all.len() > 4 && all.iter().all(|t| rows.contains(&t.m)), "{all:?}");
         }
+    }
+
+    #[test]
+    fn attention_has_others_that_fit() {
+        for kernel in ["attention", "attention_dkv", "attention_dq"] {
+            for width in [64, 128, 192] {
+                let s =
+                    Shape { kernel: kernel.into(), m: 2048, n: 2048, k: width, parts: 32, elem: Elem::Bf16 };
+                for arch in Arch::ALL {
+                    let all = candidates(&s, arch);
+                    assert_eq!(all[0], Tiling::builtin(&s));
+                    assert!(all.len() > 1, "{s} on {arch}");
+                    let fits = |t: &Tiling| Work::of(&s, t).shared_bytes <= arch.usual_shared_memory();
+                    assert!(
+                        all[1..].iter().all(|t| fits(t) && t.k == all[0].k && *t != all[0]),
+                        "{s} on {arch}"
+                    );
+                }
+            }
+        }
+        // Where memory ends, long heads have a ring with smaller tiles.
+        let s = Shape { kernel: "attention".into(), m: 2048, n: 2048, k: 128, parts: 32, elem: Elem::Bf16 };
+        assert!(Work::of(&s, &Tiling::builtin(&s)).shared_bytes > Arch::Sm80.usual_shared_memory());
+        let smaller = Tiling { m: 64, n: 64, k: 128, warps: 4, stages: 2 };
+        assert!(candidates(&s, Arch::Sm80).contains(&smaller));
     }
 
     #[test]

@@ -22,6 +22,9 @@ const PROBED: usize = 2;
 /// Largest integers that are tried.
 const LARGEST: u32 = 1 << 16;
 
+/// Least size of a buffer's largest element, for a tolerance.
+pub const LEAST: f64 = 1e-3;
+
 /// Buffers of floats that are tried one by one.
 const MOST_TRIED: usize = 12;
 
@@ -105,8 +108,7 @@ impl Trial {
         keep_finite(p, &shared, &mut rules)?;
         let sample = interp::sample(p, &contents(p, &shared, &rules), order(p.programs()), WORK)?;
         let params = p.params.iter().map(|q| (q.name.clone(), q.elem, q.len, q.access)).collect();
-        let error_f32 = error_f32(p, &p.body);
-        Ok(Trial { params, shared, rules, sample, programs: p.programs(), error_f32 })
+        Ok(Trial { params, shared, rules, sample, programs: p.programs(), error_f32: error_f32(p, &p.body) })
     }
 
     /// Bytes of the buffer of a parameter, before. Those of parameters that share a buffer are the same.
@@ -182,7 +184,7 @@ impl Trial {
         let (name, elem, ..) = &self.params[k];
         let expected = || self.sample.written[k].iter().filter(|(i, _)| is_done(k, *i));
         let finite = expected().map(|(_, v)| v.abs()).filter(|v| v.is_finite());
-        let tolerance = self.relative(*elem) * finite.fold(1e-3, f64::max);
+        let tolerance = self.relative(*elem) * finite.fold(LEAST, f64::max);
         let is_wrong = |(i, v): &&(usize, f64)| {
             let got = decode(after, *elem, *i);
             let is_close = (got - v).abs() <= tolerance || got == *v || (got.is_nan() && v.is_nan());
@@ -196,12 +198,21 @@ impl Trial {
 
     /// Largest error allowed, relative to the largest element.
     fn relative(&self, elem: Elem) -> f64 {
-        match elem {
-            Elem::F32 => self.error_f32,
-            Elem::Bf16 => 1e-2,
-            Elem::F16 => 2e-3,
-            _ => 0.0,
-        }
+        relative(elem, self.error_f32)
+    }
+}
+
+/// How far results of this type may be from those of a program, relative to the largest element of their buffer.
+pub fn tolerance(p: &Program, elem: Elem) -> f64 {
+    relative(elem, error_f32(p, &p.body))
+}
+
+fn relative(elem: Elem, error_f32: f64) -> f64 {
+    match elem {
+        Elem::F32 => error_f32,
+        Elem::Bf16 => 1e-2,
+        Elem::F16 => 2e-3,
+        _ => 0.0,
     }
 }
 
@@ -342,7 +353,7 @@ fn encode(x: f64, elem: Elem, to: &mut Vec<u8>) {
 }
 
 /// Element `i` of a buffer; not a number beyond its end.
-fn decode(bytes: &[u8], elem: Elem, i: usize) -> f64 {
+pub fn decode(bytes: &[u8], elem: Elem, i: usize) -> f64 {
     let n = elem.bytes();
     let Some(b) = bytes.get(i * n..(i + 1) * n) else { return f64::NAN };
     let two = || [b[0], b[1]];

@@ -2,9 +2,9 @@
 
 use crate::common::{self, decode, encode};
 use kfc_graph::{DType, Op, TensorType};
-use kfc_kernels::tile::interp;
 use kfc_kernels::tile::ir::Elem;
-use kfc_kernels::tile::programs::{Arg, Launch, Sizes, emit_sized};
+use kfc_kernels::tile::programs::{Arg, Launch, Sizes, emit_tiled};
+use kfc_kernels::tile::{Tilings, interp};
 
 /// An operation with its operands.
 #[derive(Clone)]
@@ -22,13 +22,18 @@ pub(crate) type Visit<'a> = dyn FnMut(&str, &Launch, &[Vec<f64>], &[Vec<f64>]) +
 /// Runs the programs of a case; `visit` sees each launch with a label that is unique. Panics where results differ from those
 /// of the graph's interpreter.
 pub(crate) fn check(case: &Case, visit: &mut Visit<'_>) {
+    check_cut(case, &Tilings::new(), visit);
+}
+
+/// [`check`] of programs that are cut as `tilings` say.
+pub(crate) fn check_cut(case: &Case, tilings: &Tilings, visit: &mut Visit<'_>) {
     let (op, types, label) = (&case.op, &case.types, &case.label);
     let outputs = op.infer(types).unwrap();
     // Values that the operands' types hold.
     let inputs: Vec<Vec<f64>> =
         types.iter().zip(&case.data).map(|(t, data)| decode(t, &encode(t, data))).collect();
     let exact = common::run_interp(op, types, &inputs);
-    let emitted = emit_sized(op, types, &outputs, &case.sizes).unwrap();
+    let emitted = emit_tiled(op, types, &outputs, &case.sizes, tilings).unwrap();
     // What nobody writes is seen.
     let mut results: Vec<Vec<f64>> = outputs.iter().map(|t| vec![f64::NAN; t.elements()]).collect();
     let mut work: Vec<Vec<f64>> = emitted.workspaces.iter().map(|w| vec![f64::NAN; w.1]).collect();

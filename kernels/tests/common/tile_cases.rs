@@ -181,7 +181,7 @@ fn lora(x: DType) -> Vec<Case> {
 }
 
 /// Packed rows: several segments, padding at the end, tiles of which some see nothing.
-fn attention(x: DType) -> Vec<Case> {
+pub(crate) fn attention(x: DType) -> Vec<Case> {
     let (batch, tokens, heads, kv, d, dv) = (2, 150, 4, 2, 24, 16);
     let attrs = Attrs::new().with("heads", heads).with("kv_heads", kv).with("scale", 0.3);
     let (mut seg, mut pos) = (Vec::new(), Vec::new());

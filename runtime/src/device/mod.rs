@@ -11,14 +11,14 @@ use crate::calibration::Rates;
 use crate::edited::Edit;
 use crate::error::Result;
 use crate::exec::{BoundPlan, Copied, Store};
-use crate::profile::{Machine, Stage, Startup};
+use crate::profile::{Machine, PlanProfile, Stage, Startup};
 use crate::tuning::device::DeviceTuning;
 use crate::{memory, session};
 use cuda::{CudaMemory, CudaPlan, Gpu};
 use kfc_kernels::compile::Backend;
 use kfc_kernels::plan::Plan;
-use kfc_kernels::tile::Tilings;
-use kfc_kernels::tile::tiling::Shape;
+use kfc_kernels::tile::Choices;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -60,12 +60,12 @@ impl Device {
 /// A device that is there.
 pub(crate) enum Opened {
     Cpu,
-    /// Products are cut as tilings say, unless kernels come from a folder or from files.
+    /// Kernels are made as choices say, unless they come from a folder or from files.
     Cuda {
         gpu: Arc<Gpu>,
         kernels: Option<PathBuf>,
         edits: Vec<Edit>,
-        tilings: Tilings,
+        choices: Choices,
     },
 }
 
@@ -78,21 +78,30 @@ impl Opened {
             Device::Cuda { index, kernels, edits } => {
                 let gpu = Gpu::open(*index)?;
                 // Kernels from files are known by the names of the built-in ones.
-                let tilings = match kernels.is_some() || !edits.is_empty() {
-                    true => Tilings::new(),
-                    false => DeviceTuning::load(&gpu.info.machine()).tilings(),
+                let choices = match kernels.is_some() || !edits.is_empty() {
+                    true => Choices::default(),
+                    false => DeviceTuning::load(&gpu.info.machine()).choices(),
                 };
-                Opened::Cuda { gpu, kernels: kernels.clone(), edits: edits.clone(), tilings }
+                Opened::Cuda { gpu, kernels: kernels.clone(), edits: edits.clone(), choices }
             }
         })
     }
 
-    /// The same with other tilings.
-    pub(crate) fn with_tilings(self, tilings: Tilings) -> Opened {
+    /// The same with other choices.
+    pub(crate) fn with_choices(self, choices: Choices) -> Opened {
         match self {
             Opened::Cpu => Opened::Cpu,
-            Opened::Cuda { gpu, kernels, edits, .. } => Opened::Cuda { gpu, kernels, edits, tilings },
+            Opened::Cuda { gpu, kernels, edits, .. } => Opened::Cuda { gpu, kernels, edits, choices },
         }
+    }
+
+    /// Kernels whose results have other bits than as built in, by key, and how they are made: those that plans with these
+    /// programs run.
+    pub(crate) fn other_bits(&self, programs: &[PlanProfile]) -> BTreeMap<String, String> {
+        let Opened::Cuda { choices, .. } = self else { return BTreeMap::new() };
+        let runs = |key: &String| programs.iter().any(|p| p.programs.iter().flatten().any(|k| k == key));
+        let all = choices.other_bits().iter().filter(|(key, _)| runs(key));
+        all.map(|(key, choice)| (key.clone(), choice.to_string())).collect()
     }
 
     /// Binds plans to tensors of `store`, which is then where step data is written; `account` is what they hold, transposed
@@ -113,8 +122,8 @@ impl Opened {
                 let bound = session::bind_with(plans, store, copied)?;
                 (Memory::Host, bound.into_iter().map(|p| DevicePlan::Cpu(Box::new(p))).collect())
             }
-            Opened::Cuda { gpu, kernels, edits, tilings } => {
-                let loaded = cuda::Loaded::new(gpu, plans, kernels.as_deref(), tilings, edits)?;
+            Opened::Cuda { gpu, kernels, edits, choices } => {
+                let loaded = cuda::Loaded::new(gpu, plans, kernels.as_deref(), choices, edits)?;
                 startup.lap(Stage::Compile);
                 let (memory, bound) = cuda::bind(gpu, plans, &loaded, store, account)?;
                 (Memory::Cuda(memory), bound.into_iter().map(|p| DevicePlan::Cuda(Box::new(p))).collect())
@@ -250,11 +259,11 @@ impl DevicePlan {
         }
     }
 
-    /// Products of each step that a GPU's kernels cut as they are told; nothing on the CPU.
-    pub(crate) fn products(&self) -> &[Vec<Shape>] {
+    /// Keys of the kernels of each step on a GPU; nothing on the CPU.
+    pub(crate) fn programs(&self) -> &[Vec<String>] {
         match self {
             DevicePlan::Cpu(_) => &[],
-            DevicePlan::Cuda(plan) => plan.products(),
+            DevicePlan::Cuda(plan) => plan.programs(),
         }
     }
 

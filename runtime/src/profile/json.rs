@@ -70,7 +70,7 @@ fn plan_json(p: &PlanProfile) -> Value {
         "arena_bytes": p.arena_bytes,
         "live_bytes": p.live_bytes,
         "kinds": kinds,
-        "products": p.products,
+        "programs": p.programs,
         "launches": launches.collect::<Vec<_>>(),
         "blocks": blocks.collect::<Vec<_>>(),
         "decisions": decisions.collect::<Vec<_>>(),
@@ -120,11 +120,11 @@ fn plan(v: &Value) -> Option<PlanProfile> {
     let launches: Vec<Launch> = array(o, "launches")?.iter().map(launch).collect::<Option<_>>()?;
     let blocks: Vec<Block> = array(o, "blocks")?.iter().map(block).collect::<Option<_>>()?;
     // Older runs have none.
-    let products: Vec<Vec<String>> = match o.get("products") {
+    let programs: Vec<Vec<String>> = match o.get("programs") {
         None => Vec::new(),
         Some(v) => v.as_array()?.iter().map(names).collect::<Option<_>>()?,
     };
-    let fits = (products.is_empty() || products.len() == kinds.len())
+    let fits = (programs.is_empty() || programs.len() == kinds.len())
         && launches.iter().all(|l| l.kind < kinds.len())
         && blocks.iter().all(|b| b.first <= b.last && b.last < launches.len());
     fits.then_some(PlanProfile {
@@ -133,7 +133,7 @@ fn plan(v: &Value) -> Option<PlanProfile> {
         arena_bytes: number("arena_bytes")?,
         live_bytes: number("live_bytes")?,
         kinds,
-        products,
+        programs,
         launches,
         blocks,
         decisions: array(o, "decisions")?.iter().map(decision).collect::<Option<_>>()?,
@@ -236,7 +236,7 @@ mod tests {
                 arena_bytes: 64,
                 live_bytes: 64,
                 kinds: vec![kind],
-                products: vec![vec!["linear 2x5x3 f32".into()]],
+                programs: vec![vec!["linear 2x5x3 f32".into()]],
                 launches: vec![launch],
                 blocks: vec![Block { offset: 0, bytes: 64, first: 0, last: 0, scratch: false }],
                 decisions: vec![Decision {

@@ -13,13 +13,11 @@ pub(crate) use startup::{Stage, Startup};
 
 use crate::accounting::Account;
 use crate::calibration::Rates;
-use crate::tuning::device::shape_name;
 use kfc_graph::budget::Decision;
 use kfc_graph::{Cost, Op, Phase, TensorType};
 use kfc_kernels::cpu::simd;
 use kfc_kernels::cuda::Arch;
 use kfc_kernels::plan::{Place, Plan, Step};
-use kfc_kernels::tile::tiling::Shape;
 use kfc_kernels::timeline::{self, Block};
 use std::collections::BTreeMap;
 
@@ -111,8 +109,8 @@ pub struct PlanProfile {
     pub live_bytes: usize,
     /// Kinds of launches, in order of their first.
     pub kinds: Vec<Kind>,
-    /// For each kind, the products that a GPU's kernels cut into tiles, by name; empty on a CPU.
-    pub products: Vec<Vec<String>>,
+    /// For each kind, the keys of a GPU's kernels, by which choices for them are known; empty on a CPU.
+    pub programs: Vec<Vec<String>>,
     /// Launches in order.
     pub launches: Vec<Launch>,
     /// Blocks of the arena in order of their first use; times are positions of launches.
@@ -250,27 +248,23 @@ impl PlanProfile {
             arena_bytes: plan.arena_bytes,
             live_bytes: plan.live_bytes,
             kinds,
-            products: Vec::new(),
+            programs: Vec::new(),
             launches,
             blocks: timeline::blocks(plan),
             decisions: plan.decisions.clone(),
         }
     }
 
-    /// The same with the products of each step.
-    pub(crate) fn with_products<'a, S: IntoIterator<Item = &'a Shape>>(
-        mut self,
-        steps: impl IntoIterator<Item = S>,
-    ) -> PlanProfile {
-        let mut steps = steps.into_iter().zip(&self.launches).peekable();
-        if steps.peek().is_some() {
-            self.products = vec![Vec::new(); self.kinds.len()];
+    /// The same with the keys of each step's kernels.
+    pub(crate) fn with_programs(mut self, steps: &[Vec<String>]) -> PlanProfile {
+        if !steps.is_empty() {
+            self.programs = vec![Vec::new(); self.kinds.len()];
         }
-        for (shapes, launch) in steps {
-            let names = &mut self.products[launch.kind];
-            for name in shapes.into_iter().map(shape_name) {
-                if !names.contains(&name) {
-                    names.push(name);
+        for (keys, launch) in steps.iter().zip(&self.launches) {
+            let known = &mut self.programs[launch.kind];
+            for key in keys {
+                if !known.contains(key) {
+                    known.push(key.clone());
                 }
             }
         }

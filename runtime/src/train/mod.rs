@@ -30,6 +30,7 @@ use crate::profile::{Clock, Machine, Measured, Part, PlanProfile, Profile, Stage
 use kfc_ops::step::TrainedParam;
 use open::{Student, Teacher};
 use scale::LossScaler;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// How names of gradient accumulators begin.
@@ -52,6 +53,8 @@ pub struct Trainer {
     machine: Machine,
     /// What a GPU says it can do at best.
     stated: Option<Rates>,
+    /// Kernels whose results have other bits than as built in, by key, and how they are made.
+    other_bits: BTreeMap<String, String>,
     params: Vec<TrainedParam>,
     slots: DataSlots,
     outputs: Outputs,
@@ -163,6 +166,11 @@ impl Trainer {
         self.scaler.skipped
     }
 
+    /// Kernels whose results have other bits than as built in, by key, and how they are made.
+    pub fn other_bits(&self) -> &BTreeMap<String, String> {
+        &self.other_bits
+    }
+
     /// Number of trained elements.
     pub fn trained_elements(&self) -> usize {
         self.params.iter().map(TrainedParam::elements).sum()
@@ -181,6 +189,12 @@ impl Trainer {
     /// What a user should know about how the job was understood.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.memory.notes().to_vec();
+        if !self.other_bits.is_empty() {
+            notes.push(format!(
+                "{} kernels were tuned with --allow-other-bits: results have other bits than those of kernels as built in",
+                self.other_bits.len()
+            ));
+        }
         let (seq, positions) = (self.loader.seq_len(), self.student.model.config.max_positions);
         if seq > positions {
             notes.push(format!(

@@ -20,7 +20,7 @@ use crate::random;
 use crate::teacher_cache::TeacherCache;
 use kfc_graph::{DType, InputKind, TensorType};
 use kfc_kernels::compile::Backend;
-use kfc_kernels::tile::Tilings;
+use kfc_kernels::tile::Choices;
 use kfc_kernels::tile::lower::lower;
 use kfc_ops::model::LoraSpec;
 use kfc_ops::step::TrainedParam;
@@ -208,7 +208,7 @@ pub fn predict(job: &JobConfig, seq: usize, target: &Target) -> Result<Profile> 
         profile.stated = *stated;
         let lowered = lower(&plans).map_err(|e| RunError::Failed(e.to_string()))?;
         let described = std::mem::take(&mut profile.plans).into_iter().enumerate();
-        profile.plans = described.map(|(i, p)| p.with_products(lowered.products(i))).collect();
+        profile.plans = described.map(|(i, p)| p.with_programs(&lowered.keys(i))).collect();
     }
     Ok(profile)
 }
@@ -296,17 +296,17 @@ impl Trainer {
         Trainer::on_opened(device, &Opened::new(device)?, job, loader, copies)
     }
 
-    /// [`Trainer::on`] with a GPU's products cut as told, whatever `kfc tune` found.
+    /// [`Trainer::on`] with a GPU's kernels made as told, whatever `kfc tune` found.
     ///
     /// # Errors
     /// As there.
-    pub fn with_tilings(
+    pub fn with_choices(
         device: &Device,
         job: &JobConfig,
         loader: Loader,
-        tilings: Tilings,
+        choices: Choices,
     ) -> Result<Trainer> {
-        let opened = Opened::new(device)?.with_tilings(tilings);
+        let opened = Opened::new(device)?.with_choices(choices);
         Trainer::on_opened(device, &opened, job, loader, Copies::AsTuned)
     }
 
@@ -362,7 +362,7 @@ impl Trainer {
         memory::release_unused();
         let (memory, bound) = opened.bind(&plans, &store, &copied, &account, &mut startup)?;
         let described = [(0, job.train.accumulation), (1, 1)]
-            .map(|(i, runs)| PlanProfile::of(&plans[i], runs).with_products(bound[i].products()));
+            .map(|(i, runs)| PlanProfile::of(&plans[i], runs).with_programs(bound[i].programs()));
         let [micro, update]: [_; 2] =
             bound.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
         let total = match job.train.length {
@@ -396,6 +396,7 @@ impl Trainer {
             memory,
             machine: opened.machine(),
             stated: opened.stated(),
+            other_bits: opened.other_bits(&described),
             params: graphs.train.params,
             important: penalty.and_then(|p| p.important),
             account,

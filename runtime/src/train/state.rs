@@ -42,6 +42,7 @@ impl Trainer {
             "data": format!("{:016x}", rows_fingerprint(&self.loader)),
             "files": self.loader.stream().map(|s| s.files().map(|(_, print)| format!("{print:016x}")).collect::<Vec<_>>()),
             "seed": self.job.train.seed,
+            "other_bits": self.other_bits,
         });
         checkpoint::save(run_dir, self.step as u64, tensors, &state, |dir| match self.student.lora {
             Some(_) => self.write_adapter_files(&dir.join("adapter")),
@@ -66,6 +67,7 @@ impl Trainer {
         };
         let number = |v: &Value, name: &str| v[name].as_u64().ok_or_else(|| differs(name));
         self.check_files(checkpoint)?;
+        self.check_kernels(checkpoint)?;
         if state["data"].as_str() != Some(&format!("{:016x}", rows_fingerprint(&self.loader))) {
             return Err(differs("set of training rows (data, tokenizer, seq_len or packing)"));
         }
@@ -119,6 +121,22 @@ impl Trainer {
             )),
             None => Ok(()),
         }
+    }
+
+    /// Refuses to go on with kernels that give other bits than those that the checkpoint was made with.
+    fn check_kernels(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let of = |key: &str| checkpoint.state["other_bits"][key].as_str();
+        let then = checkpoint.state["other_bits"].as_object();
+        let keys = then.into_iter().flat_map(|then| then.keys()).chain(self.other_bits.keys());
+        let now = |key: &str| self.other_bits.get(key).map(String::as_str);
+        let Some(key) = keys.into_iter().find(|key| of(key) != now(key)) else { return Ok(()) };
+        let [then, now] = [of(key), now(key)].map(|c| c.unwrap_or("as built in"));
+        Err(RunError::Input(format!(
+            "{}: kernels were tuned otherwise, with --allow-other-bits: {key} was {then} when the checkpoint was made, and is \
+             {now} now; name the file that the run was tuned with (or off) in {}, or start a new run",
+            checkpoint.dir.display(),
+            crate::tuning::VARIABLE
+        )))
     }
 
     /// Writes what the job made: `adapter/` in PEFT's layout, or `model/` after full fine-tuning.

@@ -4,7 +4,7 @@
 pub mod interpret;
 mod worker;
 
-use crate::{Result, kernel_cache};
+use crate::{Result, RunError, kernel_cache};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use worker::Worker;
@@ -98,6 +98,8 @@ impl Cubin {
 pub struct Compiler {
     python: Option<PathBuf>,
     worker: Option<Worker>,
+    /// Why there is none, if it was needed.
+    missing: Option<String>,
     /// Kernels that were in the cache.
     pub found: usize,
 }
@@ -105,7 +107,12 @@ pub struct Compiler {
 impl Compiler {
     /// `python` is the interpreter that the user chose, if any. It is started when it is first needed.
     pub fn new(python: Option<PathBuf>) -> Compiler {
-        Compiler { python, worker: None, found: 0 }
+        Compiler { python, worker: None, missing: None, found: 0 }
+    }
+
+    /// Why there is no Python with Triton, if one was needed.
+    pub fn missing(&self) -> Option<&str> {
+        self.missing.as_deref()
     }
 
     /// The compiled kernel.
@@ -121,7 +128,13 @@ impl Compiler {
         }
         let worker = match &mut self.worker {
             Some(worker) => worker,
-            none => none.insert(Worker::start(self.python.as_deref())?),
+            none => {
+                if let Some(why) = &self.missing {
+                    return Err(RunError::Input(why.clone()));
+                }
+                let started = Worker::start(self.python.as_deref());
+                none.insert(started.inspect_err(|e| self.missing = Some(e.to_string()))?)
+            }
         };
         let cubin = worker.compile(request)?;
         kernel_cache::keep(&key, &cubin.bytes, &cubin.to_json());

@@ -1,4 +1,4 @@
-//! `kfc tune CONFIG --device cuda`: tries how a GPU's kernels may cut the job's products.
+//! `kfc tune CONFIG --device cuda`: tries how the job's kernels may be made for a GPU.
 
 use super::loader;
 use crate::args::{Global, TuneArgs};
@@ -7,7 +7,7 @@ use crate::error::Outcome;
 use crate::output;
 use crate::progress::Progress;
 use crate::stop;
-use kfc_kernels::tile::Tilings;
+use kfc_kernels::tile::Choices;
 use kfc_runtime::calibration::Calibration;
 use kfc_runtime::device::Device;
 use kfc_runtime::device::cuda::Gpu;
@@ -41,19 +41,24 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
     let seconds = args.seconds.unwrap_or(SECONDS);
     let mut progress = Progress::new("second", 0, seconds as usize, global);
     let mut tell = |s: Status| {
-        let message = format!("{}  {} of {} products settled", s.part, s.kernels[1], s.kernels[0]);
+        let message = format!("{}  {} of {} kernels settled", s.part, s.kernels[1], s.kernels[0]);
         progress.update(s.elapsed.as_secs().min(seconds) as usize, &message);
     };
     let budget = Duration::from_secs(seconds);
     let mut calibration = Calibration::of_device(&gpu)?;
-    let settings = Settings { tilings: args.tilings, budget, stop: stop::flag() };
-    let mut trainer = Trainer::with_tilings(&device, &job, loader(&job)?, Tilings::new())?;
-    let report = device::search(&mut trainer, &mut tuning, settings, &mut tell)?;
+    let takes_other_bits = args.allow_other_bits;
+    let settings = Settings { tilings: args.tilings, takes_other_bits, budget, stop: stop::flag() };
+    let mut trainer = Trainer::with_choices(&device, &job, loader(&job)?, Choices::default())?;
+    let (report, no_triton) = device::search(&mut trainer, &mut tuning, settings, &mut tell)?;
     progress.finish();
+    if let Some(why) = no_triton {
+        output::stderr_line(&format!("note      kernels in Triton are not tried: {why}"));
+    }
     // One job at a time in the device's memory.
     drop(trainer);
-    let mut fresh = Trainer::with_tilings(&device, &job, loader(&job)?, tuning.tilings())?;
-    device::verify(&mut fresh, &report.losses)?;
+    let mut fresh = Trainer::with_choices(&device, &job, loader(&job)?, tuning.choices())?;
+    device::verify(&mut fresh, &report.losses, &tuning)?;
+    let other_bits = fresh.other_bits().len();
     let saved = tuning.save();
     if let Err(error) = &saved {
         output::stderr_line(&format!("note      what was found is not kept: {error}"));
@@ -67,11 +72,11 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
         output::json_line(&json!({
             "steps": report.steps, "kernels": report.kernels, "with_choices": report.with_choices, "changed": report.changed,
             "settled": report.settled, "built_in_ms": report.step_ms.map(|ms| ms[0]),
-            "tuned_ms": report.step_ms.map(|ms| ms[1]), "file": file,
+            "tuned_ms": report.step_ms.map(|ms| ms[1]), "other_bits": other_bits, "file": file,
         }))?;
         return Ok(Outcome::Done);
     }
-    output::write_stdout(&told(&report))?;
+    output::write_stdout(&told(&report, other_bits))?;
     if let Some(file) = file {
         output::stdout_line(&format!("kept in {}", file.display()))?;
     }
@@ -79,16 +84,19 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
 }
 
 /// The result in words.
-fn told(report: &Report) -> String {
+fn told(report: &Report, other_bits: usize) -> String {
     let Report { steps, kernels, with_choices, changed, .. } = report;
-    let mut text = format!("{kernels} products, {with_choices} of them with choices; {steps} steps taken\n");
+    let mut text = format!("{kernels} kernels, {with_choices} of them with choices; {steps} steps taken\n");
     match report.step_ms {
         Some([before, after]) => text.push_str(&format!(
-            "{changed} products are cut in another way: {before:.2} -> {after:.2} ms in kernels a step, {:.1} % faster; same \
-             bits\n",
-            (before / after - 1.0) * 100.0
+            "{changed} kernels are made in another way: {before:.2} -> {after:.2} ms in kernels a step, {:.1} % faster; {}\n",
+            (before / after - 1.0) * 100.0,
+            match other_bits {
+                0 => "same bits".into(),
+                n => format!("{n} of them with other bits"),
+            }
         )),
-        None => text.push_str("nothing is faster than the built-in tilings by more than the noise\n"),
+        None => text.push_str("nothing is faster than the built-in kernels by more than the noise\n"),
     }
     if !report.settled {
         text.push_str("the time was up before all was tried; run this again to go on\n");

@@ -36,10 +36,12 @@ impl<'a> Printer<'a> {
         self.depth += 1;
         // What a round leaves behind is there when the next one starts: print it once to see what that is.
         let (length, temporaries, before) = (self.text.len(), self.temporaries, self.shared.since.clone());
+        let turn = self.shared.turn();
         self.round(ring.as_ref(), body, carried);
         let entry = before.or(&self.shared.since);
         self.text.truncate(length);
         self.temporaries = temporaries;
+        self.shared.turn_back(turn);
         self.shared.since = entry.clone();
         self.round(ring.as_ref(), body, carried);
         self.depth -= 1;

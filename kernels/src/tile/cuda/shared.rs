@@ -177,6 +177,16 @@ impl Shared {
         self.turn
     }
 
+    /// Whose turn it is among the two spaces of [`Shared::scratch`].
+    pub(super) fn turn(&self) -> usize {
+        self.turn
+    }
+
+    /// Goes back to an earlier turn: what is printed again takes the same spaces again.
+    pub(super) fn turn_back(&mut self, turn: usize) {
+        self.turn = turn;
+    }
+
     /// Declarations of pointers to everything, and the bytes in all.
     pub(super) fn declarations(&self, name: impl Fn(Elem) -> &'static str) -> (Vec<String>, usize) {
         let (mut lines, mut at) = (Vec::new(), 0);

@@ -4,6 +4,7 @@
 use super::products::{Axis, Matrix, extent};
 use super::{EmitError, Emitted, Kernel, Operation};
 use crate::tile::ir::{Binary, Compare, Elem, Fold, Unary, Var};
+use crate::tile::tiling::{Shape, Tiled};
 use crate::tile::{Buffer, Builder};
 
 /// Score of a masked pair: far below any real score, yet finite, so that differences stay finite.
@@ -45,20 +46,11 @@ impl Heads {
         self.heads / self.kv_heads
     }
 
-    /// Extents of a tile of queries (at most `queries`), of one of keys, and warps: what fits the registers of a thread. Long
-    /// heads and 32-bit factors take more of them.
-    pub(super) fn tiles(&self, queries: usize) -> (usize, usize, usize) {
-        let is_long = self.d.max(self.dv) > 64;
-        let (queries, keys) = match (self.elem == Elem::F32, is_long) {
-            (true, true) => (16, 16),
-            (true, false) => (32, 32),
-            (false, _) => (queries, 64),
-        };
-        (
-            extent(self.tq, queries),
-            extent(self.tk, keys),
-            if is_long || self.elem != Elem::F32 { 8 } else { 4 },
-        )
+    /// How a kernel of attention is cut that has a row of blocks for each of `heads` heads of a sequence.
+    pub(super) fn tiled(&self, o: &Operation<'_>, kernel: &str, heads: usize) -> Tiled {
+        let (m, n, k, parts) = (self.tq, self.tk, self.d.max(self.dv), heads * self.batch);
+        let shape = Shape { kernel: kernel.into(), m, n, k, parts, elem: self.elem };
+        Tiled { tiling: o.tilings.of(&shape), shape }
     }
 
     /// Tokens of this axis as a matrix `[tokens, width]` of head `head` of a tensor `[batch, tokens, heads · width]`.
@@ -190,10 +182,11 @@ pub(super) fn token_lists(
 /// Softmax attention and the logarithm of each row's denominator.
 pub(super) fn attention(o: &Operation<'_>) -> Result<Emitted, EmitError> {
     let h = Heads::new(o, 0)?;
-    let (m, n, warps) = h.tiles(128);
+    let tiled = h.tiled(o, "attention", h.heads);
+    let (m, n) = (tiled.tiling.m, tiled.tiling.n);
     let (d, dv) = (extent(h.d, usize::MAX), extent(h.dv, usize::MAX));
     let doc = "Attention of a tile of queries of a head, and the logarithm of each softmax denominator";
-    let mut k = Kernel::new("attention", doc, [h.tq.div_ceil(m), h.heads, h.batch], warps);
+    let mut k = Kernel::tiled(tiled, doc, [h.tq.div_ceil(m), h.heads, h.batch]);
     let [q, keys, values] = [(0, "q"), (1, "k"), (2, "v")].map(|(i, name)| k.input(o, i, name));
     let (of_q, of_k) = token_lists(&mut k, o, 3, &h);
     let (out, lse) = (k.output(o, 0, "o"), k.output(o, 1, "lse"));

@@ -83,13 +83,11 @@ fn pair(b: &mut Builder, h: &Heads, sees: Var, scores: Var, dp: Var, [lse, delta
 
 /// dk and dv: a program takes a tile of keys of a key head and goes through the queries of its heads.
 fn keys_and_values(o: &Operation<'_>, h: &Heads, e: &Emitted) -> Result<Launch, EmitError> {
-    let (m, n, warps) = h.tiles(32);
-    // Rows of keys for two groups of four warps: probabilities stay in registers on Hopper. Long heads leave no registers for it.
-    let is_short = h.d.max(h.dv) <= 64;
-    let n = if h.elem != Elem::F32 && is_short { extent(h.tk, 128) } else { n };
+    let tiled = h.tiled(o, "attention_dkv", h.kv_heads);
+    let (m, n) = (tiled.tiling.m, tiled.tiling.n);
     let (d, dv) = (extent(h.d, usize::MAX), extent(h.dv, usize::MAX));
     let doc = "Gradients of a tile of keys and values of a key head, summed over its query heads in order";
-    let mut k = Kernel::new("attention_dkv", doc, [h.tk.div_ceil(n), h.kv_heads, h.batch], warps);
+    let mut k = Kernel::tiled(tiled, doc, [h.tk.div_ceil(n), h.kv_heads, h.batch]);
     let p = Operands::new(&mut k, o, h, e);
     let (dk, dv_) = (k.output(o, 1, "dk"), k.output(o, 2, "dv"));
     let b = &mut k.b;
@@ -131,10 +129,11 @@ fn keys_and_values(o: &Operation<'_>, h: &Heads, e: &Emitted) -> Result<Launch, 
 
 /// dq: a program takes a tile of queries of a head and goes through the keys.
 fn queries(o: &Operation<'_>, h: &Heads, e: &Emitted) -> Result<Launch, EmitError> {
-    let (m, n, warps) = h.tiles(64);
+    let tiled = h.tiled(o, "attention_dq", h.heads);
+    let (m, n) = (tiled.tiling.m, tiled.tiling.n);
     let (d, dv) = (extent(h.d, usize::MAX), extent(h.dv, usize::MAX));
     let doc = "The gradient of a tile of queries of a head";
-    let mut k = Kernel::new("attention_dq", doc, [h.tq.div_ceil(m), h.heads, h.batch], warps);
+    let mut k = Kernel::tiled(tiled, doc, [h.tq.div_ceil(m), h.heads, h.batch]);
     let p = Operands::new(&mut k, o, h, e);
     let dq = k.output(o, 0, "dq");
     let b = &mut k.b;

@@ -239,7 +239,7 @@ struct Operation<'a> {
 impl Operation<'_> {
     /// How the kernel of this name cuts its product of `[m, k]` and `[k, n]`, multiplied as `elem`.
     fn tiled(&self, kernel: &str, m: usize, n: usize, k: usize, elem: Elem) -> Tiled {
-        let shape = Shape { kernel: kernel.into(), m, n, k, elem };
+        let shape = Shape { kernel: kernel.into(), m, n, k, parts: 1, elem };
         Tiled { tiling: self.tilings.of(&shape), shape }
     }
 }
@@ -260,7 +260,12 @@ impl Kernel {
     fn product(t: Tiled, doc: &str, parts: usize) -> Kernel {
         let (shape, tiling) = (&t.shape, t.tiling);
         let grid = [shape.m.div_ceil(tiling.m), shape.n.div_ceil(tiling.n), parts];
-        let mut kernel = Kernel::new(&shape.kernel, doc, grid, tiling.warps);
+        Kernel::tiled(t, doc, grid)
+    }
+
+    /// A program that is cut in this way.
+    fn tiled(t: Tiled, doc: &str, grid: [usize; 3]) -> Kernel {
+        let mut kernel = Kernel::new(&t.shape.kernel, doc, grid, t.tiling.warps);
         kernel.b.tiled(t);
         kernel
     }

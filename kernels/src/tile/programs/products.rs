@@ -98,7 +98,7 @@ impl Matrix {
 
 /// How a product is cut whose tiles are summed further: it must not change with what is chosen.
 pub(super) fn fixed(m: usize, n: usize, k: usize, elem: Elem) -> Tiling {
-    Tiling::builtin(&Shape { kernel: String::new(), m, n, k, elem })
+    Tiling::builtin(&Shape { kernel: String::new(), m, n, k, parts: 1, elem })
 }
 
 /// The type in which factors of these types are multiplied.

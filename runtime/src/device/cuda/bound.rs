@@ -12,7 +12,6 @@ use crate::exec::{Slot, Store, StoreError};
 use cudarc::driver::sys::CUdeviceptr;
 use kfc_kernels::plan::{self, Plan};
 use kfc_kernels::tile::lower::{Address, PlannedLaunch};
-use kfc_kernels::tile::tiling::Shape;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -69,8 +68,8 @@ pub struct CudaPlan {
     instead: HashMap<usize, Arc<kernels::Loaded>>,
     /// The first launch of each kernel that there are others for.
     sites: Vec<Site>,
-    /// Products of each step that tilings can be chosen for.
-    products: Vec<Vec<Shape>>,
+    /// Keys of the kernels of each step.
+    programs: Vec<Vec<String>>,
     trial: Option<Trial>,
     memory: Arc<CudaMemory>,
     /// Nanoseconds of each step over the timed runs.
@@ -120,7 +119,6 @@ impl CudaPlan {
             })
             .collect();
         let sites = trial::sites(plan, launches, kernels, &address);
-        let products = loaded.lowered.products(number);
         let StepData { parts, start, bytes } = step_data(plan, memory, store)?;
         let gpu = memory.gpu();
         Ok(CudaPlan {
@@ -137,7 +135,7 @@ impl CudaPlan {
             kernels: Arc::clone(&loaded.functions),
             instead: HashMap::new(),
             sites,
-            products: products.into_iter().map(|step| step.into_iter().cloned().collect()).collect(),
+            programs: loaded.lowered.keys(number),
             trial: None,
             memory: Arc::clone(memory),
             spent: vec![0; plan.steps.len()],
@@ -262,9 +260,9 @@ impl CudaPlan {
         &self.sites
     }
 
-    /// Products of each step that tilings can be chosen for.
-    pub(crate) fn products(&self) -> &[Vec<Shape>] {
-        &self.products
+    /// Keys of the kernels of each step.
+    pub(crate) fn programs(&self) -> &[Vec<String>] {
+        &self.programs
     }
 
     /// The next run waits after each step and makes this trial on its way.

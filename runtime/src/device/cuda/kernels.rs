@@ -6,15 +6,16 @@ use super::folder::{Folder, Found};
 use crate::edited::{self, Edit};
 use crate::error::RunError;
 use crate::nvrtc;
-use crate::triton::Compiler;
+use crate::triton::{self, Compiler, HIDDEN};
 use cudarc::driver::sys::CUdeviceptr;
+use kfc_kernels::tile::header::{Language, STAGES};
 use kfc_kernels::tile::lower::Kernel;
 use kfc_kernels::tile::{TileError, cuda};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A kernel in the driver.
 pub(crate) struct Loaded {
@@ -91,10 +92,11 @@ fn load_others(
     edited: &BTreeMap<usize, Found>,
 ) -> Result<Vec<Loaded>, CudaError> {
     let folder = folder.map(|path| Folder::open(path, gpu.arch)).transpose()?;
+    let triton = Triton::default();
     let binary = |(k, kernel): (usize, &Kernel)| match (edited.get(&k), &folder) {
         (Some(found), _) => Ok(found.clone()),
         (None, Some(folder)) => folder.find(kernel),
-        (None, None) => compile(gpu, kernel).map(|(found, _)| found),
+        (None, None) => compile(gpu, kernel, &triton).map(|c| c.found),
     };
     let found = kernels.par_iter().enumerate().map(binary).collect::<Result<Vec<Found>, CudaError>>()?;
     let place = |(kernel, found): (&Kernel, &Found)| place(gpu, kernel, found);
@@ -104,23 +106,40 @@ fn load_others(
 /// A kernel compiled, or found in the cache, and what the compiler said of it; not in the driver yet.
 pub(crate) struct Compiled {
     found: Found,
-    /// The compiler's figures.
-    pub(crate) object: nvrtc::Object,
+    /// Registers of a thread.
+    pub(crate) registers: u64,
+    /// Bytes of a block's shared memory.
+    pub(crate) shared_bytes: u64,
+    /// Bytes that a thread spills.
+    pub(super) spill_bytes: u64,
     /// Threads of a block.
     pub(super) threads: usize,
 }
 
-/// Compiles a kernel.
-///
-/// # Errors
-/// If that fails.
-pub(super) fn compile_one(gpu: &Gpu, kernel: &Kernel) -> Result<Compiled, CudaError> {
-    let (found, object) = compile(gpu, kernel)?;
-    let threads = found.shape.threads;
-    Ok(Compiled { found, object, threads })
+impl Compiled {
+    /// What the driver loads.
+    pub(crate) fn binary(&self) -> &[u8] {
+        &self.found.cubin
+    }
 }
 
-/// Loads what [`compile_one`] gave.
+/// Triton's compiler for kernels of several threads, one after the other; Python is started when it is first needed.
+pub(crate) struct Triton(Mutex<Compiler>);
+
+impl Triton {
+    /// Why there is none, if it was needed.
+    pub(crate) fn missing(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).missing().map(String::from)
+    }
+}
+
+impl Default for Triton {
+    fn default() -> Triton {
+        Triton(Mutex::new(Compiler::new(None)))
+    }
+}
+
+/// Loads what [`compile`] gave.
 ///
 /// # Errors
 /// If it does not fit the device.
@@ -128,7 +147,18 @@ pub(crate) fn load_one(gpu: &Arc<Gpu>, kernel: &Kernel, compiled: &Compiled) -> 
     place(gpu, kernel, &compiled.found)
 }
 
-fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<(Found, nvrtc::Object), CudaError> {
+/// Compiles a kernel in its language, or finds it in the cache.
+///
+/// # Errors
+/// If the compiler is missing or fails.
+pub(super) fn compile(gpu: &Gpu, kernel: &Kernel, triton: &Triton) -> Result<Compiled, CudaError> {
+    match kernel.language {
+        Language::Cuda => by_nvrtc(gpu, kernel),
+        Language::Triton => by_triton(gpu, kernel, triton),
+    }
+}
+
+fn by_nvrtc(gpu: &Gpu, kernel: &Kernel) -> Result<Compiled, CudaError> {
     let failed = |e: TileError| CudaError::Kernel { kernel: kernel.name.clone(), what: e.to_string() };
     let source = cuda::print(&kernel.program, gpu.arch).map_err(failed)?;
     // A missing compiler is said as it is: it concerns no kernel.
@@ -136,7 +166,42 @@ fn compile(gpu: &Gpu, kernel: &Kernel) -> Result<(Found, nvrtc::Object), CudaErr
         .map_err(|e| CudaError::Source(e.to_string()))?;
     let shape =
         LaunchShape { grid: source.grid, threads: source.threads, dynamic_shared: source.dynamic_shared };
-    Ok((Found { cubin: object.cubin.clone(), shape, hidden: 0, edited: None }, object))
+    Ok(Compiled {
+        registers: object.registers,
+        shared_bytes: object.shared_bytes,
+        spill_bytes: object.spill_bytes,
+        threads: source.threads,
+        found: Found { cubin: object.cubin, shape, hidden: 0, edited: None },
+    })
+}
+
+fn by_triton(gpu: &Gpu, kernel: &Kernel, triton: &Triton) -> Result<Compiled, CudaError> {
+    let p = &kernel.program;
+    let source = kfc_kernels::tile::triton::print(p);
+    let types: Vec<&str> = p.params.iter().map(|b| b.elem.name()).collect();
+    let stages = (p.stages != STAGES).then_some(p.stages);
+    let arch = gpu.arch.number();
+    let request =
+        triton::Request { function: &p.name, source: &source, types: &types, warps: p.warps, stages, arch };
+    let mut compiler = triton.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let cubin = compiler.compile(&request).map_err(|e| match e {
+        // No Python with Triton: it concerns no kernel.
+        RunError::Input(what) => CudaError::Source(format!(
+            "{} is compiled with Triton, as `kfc tune` found it: {what}; {}=off runs kernels as built in",
+            kernel.name,
+            crate::tuning::VARIABLE
+        )),
+        other => CudaError::Kernel { kernel: kernel.name.clone(), what: other.to_string() },
+    })?;
+    let threads = p.warps * 32;
+    let shape = LaunchShape { grid: p.grid, threads, dynamic_shared: cubin.shared_bytes as usize };
+    Ok(Compiled {
+        registers: cubin.registers,
+        shared_bytes: cubin.shared_bytes,
+        spill_bytes: cubin.spill_bytes,
+        threads,
+        found: Found { cubin: cubin.bytes, shape, hidden: HIDDEN, edited: None },
+    })
 }
 
 fn place(gpu: &Arc<Gpu>, kernel: &Kernel, found: &Found) -> Result<Loaded, CudaError> {

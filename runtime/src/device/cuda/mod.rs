@@ -35,20 +35,20 @@ pub use driver::{Gpu, start};
 pub use error::CudaError;
 pub use folder::source_hash;
 pub use info::{Info, describe_one, devices};
-pub(crate) use kernels::{Loaded as Launchable, load_one as load_trial};
+pub(crate) use kernels::{Loaded as Launchable, Triton, load_one as load_trial};
 pub(crate) use memory::ALIGN;
 pub use memory::CudaMemory;
 pub use programs::Programs;
 pub(crate) use rates::measure as measure_rates;
-pub(crate) use trial::{Outcomes, Site, Trial, compile as compile_trial};
+pub(crate) use trial::{Outcomes, Site, Trial, Unfit, compile as compile_trial};
 
 use crate::accounting::Account;
 use crate::edited::Edit;
 use crate::error::Result;
 use crate::exec::Store;
 use kfc_kernels::plan::Plan;
-use kfc_kernels::tile::Tilings;
-use kfc_kernels::tile::lower::{Lowered, lower_tiled};
+use kfc_kernels::tile::Choices;
+use kfc_kernels::tile::lower::{Lowered, lower_chosen};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -66,7 +66,7 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// Compiles or finds the plans' kernels, whose products are cut as `tilings` say: those of `edits` in their files, which
+    /// Compiles or finds the plans' kernels, made as `choices` say: those of `edits` in their files, which
     /// are tried; the others in `folder`, which `kfc compile --emit` wrote, if that is given.
     ///
     /// # Errors
@@ -75,10 +75,10 @@ impl Loaded {
         gpu: &Arc<Gpu>,
         plans: &[Plan],
         folder: Option<&Path>,
-        tilings: &Tilings,
+        choices: &Choices,
         edits: &[Edit],
     ) -> Result<Loaded> {
-        let lowered = lower_tiled(plans, tilings).map_err(|e| CudaError::Source(e.to_string()))?;
+        let lowered = lower_chosen(plans, choices).map_err(|e| CudaError::Source(e.to_string()))?;
         let functions = kernels::load_edited(gpu, &lowered.kernels, folder, edits)?;
         let mut notes = Vec::new();
         for (k, loaded) in functions.iter().enumerate() {

@@ -21,8 +21,7 @@ impl Programs {
     /// # Errors
     /// If one cannot be compiled or does not fit the device.
     pub fn load(gpu: &Arc<Gpu>, programs: Vec<Program>) -> Result<Programs> {
-        let kernel = |program: Program| Kernel { name: program.name.clone(), program, launches: 1 };
-        let kernels: Vec<Kernel> = programs.into_iter().map(kernel).collect();
+        let kernels: Vec<Kernel> = programs.into_iter().map(Kernel::of).collect();
         Ok(Programs { gpu: Arc::clone(gpu), loaded: kernels::load(gpu, &kernels, None)? })
     }
 

@@ -47,8 +47,7 @@ impl Work {
     fn kernels(&self) -> impl Iterator<Item = Kernel> {
         self.emitted.launches.iter().map(|l| Kernel {
             name: format!("{} of {}", l.program.name, self.output),
-            program: l.program.clone(),
-            launches: 1,
+            ..Kernel::of(l.program.clone())
         })
     }
 }

@@ -1,19 +1,21 @@
-//! Other kernels for one launch of a plan: checked against the built-in one, bit for bit, and timed, on the operands that the
-//! launch has in a step. What they write is put back as it was, so that the step goes on as if nothing had been tried.
+//! Other kernels for one launch of a plan: checked against the built-in one, and timed, on the operands that the launch has in
+//! a step. What they write is put back as it was, so that the step goes on as if nothing had been tried.
 
 use super::CudaError;
 use super::driver::{DeviceBytes, Event, Gpu, Pinned};
-use super::kernels::{self, Compiled, Loaded};
+use super::kernels::{self, Compiled, Loaded, Triton};
 use super::memory::{ALIGN, CudaMemory};
 use crate::calibration::median;
+use crate::files::xxh64;
 use cudarc::driver::sys::CUdeviceptr;
 use kfc_graph::{Op, TensorType};
 use kfc_kernels::plan::Plan;
-use kfc_kernels::tile::Tilings;
-use kfc_kernels::tile::ir::Access;
+use kfc_kernels::tile::header::Language;
+use kfc_kernels::tile::ir::{Access, Elem};
 use kfc_kernels::tile::lower::{Address, Kernel, PlannedLaunch};
 use kfc_kernels::tile::programs::{Launch, Sizes, emit_tiled};
-use kfc_kernels::tile::tiling::{Shape, Tiling};
+use kfc_kernels::tile::trial::{LEAST, decode, tolerance};
+use kfc_kernels::tile::{Choice, Choices, Tilings};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -36,13 +38,23 @@ const MOST_REPEATS: usize = 20;
 /// Bytes that results are compared by.
 const PART: usize = 8 << 20;
 
-/// The first launch of a kernel whose product may be cut in other ways.
+/// What a launch writes.
+#[derive(Clone)]
+struct Written {
+    at: CUdeviceptr,
+    bytes: usize,
+    elem: Elem,
+    /// How far results may be from the built-in kernel's, relative to the largest.
+    tolerance: f64,
+}
+
+/// The first launch of a kernel.
 #[derive(Clone)]
 pub(crate) struct Site {
     /// Position of the kernel among those of all plans.
     pub(crate) kernel: usize,
-    /// The product.
-    pub(crate) shape: Shape,
+    /// What choices for it are known by.
+    pub(crate) key: String,
     /// Launches of the kernel in a run of the plan.
     pub(crate) launches: usize,
     /// Step of the plan, and position among what the step does.
@@ -54,7 +66,7 @@ pub(crate) struct Site {
     inputs: Vec<TensorType>,
     outputs: Vec<TensorType>,
     /// What it writes.
-    written: Vec<(CUdeviceptr, usize)>,
+    written: Vec<Written>,
 }
 
 /// The sites of a plan.
@@ -68,7 +80,6 @@ pub(super) fn sites(
     for (i, (step, launches)) in plan.steps.iter().zip(launches).enumerate() {
         for (j, l) in launches.iter().enumerate() {
             let built_in = &kernels[l.kernel];
-            let Some(tiled) = &built_in.program.tiled else { continue };
             if let Some(known) = sites.iter_mut().find(|s| s.kernel == l.kernel) {
                 known.launches += 1;
                 continue;
@@ -76,11 +87,16 @@ pub(super) fn sites(
             let params = built_in.program.params.iter().zip(&l.args);
             let written = params
                 .filter(|(p, _)| p.access != Access::Read)
-                .map(|(p, a)| (address(a), p.len * p.elem.bytes()))
+                .map(|(p, a)| Written {
+                    at: address(a),
+                    bytes: p.len * p.elem.bytes(),
+                    elem: p.elem,
+                    tolerance: tolerance(&built_in.program, p.elem),
+                })
                 .collect();
             sites.push(Site {
                 kernel: l.kernel,
-                shape: tiled.shape.clone(),
+                key: built_in.key.clone(),
                 launches: 1,
                 at: (i, step.copies.len() + j),
                 launch: j,
@@ -95,11 +111,30 @@ pub(super) fn sites(
     sites
 }
 
-/// Compiles the kernel of a site as a tiling has it, and says why it cannot run if so: without launching it.
+/// Why a choice is not tried.
+pub(crate) enum Unfit {
+    /// There is no compiler for it.
+    NoCompiler,
+    /// It cannot run.
+    Out(String),
+}
+
+impl From<String> for Unfit {
+    fn from(why: String) -> Unfit {
+        Unfit::Out(why)
+    }
+}
+
+/// Compiles the kernel of a site as a choice has it, and says why it cannot run if so: without launching it.
 ///
 /// # Errors
-/// Why it is out.
-pub(crate) fn compile(gpu: &Arc<Gpu>, site: &Site, tiling: Tiling) -> Result<(Kernel, Compiled), String> {
+/// Why it is not tried.
+pub(crate) fn compile(
+    gpu: &Arc<Gpu>,
+    site: &Site,
+    choice: Choice,
+    triton: &Triton,
+) -> Result<(Kernel, Compiled), Unfit> {
     let launch = |tilings: &Tilings| -> Result<(Launch, usize), String> {
         let emitted = emit_tiled(&site.op, &site.inputs, &site.outputs, &Sizes::default(), tilings)
             .map_err(|e| e.to_string())?;
@@ -107,27 +142,29 @@ pub(crate) fn compile(gpu: &Arc<Gpu>, site: &Site, tiling: Tiling) -> Result<(Ke
         let launch = emitted.launches.into_iter().nth(site.launch).ok_or("it has no such launch")?;
         Ok((launch, bytes))
     };
-    let mut tilings = Tilings::new();
-    tilings.choose(site.shape.clone(), tiling);
-    let ((launch, bytes), (before, allowed)) = (launch(&tilings)?, launch(&Tilings::new())?);
+    let mut choices = Choices::default();
+    choices.choose(&site.key, choice, false);
+    let ((launch, bytes), (before, allowed)) = (launch(&choices.tilings)?, launch(&Tilings::new())?);
     if launch.program.params != before.program.params
         || (&launch.args, &launch.starts) != (&before.args, &before.starts)
     {
-        return Err("it takes other buffers".into());
+        return Err(Unfit::Out("it takes other buffers".into()));
     }
     if bytes > allowed {
-        return Err(format!("its workspace has {bytes} bytes, {allowed} are planned"));
+        return Err(Unfit::Out(format!("its workspace has {bytes} bytes, {allowed} are planned")));
     }
-    let name = site.built_in.name.clone();
-    let kernel = Kernel { name, program: launch.program, launches: site.built_in.launches };
-    let compiled = kernels::compile_one(gpu, &kernel).map_err(|e| e.to_string())?;
-    let object = &compiled.object;
-    if object.registers * compiled.threads as u64 > REGISTERS {
-        let (registers, threads) = (object.registers, compiled.threads);
-        return Err(format!("{registers} registers for each of {threads} threads are more than there are"));
+    let kernel = Kernel { program: launch.program, language: choice.language, ..site.built_in.clone() };
+    let compiled = kernels::compile(gpu, &kernel, triton).map_err(|e| match e {
+        CudaError::Source(_) if choice.language == Language::Triton => Unfit::NoCompiler,
+        e => Unfit::Out(e.to_string()),
+    })?;
+    if compiled.registers * compiled.threads as u64 > REGISTERS {
+        let (registers, threads) = (compiled.registers, compiled.threads);
+        let why = format!("{registers} registers for each of {threads} threads are more than there are");
+        return Err(Unfit::Out(why));
     }
-    if object.spill_bytes > 0 && tiling != Tiling::builtin(&site.shape) {
-        return Err(format!("registers spill, {} bytes", object.spill_bytes));
+    if compiled.spill_bytes > 0 && choice != Choice::builtin(&site.key) {
+        return Err(Unfit::Out(format!("registers spill, {} bytes", compiled.spill_bytes)));
     }
     Ok((kernel, compiled))
 }
@@ -137,6 +174,8 @@ pub(crate) fn compile(gpu: &Arc<Gpu>, site: &Site, tiling: Tiling) -> Result<(Ke
 pub(crate) struct Outcome {
     /// Nanoseconds of a launch in each round.
     pub(crate) times: Vec<f64>,
+    /// Whether its results are the built-in kernel's only within the tolerance.
+    pub(crate) other_bits: bool,
     /// Why it is out, if it is.
     pub(crate) out: Option<String>,
 }
@@ -162,6 +201,8 @@ pub(crate) struct Trial {
     pub(super) site: Site,
     others: Vec<Arc<Loaded>>,
     deadline: Instant,
+    /// Whether a kernel with other bits may win.
+    takes_other_bits: bool,
     journal: Journal,
     outcomes: Arc<Mutex<Outcomes>>,
 }
@@ -172,12 +213,13 @@ impl Trial {
         site: &Site,
         others: Vec<Arc<Loaded>>,
         deadline: Instant,
+        takes_other_bits: bool,
         journal: Journal,
     ) -> (Trial, Arc<Mutex<Outcomes>>) {
         let all = vec![Outcome::default(); others.len() + 1];
         let outcomes = Arc::new(Mutex::new(Outcomes { all, ..Outcomes::default() }));
         let shared = Arc::clone(&outcomes);
-        (Trial { site: site.clone(), others, deadline, journal, outcomes }, shared)
+        (Trial { site: site.clone(), others, deadline, takes_other_bits, journal, outcomes }, shared)
     }
 
     /// Runs it where the launch is to run next; `args` are the launch's.
@@ -228,8 +270,22 @@ impl Trial {
             } else if let Err(e) = memory.finish("", Some(&what)) {
                 outcomes.broke = Some(i);
                 return Err(e);
-            } else if !kept.is_same(memory)? {
-                outcomes.all[i + 1].out = Some("other bits than built in".into());
+            } else {
+                let (first, hash) = kept.compare(memory)?;
+                let outcome = &mut outcomes.all[i + 1];
+                match first {
+                    Likeness::Same => {}
+                    Likeness::Close => {
+                        outcome.other_bits = true;
+                        kept.restore(memory)?;
+                        // SAFETY: as above.
+                        unsafe { other.launch(stream, args) }?;
+                        if kept.compare(memory)?.1 != hash {
+                            outcome.out = Some("two runs leave different bits".into());
+                        }
+                    }
+                    Likeness::Wrong(what) => outcome.out = Some(what),
+                }
             }
             (self.journal)(None);
         }
@@ -278,20 +334,25 @@ impl Trial {
                 let longest = outcomes.all.iter_mut().flat_map(|o| o.times.drain(..)).fold(1.0, f64::max);
                 repeats = ((ROUND / longest) as usize).clamp(1, MOST_REPEATS);
             }
-            prune(&mut outcomes.all);
+            prune(&mut outcomes.all, self.takes_other_bits);
         }
         outcomes.settled = true;
         Ok(())
     }
 }
 
-/// Puts out what is clearly slower than the best; never the built-in one, which others are compared with.
-fn prune(all: &mut [Outcome]) {
+/// Puts out what is clearly slower than the best that may win, or than all others if it may not win itself; never the built-in
+/// one, which others are compared with.
+fn prune(all: &mut [Outcome], takes_other_bits: bool) {
     let timed = |o: &Outcome| median(&mut o.times.clone()).filter(|_| o.times.len() >= FEW);
-    let left = all.iter().filter(|o| o.out.is_none());
-    let Some(best) = left.filter_map(timed).min_by(f64::total_cmp) else { return };
+    let may_win = |o: &Outcome| takes_other_bits || !o.other_bits;
+    let left = || all.iter().filter(|o| o.out.is_none());
+    let winning = left().filter(|o| may_win(o)).filter_map(timed).min_by(f64::total_cmp);
+    let fastest = left().filter_map(timed).min_by(f64::total_cmp);
+    let (Some(winning), Some(fastest)) = (winning, fastest) else { return };
     for o in all.iter_mut().skip(1).filter(|o| o.out.is_none()) {
         let limit = if o.times.len() >= SOME { SLOWER } else { MUCH_SLOWER };
+        let best = if may_win(o) { winning } else { fastest };
         if timed(o).is_some_and(|ns| ns > limit * best) {
             o.out = Some("slower".into());
         }
@@ -302,17 +363,27 @@ fn lock(outcomes: &Mutex<Outcomes>) -> std::sync::MutexGuard<'_, Outcomes> {
     outcomes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How a kernel's results are to the built-in one's.
+enum Likeness {
+    /// The same bits.
+    Same,
+    /// Other bits, within the tolerance.
+    Close,
+    /// Something else: what.
+    Wrong(String),
+}
+
 /// Two copies of what a launch writes: as it was before, and as the built-in kernel leaves it.
 struct Kept<'a> {
-    written: &'a [(CUdeviceptr, usize)],
+    written: &'a [Written],
     copies: DeviceBytes,
     /// Where the second copy begins.
     second: usize,
 }
 
 impl<'a> Kept<'a> {
-    fn new(memory: &CudaMemory, written: &'a [(CUdeviceptr, usize)]) -> Result<Kept<'a>, CudaError> {
-        let second = written.iter().map(|(_, bytes)| bytes.next_multiple_of(ALIGN)).sum();
+    fn new(memory: &CudaMemory, written: &'a [Written]) -> Result<Kept<'a>, CudaError> {
+        let second = written.iter().map(|w| w.bytes.next_multiple_of(ALIGN)).sum();
         let copies = DeviceBytes::new(memory.gpu(), 2 * second, "copies of a kernel's results, to compare")?;
         Ok(Kept { written, copies, second })
     }
@@ -320,10 +391,10 @@ impl<'a> Kept<'a> {
     /// Places in the launch's memory and in a copy.
     fn places(&self, copy: usize) -> impl Iterator<Item = (CUdeviceptr, CUdeviceptr, usize)> {
         let mut at = self.copies.at + (copy * self.second) as CUdeviceptr;
-        self.written.iter().map(move |(place, bytes)| {
+        self.written.iter().map(move |w| {
             let here = at;
-            at += bytes.next_multiple_of(ALIGN) as CUdeviceptr;
-            (*place, here, *bytes)
+            at += w.bytes.next_multiple_of(ALIGN) as CUdeviceptr;
+            (w.at, here, w.bytes)
         })
     }
 
@@ -337,11 +408,41 @@ impl<'a> Kept<'a> {
         self.places(0).try_for_each(|(to, from, n)| unsafe { memory.stream().copy(to, from, n) })
     }
 
-    /// Whether memory holds what the built-in kernel left.
-    fn is_same(&self, memory: &CudaMemory) -> Result<bool, CudaError> {
-        let largest = self.written.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0).min(PART);
+    /// How what memory holds is to what the built-in kernel left, and a hash of it.
+    fn compare(&self, memory: &CudaMemory) -> Result<(Likeness, u64), CudaError> {
+        let (mut is_same, mut hash) = (true, 0);
+        self.visit(memory, |_, is, expected| {
+            hash = xxh64(&[xxh64(is), hash].map(u64::to_le_bytes).concat());
+            is_same &= is == expected;
+        })?;
+        if is_same {
+            return Ok((Likeness::Same, hash));
+        }
+        // Of each buffer the largest element that was expected, and the largest difference.
+        let mut all = vec![(LEAST, 0.0f64); self.written.len()];
+        self.visit(memory, |number, is, expected| {
+            let (elem, (most, off)) = (self.written[number].elem, &mut all[number]);
+            for i in 0..is.len() / elem.bytes() {
+                let (got, expected) = (decode(is, elem, i), decode(expected, elem, i));
+                *off = off.max(error(got, expected));
+                *most = most.max(if expected.is_finite() { expected.abs() } else { 0.0 });
+            }
+        })?;
+        let mut wrong = all.iter().zip(self.written).filter(|((most, off), w)| *off > w.tolerance * most);
+        Ok(match wrong.next() {
+            Some(((most, off), _)) => (
+                Likeness::Wrong(format!("wrong results: {off:.1e} off where the largest is {most:.1e}")),
+                hash,
+            ),
+            None => (Likeness::Close, hash),
+        })
+    }
+
+    /// Hands what memory holds and what the built-in kernel left to `f`, part by part, with the position of the buffer.
+    fn visit(&self, memory: &CudaMemory, mut f: impl FnMut(usize, &[u8], &[u8])) -> Result<(), CudaError> {
+        let largest = self.written.iter().map(|w| w.bytes).max().unwrap_or(0).min(PART);
         let both = Pinned::new(memory.gpu(), 2 * largest)?;
-        for (is, expected, bytes) in self.places(1) {
+        for (number, (is, expected, bytes)) in self.places(1).enumerate() {
             for start in (0..bytes).step_by(PART) {
                 let n = PART.min(bytes - start);
                 for (side, from) in [is, expected].into_iter().enumerate() {
@@ -351,12 +452,19 @@ impl<'a> Kept<'a> {
                 }
                 memory.finish("", Some("comparing results"))?;
                 let (a, b) = both.bytes().split_at(largest);
-                if a[..n] != b[..n] {
-                    return Ok(false);
-                }
+                f(number, &a[..n], &b[..n]);
             }
         }
-        Ok(true)
+        Ok(())
+    }
+}
+
+/// How far apart two numbers are.
+fn error(got: f64, expected: f64) -> f64 {
+    match (got - expected).abs() {
+        _ if got == expected || got.is_nan() && expected.is_nan() => 0.0,
+        off if off.is_nan() => f64::INFINITY,
+        off => off,
     }
 }
 
@@ -366,14 +474,35 @@ mod tests {
 
     #[test]
     fn slow_kernels_go_by_a_wide_margin_first_and_the_built_in_one_stays() {
-        let outcome = |ns: f64, rounds: usize| Outcome { times: vec![ns; rounds], out: None };
+        let outcome = |ns: f64, rounds: usize| Outcome { times: vec![ns; rounds], ..Outcome::default() };
         let left = |rounds: usize| {
             let mut all = [200.0, 100.0, 110.0, 130.0].map(|ns| outcome(ns, rounds));
-            prune(&mut all);
+            prune(&mut all, true);
             all.map(|o| o.out.is_none())
         };
         assert_eq!(left(FEW - 1), [true; 4]);
         assert_eq!(left(FEW), [true, true, true, false]);
         assert_eq!(left(SOME), [true, true, false, false]);
+    }
+
+    #[test]
+    fn what_may_not_win_puts_out_only_its_like() {
+        let outcome =
+            |(ns, other_bits): (f64, bool)| Outcome { times: vec![ns; SOME], other_bits, out: None };
+        let left = |takes_other_bits: bool| {
+            let mut all = [(200.0, false), (110.0, false), (50.0, true), (60.0, true)].map(outcome);
+            prune(&mut all, takes_other_bits);
+            all.map(|o| o.out.is_none())
+        };
+        assert_eq!(left(false), [true, true, true, false]);
+        assert_eq!(left(true), [true, false, true, false]);
+    }
+
+    #[test]
+    fn errors_of_what_is_no_number_are_infinite() {
+        assert_eq!(error(2.0, 1.5), 0.5);
+        assert_eq!(error(f64::INFINITY, f64::INFINITY), 0.0);
+        assert_eq!(error(f64::NAN, f64::NAN), 0.0);
+        assert_eq!(error(f64::NAN, 1.0), f64::INFINITY);
     }
 }

@@ -1,9 +1,10 @@
-//! How products are cut on a GPU, found by trying (`search`), and the file that keeps it.
+//! How kernels are made for a GPU, found by trying (`search`), and the file that keeps it.
 //!
-//! It belongs to a device by name, architecture and multiprocessors, a version of kfc and one of the compiler; products are
-//! kept by kernel, extents and type, with all that was tried. A tiling is only kept if its kernel gave the built-in one's
-//! bits, so that a run need not record what it used. A kernel that broke the device, or that ran when the process was ended,
-//! is never launched again.
+//! It belongs to a device by name, architecture and multiprocessors, a version of kfc and one of the compiler; kernels are
+//! kept by key ([`kfc_kernels::tile::choice::key`]), with all that was tried. A choice is only taken if its kernel gave the
+//! built-in one's bits, so that a run need not record what it used; or, where the user allowed it, nearly its results: such a
+//! choice is marked, and a run's checkpoints record it. A kernel that broke the device, or that ran when the process was
+//! ended, is never launched again.
 
 mod search;
 
@@ -14,49 +15,66 @@ use crate::files::{self, write_json};
 use crate::profile::Machine;
 use crate::{Result, RunError};
 use kfc_kernels::cuda::{Arch, Nvrtc};
-use kfc_kernels::tile::Tilings;
-use kfc_kernels::tile::ir::Elem;
-use kfc_kernels::tile::tiling::{Shape, Tiling, candidates};
+use kfc_kernels::tile::tiling::{Shape, candidates};
+use kfc_kernels::tile::{Choice, Choices};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Of the file's layout.
-const FORMAT: &str = "tilings 1";
+const FORMAT: &str = "kernels 1";
 
-/// What is said of a tiling whose kernel broke the device or hung.
+/// What is said of a choice whose kernel broke the device or hung.
 const BROKE: &str = "the device broke, or the process was ended, while it ran";
 
-/// A tiling that was tried.
+/// What is said of a choice with other bits where they were not allowed.
+const OTHER_BITS: &str = "other bits than built in; --allow-other-bits would let it win";
+
+/// A choice that was tried.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tried {
-    /// The tiling.
-    pub tiling: Tiling,
+    /// The choice.
+    pub choice: Choice,
     /// Median nanoseconds of a launch; 0 if it was never timed.
     pub ns: f64,
     /// Rounds timed.
     pub samples: usize,
     /// Registers of a thread and bytes of a block's shared memory, as compiled; 0 if it was not.
     pub uses: [u64; 2],
+    /// Whether its results are the built-in kernel's only within the tolerance.
+    pub other_bits: bool,
     /// Why it is out, if it is.
     pub out: Option<String>,
 }
 
-/// What was found for a product.
+/// What was found for a kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// How it is cut.
-    pub tiling: Tiling,
-    /// Whether every tiling that is not out was timed often enough.
+    /// How it is made.
+    pub choice: Choice,
+    /// Whether every choice that is not out was timed often enough.
     pub settled: bool,
     /// Everything that was tried, the fastest first.
     pub tried: Vec<Tried>,
 }
 
 impl Entry {
-    /// What was tried of a tiling.
-    pub fn tried(&self, tiling: Tiling) -> Option<&Tried> {
-        self.tried.iter().find(|t| t.tiling == tiling)
+    /// What was tried of a choice.
+    pub fn tried(&self, choice: Choice) -> Option<&Tried> {
+        self.tried.iter().find(|t| t.choice == choice)
+    }
+
+    /// Whether its results have other bits than as built in.
+    pub fn other_bits(&self) -> bool {
+        self.tried(self.choice).is_some_and(|t| t.other_bits)
+    }
+
+    /// Whether a search that takes other bits, or does not, could find something else than this one did.
+    fn is_open(&self, takes_other_bits: bool) -> bool {
+        let is_held_back = |t: &Tried| t.out.as_deref() == Some(OTHER_BITS);
+        !self.settled
+            || !takes_other_bits && self.other_bits()
+            || takes_other_bits && self.tried.iter().any(is_held_back)
     }
 }
 
@@ -66,14 +84,14 @@ pub struct DeviceTuning {
     machine: Machine,
     /// Version of the compiler.
     compiler: String,
-    products: BTreeMap<String, Entry>,
+    kernels: BTreeMap<String, Entry>,
 }
 
 impl DeviceTuning {
     /// Nothing known.
     pub fn empty(machine: Machine) -> DeviceTuning {
         let compiler = compiler().unwrap_or_default();
-        DeviceTuning { machine, compiler, products: BTreeMap::new() }
+        DeviceTuning { machine, compiler, kernels: BTreeMap::new() }
     }
 
     /// What was found on a device like this one with this compiler; empty if nothing was, or it cannot be read. Where there is
@@ -87,25 +105,23 @@ impl DeviceTuning {
     /// Nothing known but what must never be launched again.
     pub fn fresh(machine: &Machine) -> DeviceTuning {
         let mut tuning = DeviceTuning::load(machine);
-        for (name, entry) in &mut tuning.products {
+        for (key, entry) in &mut tuning.kernels {
             entry.tried.retain(|t| t.out.as_deref() == Some(BROKE));
             entry.settled = false;
-            if let Some(shape) = shape_named(name) {
-                entry.tiling = Tiling::builtin(&shape);
-            }
+            entry.choice = Choice::builtin(key);
         }
-        tuning.products.retain(|_, entry| !entry.tried.is_empty());
+        tuning.kernels.retain(|_, entry| !entry.tried.is_empty());
         tuning
     }
 
-    /// Keeps what is known, beside what was found for other products meanwhile. Returns the file.
+    /// Keeps what is known, beside what was found for other kernels meanwhile. Returns the file.
     ///
     /// # Errors
     /// If there is no place for it, or it cannot be written.
     pub fn save(&self) -> Result<PathBuf> {
         let path = self.place()?;
         let mut all = DeviceTuning::load(&self.machine);
-        all.products.extend(self.products.clone());
+        all.kernels.extend(self.kernels.clone());
         write_json(&path, &to_json(&all))?;
         Ok(path)
     }
@@ -120,7 +136,7 @@ impl DeviceTuning {
         };
         if files::read_json(&path).is_ok_and(|v| v["format"] != FORMAT) {
             return Err(RunError::Input(format!(
-                "{}: {} is of something else than tilings of a GPU; name another file",
+                "{}: {} is of something else than kernels of a GPU, or of another version of kfc; name another file",
                 super::VARIABLE,
                 path.display()
             )));
@@ -131,44 +147,47 @@ impl DeviceTuning {
         Ok(path)
     }
 
-    /// What products are to be cut as that is not built in.
-    pub fn tilings(&self) -> Tilings {
-        let mut tilings = Tilings::new();
-        for (name, entry) in &self.products {
-            let Some(shape) = shape_named(name) else { continue };
-            if entry.tiling != Tiling::builtin(&shape) {
-                tilings.choose(shape, entry.tiling);
-            }
+    /// What is chosen that is not built in.
+    pub fn choices(&self) -> Choices {
+        let mut choices = Choices::default();
+        for (key, entry) in self.kernels.iter().filter(|(key, e)| e.choice != Choice::builtin(key)) {
+            choices.choose(key, entry.choice, entry.other_bits());
         }
-        tilings
+        choices
     }
 
-    /// What is known of the product of this name ([`shape_name`]).
-    pub fn entry(&self, product: &str) -> Option<&Entry> {
-        self.products.get(product)
+    /// What is known of the kernel of this key.
+    pub fn entry(&self, key: &str) -> Option<&Entry> {
+        self.kernels.get(key)
     }
 
-    /// Takes in what was found for a product, beside what was tried of it before.
-    fn insert(&mut self, shape: &Shape, mut entry: Entry) {
-        let name = shape_name(shape);
-        if let Some(before) = self.products.remove(&name) {
-            let is_new = |t: &Tried| entry.tried(t.tiling).is_none();
+    /// Takes in what was found for a kernel, beside what was tried of it before.
+    fn insert(&mut self, key: String, mut entry: Entry) {
+        if let Some(before) = self.kernels.remove(&key) {
+            let is_new = |t: &Tried| entry.tried(t.choice).is_none();
             let others: Vec<Tried> = before.tried.into_iter().filter(is_new).collect();
             entry.tried.extend(others);
         }
-        self.products.insert(name, entry);
+        self.kernels.insert(key, entry);
     }
 
-    /// Writes down that a tiling broke the device, whatever else was found.
-    fn refuse(&mut self, shape: &Shape, tiling: Tiling) {
-        let builtin = Tiling::builtin(shape);
-        let none = || Entry { tiling: builtin, settled: false, tried: Vec::new() };
-        let entry = self.products.entry(shape_name(shape)).or_insert_with(none);
-        if entry.tiling == tiling {
-            entry.tiling = builtin;
+    /// Writes down that a choice broke the device, whatever else was found.
+    fn refuse(&mut self, key: &str, choice: Choice) {
+        let builtin = Choice::builtin(key);
+        let none = || Entry { choice: builtin, settled: false, tried: Vec::new() };
+        let entry = self.kernels.entry(key.into()).or_insert_with(none);
+        if entry.choice == choice {
+            entry.choice = builtin;
         }
-        entry.tried.retain(|t| t.tiling != tiling);
-        entry.tried.push(Tried { tiling, ns: 0.0, samples: 0, uses: [0; 2], out: Some(BROKE.into()) });
+        entry.tried.retain(|t| t.choice != choice);
+        entry.tried.push(Tried { out: Some(BROKE.into()), ..Tried::new(choice) });
+    }
+}
+
+impl Tried {
+    /// Nothing known yet.
+    fn new(choice: Choice) -> Tried {
+        Tried { choice, ns: 0.0, samples: 0, uses: [0; 2], other_bits: false, out: None }
     }
 }
 
@@ -176,51 +195,26 @@ fn compiler() -> Option<String> {
     Nvrtc::load().ok().map(|n| n.version())
 }
 
-/// The kernel, extents and type of a product: `linear 2048x4096x4096 bf16`.
-pub fn shape_name(s: &Shape) -> String {
-    format!("{} {}x{}x{} {}", s.kernel, s.m, s.n, s.k, s.elem.name())
-}
-
-fn shape_named(name: &str) -> Option<Shape> {
-    let [kernel, extents, elem] = name.split(' ').collect::<Vec<_>>()[..] else { return None };
-    let [m, n, k] = numbers(extents)?;
-    let elem = [Elem::F32, Elem::Bf16, Elem::F16].into_iter().find(|e| e.name() == elem)?;
-    Some(Shape { kernel: kernel.into(), m, n, k, elem })
-}
-
-/// A tiling in words: `tile 128x128x64, 8 warps, 3 stages`.
-pub fn tiling_name(t: &Tiling) -> String {
-    format!("tile {}x{}x{}, {} warps, {} stages", t.m, t.n, t.k, t.warps, t.stages)
-}
-
-fn tiling_named(name: &str) -> Option<Tiling> {
-    let [tile, warps, stages] = name.split(", ").collect::<Vec<_>>()[..] else { return None };
-    let [m, n, k] = numbers(tile.strip_prefix("tile ")?)?;
-    let number = |text: &str, unit: &str| text.strip_suffix(unit)?.parse().ok();
-    Some(Tiling { m, n, k, warps: number(warps, " warps")?, stages: number(stages, " stages")? })
-}
-
-fn numbers(text: &str) -> Option<[usize; 3]> {
-    let all: Vec<usize> = text.split('x').map(|n| n.parse().ok()).collect::<Option<_>>()?;
-    all.try_into().ok()
-}
-
 fn to_json(t: &DeviceTuning) -> Value {
     let tried = |t: &Tried| {
         json!({
-            "tiling": tiling_name(&t.tiling), "ns": t.ns, "samples": t.samples, "registers": t.uses[0],
-            "shared_bytes": t.uses[1], "out": t.out,
+            "choice": t.choice.to_string(), "ns": t.ns, "samples": t.samples, "registers": t.uses[0],
+            "shared_bytes": t.uses[1], "other_bits": t.other_bits, "out": t.out,
         })
     };
     let entry = |(name, e): (&String, &Entry)| {
         let tried: Vec<Value> = e.tried.iter().map(tried).collect();
-        (name.clone(), json!({"tiling": tiling_name(&e.tiling), "settled": e.settled, "tried": tried}))
+        let (choice, other_bits) = (e.choice.to_string(), e.other_bits());
+        (
+            name.clone(),
+            json!({"choice": choice, "settled": e.settled, "other_bits": other_bits, "tried": tried}),
+        )
     };
-    let products: Map<String, Value> = t.products.iter().map(entry).collect();
+    let kernels: Map<String, Value> = t.kernels.iter().map(entry).collect();
     let m = &t.machine;
     json!({
         "format": FORMAT, "device": m.cpu, "arch": m.isa, "multiprocessors": m.threads, "version": m.version,
-        "compiler": t.compiler, "products": products,
+        "compiler": t.compiler, "kernels": kernels,
     })
 }
 
@@ -237,27 +231,32 @@ fn from_json(v: &Value, machine: &Machine) -> Option<DeviceTuning> {
     let arch: Arch = machine.isa.parse().ok()?;
     let tried = |t: &Value| {
         Some(Tried {
-            tiling: tiling_named(t["tiling"].as_str()?)?,
+            choice: Choice::named(t["choice"].as_str()?)?,
             ns: t["ns"].as_f64().filter(|x| x.is_finite() && *x >= 0.0)?,
             samples: t["samples"].as_u64()? as usize,
             uses: [t["registers"].as_u64()?, t["shared_bytes"].as_u64()?],
+            other_bits: t["other_bits"].as_bool()?,
             out: t["out"].as_str().map(Into::into),
         })
     };
     let entry = |(name, e): (&String, &Value)| {
-        let tiling = tiling_named(e["tiling"].as_str()?)?;
+        let choice = Choice::named(e["choice"].as_str()?)?;
         let entry = Entry {
-            tiling,
+            choice,
             settled: e["settled"].as_bool()?,
             tried: e["tried"].as_array()?.iter().map(tried).collect::<Option<_>>()?,
         };
-        let legal = candidates(&shape_named(name)?, arch).contains(&tiling);
-        let is_out = entry.tried(tiling).is_some_and(|t| t.out.is_some());
-        (legal && !is_out).then(|| (name.clone(), entry))
+        let is_legal = match (Shape::named(name), choice.tiling) {
+            (Some(shape), Some(tiling)) => candidates(&shape, arch).contains(&tiling),
+            (shape, tiling) => shape.is_none() && tiling.is_none(),
+        };
+        let is_out = entry.tried(choice).is_some_and(|t| t.out.is_some());
+        let says_so = e["other_bits"].as_bool() == Some(entry.other_bits());
+        (is_legal && !is_out && says_so).then(|| (name.clone(), entry))
     };
-    let products = v["products"].as_object()?.iter().map(entry).collect::<Option<_>>()?;
+    let kernels = v["kernels"].as_object()?.iter().map(entry).collect::<Option<_>>()?;
     let compiler = v["compiler"].as_str()?.into();
-    Some(DeviceTuning { machine: machine.clone(), compiler, products })
+    Some(DeviceTuning { machine: machine.clone(), compiler, kernels })
 }
 
 /// What is being launched for the first time, in a file beside that of the tuning: it stays when the process is ended.
@@ -271,20 +270,18 @@ impl Diary {
     }
 
     /// Before a kernel runs, or after it. What cannot be written is not: it costs safety alone.
-    fn write(&self, what: Option<(&Shape, Tiling)>) {
+    fn write(&self, what: Option<(&str, Choice)>) {
         let _ = match what {
-            Some((shape, tiling)) => {
-                std::fs::write(&self.path, format!("{}\n{}\n", shape_name(shape), tiling_name(&tiling)))
-            }
+            Some((key, choice)) => std::fs::write(&self.path, format!("{key}\n{choice}\n")),
             None => std::fs::remove_file(&self.path),
         };
     }
 
     /// What ran when an earlier process was ended.
-    fn take(&self) -> Option<(Shape, Tiling)> {
+    fn take(&self) -> Option<(String, Choice)> {
         let text = std::fs::read_to_string(&self.path).ok()?;
         let mut lines = text.lines();
-        let found = (shape_named(lines.next()?)?, tiling_named(lines.next()?)?);
+        let found = (lines.next()?.to_string(), Choice::named(lines.next()?)?);
         self.write(None);
         Some(found)
     }
@@ -294,42 +291,57 @@ impl Diary {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use kfc_kernels::tile::header::Language;
 
-    fn known() -> (DeviceTuning, Shape, Tiling) {
+    const KEY: &str = "linear 2048x4096x4096 bf16";
+    const NORM: &str = "rms_norm #0123456789abcdef";
+
+    /// A product that is cut otherwise, a norm in Triton with other bits.
+    fn known() -> (DeviceTuning, Choice) {
         let machine = Machine { cpu: "H100".into(), isa: "sm_90a".into(), threads: 132, version: "1".into() };
-        let shape = Shape { kernel: "linear".into(), m: 2048, n: 4096, k: 4096, elem: Elem::Bf16 };
-        let builtin = Tiling::builtin(&shape);
-        let tiling = candidates(&shape, Arch::Sm90a)[7];
-        let tried = [(tiling, None), (builtin, Some("slower"))].map(|(tiling, out)| Tried {
-            tiling,
+        let builtin = Choice::builtin(KEY);
+        let tiling = candidates(&Shape::named(KEY).unwrap(), Arch::Sm90a)[7];
+        let choice = Choice { tiling: Some(tiling), ..builtin };
+        let tried = |choice, out: Option<&str>| Tried {
             ns: 5.0,
             samples: 3,
             uses: [90, 4096],
             out: out.map(Into::into),
-        });
+            ..Tried::new(choice)
+        };
         let mut tuning = DeviceTuning::empty(machine);
         tuning.compiler = "13.0".into();
-        tuning.insert(&shape, Entry { tiling, settled: true, tried: tried.to_vec() });
-        (tuning, shape, tiling)
+        let all = vec![tried(choice, None), tried(builtin, Some("slower"))];
+        tuning.insert(KEY.into(), Entry { choice, settled: true, tried: all });
+        let other = Choice { tiling: None, language: Language::Triton };
+        let all = vec![Tried { other_bits: true, ..tried(other, None) }, tried(Choice::builtin(NORM), None)];
+        tuning.insert(NORM.into(), Entry { choice: other, settled: true, tried: all });
+        (tuning, choice)
     }
 
     #[test]
     fn what_is_kept_comes_back_and_what_is_foreign_damaged_or_illegal_does_not() {
-        let (tuning, shape, tiling) = known();
+        let (tuning, choice) = known();
         let kept = to_json(&tuning);
         assert_eq!(from_json(&kept, &tuning.machine), Some(tuning.clone()));
-        assert_eq!(tuning.tilings().of(&shape), tiling);
-        let at = "/products/linear 2048x4096x4096 bf16";
+        let choices = tuning.choices();
+        assert_eq!(choices.tilings.of(&Shape::named(KEY).unwrap()), choice.tiling.unwrap());
+        assert_eq!(choices.language(NORM), Language::Triton);
+        assert_eq!(choices.other_bits().keys().collect::<Vec<_>>(), [NORM]);
+        let (at, norm) = (format!("/kernels/{KEY}"), format!("/kernels/{NORM}"));
         let changes = [
             ("/device".to_string(), json!("A100")),
             ("/multiprocessors".into(), json!(3)),
-            ("/format".into(), json!("tilings 0")),
-            (format!("{at}/tiling"), json!("tile 128x128x64, 8 warps")),
+            ("/format".into(), json!("tilings 1")),
+            (format!("{at}/choice"), json!("tile 128x128x64, 8 warps")),
+            (format!("{at}/choice"), json!("Triton")),
             // It would need more shared memory than there is.
-            (format!("{at}/tiling"), json!("tile 256x256x64, 8 warps, 5 stages")),
+            (format!("{at}/choice"), json!("tile 256x256x64, 8 warps, 5 stages")),
             (format!("{at}/tried/0/ns"), json!(-1)),
             (format!("{at}/tried/0/out"), json!("other bits than built in")),
-            ("/products".into(), json!([])),
+            (format!("{norm}/choice"), json!("tile 128x128x64, 8 warps, 3 stages")),
+            (format!("{norm}/other_bits"), json!(false)),
+            ("/kernels".into(), json!([])),
         ];
         for (at, value) in changes {
             let mut changed = kept.clone();
@@ -340,15 +352,27 @@ mod tests {
 
     #[test]
     fn what_broke_the_device_is_refused_and_not_chosen() {
-        let (mut tuning, shape, tiling) = known();
-        tuning.refuse(&shape, tiling);
-        assert_eq!(tuning.tilings().of(&shape), Tiling::builtin(&shape));
-        let entry = tuning.entry(&shape_name(&shape)).unwrap();
-        assert_eq!(entry.tried(tiling).unwrap().out.as_deref(), Some(BROKE));
+        let (mut tuning, choice) = known();
+        tuning.refuse(KEY, choice);
+        let entry = tuning.entry(KEY).unwrap();
+        assert_eq!(entry.choice, Choice::builtin(KEY));
+        assert_eq!(entry.tried(choice).unwrap().out.as_deref(), Some(BROKE));
         let folder = crate::data::testing::TempDir::new("diary");
         let diary = Diary::of(&folder.path().join("found.json"));
-        diary.write(Some((&shape, tiling)));
-        assert_eq!(diary.take(), Some((shape, tiling)));
+        diary.write(Some((KEY, choice)));
+        assert_eq!(diary.take(), Some((KEY.into(), choice)));
         assert_eq!(diary.take(), None);
+    }
+
+    #[test]
+    fn what_is_settled_is_open_again_where_other_bits_are_wanted_or_not() {
+        let (tuning, _) = known();
+        let open = |key: &str| [false, true].map(|takes| tuning.entry(key).unwrap().is_open(takes));
+        assert_eq!(open(KEY), [false, false]);
+        assert_eq!(open(NORM), [true, false]);
+        let mut entry = tuning.entry(NORM).unwrap().clone();
+        entry.choice = Choice::builtin(NORM);
+        entry.tried[0].out = Some(OTHER_BITS.into());
+        assert_eq!([false, true].map(|takes| entry.is_open(takes)), [false, true]);
     }
 }

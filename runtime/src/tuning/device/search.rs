@@ -1,19 +1,23 @@
-//! The search on a GPU: other tilings of products are tried where their kernels run, in training steps.
+//! The search on a GPU: kernels that are cut otherwise, or printed in the other language, are tried in training steps.
 //!
-//! 1. Products are taken in order of the time of the steps that they are in. Each has a shortlist of tilings; those that do
+//! 1. Kernels are taken in order of the time of the steps that they are in. Each has a shortlist of choices; those that do
 //!    not compile, spill, or need more than there is are out before they are launched.
-//! 2. In a step that waits after each launch, each kernel that is left runs on the operands of its launch, must leave the
-//!    built-in one's bits, and takes turns with the others, timed by events; the step goes on as built in.
+//! 2. In a step that waits after each launch, each kernel that is left runs on the operands of its launch, and its results are
+//!    compared with the built-in one's: wrong ones are out. Then all take turns, timed by events; the step goes on as built
+//!    in. One with other bits within the tolerance is timed, too, and may win if the user said so.
 //! 3. Steps with all winners alternate with steps as built in: if they are not faster, nothing is kept.
 
-use super::{DeviceTuning, Diary, Entry, Tried, shape_name, tiling_name};
+use super::{DeviceTuning, Diary, Entry, OTHER_BITS, Tried};
 use crate::calibration::median;
-use crate::device::cuda::{Launchable, Outcomes, Site, Trial, compile_trial, load_trial};
+use crate::device::cuda::{Launchable, Outcomes, Site, Trial, Triton, Unfit, compile_trial, load_trial};
 use crate::train::Trainer;
 use crate::tuning::{Report, Status};
 use crate::{Result, RunError};
+use kfc_kernels::cuda::Arch;
+use kfc_kernels::tile::Choice;
+use kfc_kernels::tile::header::Language;
 use kfc_kernels::tile::shortlist::shortlist;
-use kfc_kernels::tile::tiling::{Shape, Tiling};
+use kfc_kernels::tile::tiling::Shape;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -24,14 +28,20 @@ use std::time::{Duration, Instant};
 /// Steps before anything is timed, whose losses tell later whether bits changed.
 const WARM_UP: usize = 3;
 
-/// Share of a step's time below which a product is not worth trying anything for.
+/// Share of a step's time below which a kernel is not worth trying anything for.
 const WORTH: f64 = 0.001;
 
-/// Share of the time after which no more products are tried.
+/// Share of the time after which no more kernels are tried.
 const RACE: f64 = 0.8;
 
-/// Time over the built-in tiling's that a winner must stay below.
+/// Time over the built-in choice's that a winner must stay below.
 const FASTER: f64 = 0.98;
+
+/// One of so many tilings is tried in Triton, too.
+const TRITON: usize = 4;
+
+/// How far losses of the first steps may be apart with other bits, relative to their size or 1.
+const LOSS: f64 = 2e-2;
 
 /// Pairs of steps that are compared at least and at most, and the share that must be faster.
 const LEAST_PAIRS: usize = 5;
@@ -41,37 +51,39 @@ const PAIRS_WON: f64 = 0.7;
 /// How a search goes.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings<'a> {
-    /// Tilings of a product that are tried at most, the built-in one among them.
+    /// Tilings of a kernel that are tried at most, the built-in one among them.
     pub tilings: usize,
+    /// Whether kernels may win whose results have other bits, within the tolerance.
+    pub takes_other_bits: bool,
     /// About how long.
     pub budget: Duration,
     /// Set from outside to end it early.
     pub stop: &'a AtomicBool,
 }
 
-/// A product, and the launches that compute it.
-struct Product {
-    shape: Shape,
+/// What is chosen for, and the launches that it concerns.
+struct Subject {
+    key: String,
     /// Plan, and the first launch there of a kernel that computes it.
     sites: Vec<(usize, Site)>,
     /// Nanoseconds of a step that the plan's steps of these launches take.
     ns: f64,
     tries: Vec<Try>,
     settled: bool,
-    winner: Tiling,
+    winner: Choice,
     /// The winner's kernels, by the position of what they stand in for.
     kernels: Vec<(usize, Arc<Launchable>)>,
 }
 
-/// A tiling, and the times of its launches.
+/// A choice, and the times of its launches.
 struct Try {
     tried: Tried,
     /// For each site its kernel, and the median time.
     sites: Vec<(Arc<Launchable>, f64)>,
 }
 
-/// Tries tilings for the products of a job. `trainer` is fresh and runs as built in ([`Trainer::with_tilings`]); its steps are
-/// of no further use. What is found goes into `tuning`.
+/// Tries choices for the kernels of a job. `trainer` is fresh and runs as built in ([`Trainer::with_choices`]); its steps are
+/// of no further use. What is found goes into `tuning`. Returns what came of it, and why there is no Triton if there is none.
 ///
 /// # Errors
 /// If the job does not run on a GPU, or a kernel breaks it: that is written down, and another search leaves it out. And as
@@ -81,84 +93,86 @@ pub fn search(
     tuning: &mut DeviceTuning,
     settings: Settings<'_>,
     progress: &mut dyn FnMut(Status),
-) -> Result<Report> {
+) -> Result<(Report, Option<String>)> {
     let file = tuning.place()?;
-    if let Some((shape, tiling)) = Diary::of(&file).take() {
-        tuning.refuse(&shape, tiling);
+    if let Some((key, choice)) = Diary::of(&file).take() {
+        tuning.refuse(&key, choice);
         tuning.save()?;
     }
-    let mut s = Search { start: Instant::now(), settings, steps: 0 };
+    let mut s = Search { start: Instant::now(), settings, steps: 0, triton: Triton::default() };
     let losses = s.warm_up(trainer)?;
-    let mut products = products(trainer)?;
-    let all = products.len();
+    let mut subjects = subjects(trainer)?;
+    let all = subjects.len();
     let mut settled = 0;
-    for (i, product) in products.iter_mut().enumerate() {
-        s.take(trainer, tuning, &file, product, all - i)?;
-        settled += usize::from(product.settled);
+    for (i, subject) in subjects.iter_mut().enumerate() {
+        s.take(trainer, tuning, &file, subject, all - i)?;
+        settled += usize::from(subject.settled);
         progress(s.status("trying", [all, settled]));
     }
     let step_ms =
-        s.compare(trainer, &mut products, &mut |s| progress(s.status("comparing", [all, settled])))?;
+        s.compare(trainer, &mut subjects, &mut |s| progress(s.status("comparing", [all, settled])))?;
     let report = Report {
         steps: s.steps,
         kernels: all,
-        with_choices: products.iter().filter(|p| p.tries.len() > 1).count(),
-        changed: products.iter().filter(|p| p.winner != Tiling::builtin(&p.shape)).count(),
-        settled: products.iter().all(|p| p.settled),
+        with_choices: subjects.iter().filter(|p| p.tries.len() > 1).count(),
+        changed: subjects.iter().filter(|p| p.winner != p.builtin()).count(),
+        settled: subjects.iter().all(|p| p.settled),
         step_ms,
         transposed_bytes: 0,
         losses,
     };
-    for product in products.into_iter().filter(|p| p.tries.len() > 1) {
-        let entry = product.entry();
-        tuning.insert(&entry.0, entry.1);
+    for subject in subjects.into_iter().filter(|p| p.tries.len() > 1) {
+        let (key, entry) = subject.entry();
+        tuning.insert(key, entry);
     }
-    Ok(report)
+    Ok((report, s.triton.missing()))
 }
 
 /// Takes the first steps of a fresh trainer that runs with what was found, and compares their losses with those as built in.
 ///
 /// # Errors
-/// If a loss differs in a bit; and as [`Trainer::step`].
-pub fn verify(trainer: &mut Trainer, losses: &[u64]) -> Result<()> {
+/// If a loss differs in a bit, or is not even near where kernels with other bits were taken; and as [`Trainer::step`].
+pub fn verify(trainer: &mut Trainer, losses: &[u64], tuning: &DeviceTuning) -> Result<()> {
+    let is_exact = tuning.choices().other_bits().is_empty();
     for (step, expected) in losses.iter().enumerate() {
         let loss = trainer.step()?.loss;
-        if loss.to_bits() != *expected {
+        let before = f64::from_bits(*expected);
+        let is_near = (loss - before).abs() <= LOSS * before.abs().max(1.0);
+        if loss.to_bits() != *expected && (is_exact || !is_near) {
             return Err(RunError::Failed(format!(
-                "the loss of step {} is {loss} with the tilings found and {} as built in: a kernel's tiling changes its \
+                "the loss of step {} is {loss} with the choices found and {before} as built in: a kernel changes its \
                  result; nothing is kept",
                 step + 1,
-                f64::from_bits(*expected)
             )));
         }
     }
     Ok(())
 }
 
-/// The products of both plans, the most time first.
-fn products(trainer: &mut Trainer) -> Result<Vec<Product>> {
+/// The kernels of both plans, the most time first.
+fn subjects(trainer: &mut Trainer) -> Result<Vec<Subject>> {
     trainer.forget_times();
     trainer.step()?;
     let plans = trainer.gpu_plans_mut();
     if plans.is_empty() {
-        return Err(RunError::Input("tilings are tried on a GPU alone: use --device cuda".into()));
+        return Err(RunError::Input("these choices are tried on a GPU alone: use --device cuda".into()));
     }
-    let mut all: BTreeMap<Shape, Product> = BTreeMap::new();
+    let mut all: BTreeMap<String, Subject> = BTreeMap::new();
     let mut total = 0.0;
     for (p, (_, plan)) in plans.into_iter().enumerate() {
         let times = plan.times();
         total += times.iter().sum::<u64>() as f64;
-        for (shapes, ns) in plan.products().iter().zip(&times) {
-            for shape in shapes {
-                all.entry(shape.clone()).or_insert_with(|| Product::new(shape)).ns += *ns as f64;
+        for (keys, ns) in plan.programs().iter().zip(&times) {
+            for key in keys {
+                all.entry(key.clone()).or_insert_with(|| Subject::new(key)).ns += *ns as f64;
             }
         }
         for site in plan.sites() {
-            let product = all.entry(site.shape.clone()).or_insert_with(|| Product::new(&site.shape));
-            product.sites.push((p, site.clone()));
+            let subject = all.entry(site.key.clone()).or_insert_with(|| Subject::new(&site.key));
+            subject.sites.push((p, site.clone()));
         }
     }
-    let mut all: Vec<Product> = all.into_values().filter(|p| p.ns >= WORTH * total).collect();
+    let mut all: Vec<Subject> = all.into_values().filter(|p| p.ns >= WORTH * total).collect();
     all.sort_by(|a, b| b.ns.total_cmp(&a.ns));
     Ok(all)
 }
@@ -167,6 +181,7 @@ struct Search<'a> {
     start: Instant,
     settings: Settings<'a>,
     steps: usize,
+    triton: Triton,
 }
 
 impl Search<'_> {
@@ -186,57 +201,60 @@ impl Search<'_> {
         losses
     }
 
-    /// Tries one product, of so many that are left, unless an earlier search settled it.
+    /// Tries one kernel, of so many that are left, unless an earlier search settled it.
     fn take(
         &mut self,
         trainer: &mut Trainer,
         tuning: &mut DeviceTuning,
         file: &Path,
-        product: &mut Product,
+        subject: &mut Subject,
         left: usize,
     ) -> Result<()> {
-        let before = tuning.entry(&shape_name(&product.shape)).cloned();
-        if let Some(entry) = before.as_ref().filter(|e| e.settled) {
-            return product.go_on_from(trainer, entry);
+        let before = tuning.entry(&subject.key).cloned();
+        let takes_other_bits = self.settings.takes_other_bits;
+        if let Some(entry) = before.as_ref().filter(|e| !e.is_open(takes_other_bits)) {
+            return subject.go_on_from(trainer, entry, &self.triton);
         }
         if !self.goes_on(RACE) {
             // What was found before holds.
-            return before.map_or(Ok(()), |entry| product.go_on_from(trainer, &entry));
+            let before = before.filter(|e| takes_other_bits || !e.other_bits());
+            return before.map_or(Ok(()), |entry| subject.go_on_from(trainer, &entry, &self.triton));
         }
-        product.compile(trainer, self.settings.tilings, before.as_ref())?;
+        subject.compile(trainer, &self.settings, before.as_ref(), &self.triton)?;
         let until = self.start + self.settings.budget.mul_f64(RACE);
         let mut all_settled = true;
-        for site in 0..product.sites.len() {
+        for site in 0..subject.sites.len() {
             let share = until.saturating_duration_since(Instant::now()) / left.max(1) as u32;
-            let deadline = Instant::now() + share / product.sites.len() as u32;
-            all_settled &= self.try_site(trainer, tuning, file, product, site, deadline)?;
+            let deadline = Instant::now() + share / subject.sites.len() as u32;
+            all_settled &= self.try_site(trainer, tuning, file, subject, site, deadline)?;
         }
-        product.settled = all_settled;
-        product.choose();
+        subject.settled = all_settled;
+        subject.choose(takes_other_bits);
         Ok(())
     }
 
-    /// One kernel of a product, in a step. Returns whether all that are left were timed often enough.
+    /// One kernel of a subject, in a step. Returns whether all that are left were timed often enough.
     fn try_site(
         &mut self,
         trainer: &mut Trainer,
         tuning: &mut DeviceTuning,
         file: &Path,
-        product: &mut Product,
+        subject: &mut Subject,
         number: usize,
         deadline: Instant,
     ) -> Result<bool> {
-        let others: Vec<usize> = product.alive().filter(|t| *t > 0).collect();
+        let others: Vec<usize> = subject.alive().filter(|t| *t > 0).collect();
         if others.is_empty() {
             return Ok(true);
         }
-        let shape = product.shape.clone();
-        let tilings: Vec<Tiling> = others.iter().map(|t| product.tries[*t].tried.tiling).collect();
-        let kernels = others.iter().map(|t| Arc::clone(&product.tries[*t].sites[number].0)).collect();
-        let (diary, asked) = (Diary::of(file), (shape.clone(), tilings.clone()));
-        let journal = Box::new(move |i: Option<usize>| diary.write(i.map(|i| (&asked.0, asked.1[i]))));
-        let (plan, site) = &product.sites[number];
-        let (trial, outcomes) = Trial::new(site, kernels, deadline, journal);
+        let key = subject.key.clone();
+        let choices: Vec<Choice> = others.iter().map(|t| subject.tries[*t].tried.choice).collect();
+        let kernels = others.iter().map(|t| Arc::clone(&subject.tries[*t].sites[number].0)).collect();
+        let (diary, asked) = (Diary::of(file), (key.clone(), choices.clone()));
+        let journal =
+            Box::new(move |i: Option<usize>| diary.write(i.map(|i| (asked.0.as_str(), asked.1[i]))));
+        let (plan, site) = &subject.sites[number];
+        let (trial, outcomes) = Trial::new(site, kernels, deadline, self.settings.takes_other_bits, journal);
         if let Some((_, plan)) = trainer.gpu_plans_mut().into_iter().nth(*plan) {
             plan.try_out(trial);
         }
@@ -245,15 +263,15 @@ impl Search<'_> {
         let outcomes = std::mem::take(&mut *outcomes.lock().unwrap_or_else(PoisonError::into_inner));
         if let Err(error) = step {
             let Some(broke) = outcomes.broke else { return Err(error) };
-            tuning.refuse(&shape, tilings[broke]);
+            tuning.refuse(&key, choices[broke]);
             tuning.save()?;
             Diary::of(file).write(None);
             return Err(RunError::Failed(format!(
-                "{error}; it ran as {}, which is written down and not tried again: give the same command to go on",
-                tiling_name(&tilings[broke])
+                "{error}; {key} ran as {}, which is written down and not tried again: give the same command to go on",
+                choices[broke]
             )));
         }
-        Ok(product.learn(number, &others, outcomes))
+        Ok(subject.learn(number, &others, outcomes))
     }
 
     /// Steps with all winners beside steps as built in. Returns the milliseconds of their kernels, if there are winners and
@@ -261,11 +279,11 @@ impl Search<'_> {
     fn compare(
         &mut self,
         trainer: &mut Trainer,
-        products: &mut [Product],
+        subjects: &mut [Subject],
         tell: &mut dyn FnMut(&Self),
     ) -> Result<Option<[f64; 2]>> {
         let instead: HashMap<usize, Arc<Launchable>> =
-            products.iter().flat_map(|p| p.kernels.iter().cloned()).collect();
+            subjects.iter().flat_map(|p| p.kernels.iter().cloned()).collect();
         if instead.is_empty() {
             return Ok(None);
         }
@@ -290,7 +308,7 @@ impl Search<'_> {
         let is_mostly = won as f64 >= PAIRS_WON * times[1].len() as f64;
         let [before, after] = times.map(|mut t| median(&mut t).unwrap_or(0.0));
         if after >= before || !is_mostly {
-            products.iter_mut().for_each(Product::drop_winner);
+            subjects.iter_mut().for_each(Subject::drop_winner);
             return Ok(None);
         }
         Ok(Some([before * 1e-6, after * 1e-6]))
@@ -313,46 +331,69 @@ impl Search<'_> {
     }
 }
 
-impl Product {
-    fn new(shape: &Shape) -> Product {
-        Product {
-            shape: shape.clone(),
+impl Subject {
+    fn new(key: &str) -> Subject {
+        Subject {
+            key: key.into(),
             sites: Vec::new(),
             ns: 0.0,
             tries: Vec::new(),
             settled: false,
-            winner: Tiling::builtin(shape),
+            winner: Choice::builtin(key),
             kernels: Vec::new(),
         }
     }
 
+    fn builtin(&self) -> Choice {
+        Choice::builtin(&self.key)
+    }
+
+    /// What is tried at most, the built-in choice first.
+    fn shortlist(&self, arch: Arch, processors: usize, tilings: usize) -> Vec<Choice> {
+        let cuts = match Shape::named(&self.key) {
+            Some(shape) => shortlist(&shape, arch, processors, tilings).into_iter().map(Some).collect(),
+            None => vec![None],
+        };
+        let in_triton = &cuts[..cuts.len().min((tilings / TRITON).max(1))];
+        let of = |language| move |tiling: &Option<_>| Choice { tiling: *tiling, language };
+        let all = cuts.iter().map(of(Language::Cuda)).chain(in_triton.iter().map(of(Language::Triton)));
+        all.collect()
+    }
+
     /// Compiles and loads what is worth trying; what was out before stays out.
-    fn compile(&mut self, trainer: &mut Trainer, most: usize, before: Option<&Entry>) -> Result<()> {
+    fn compile(
+        &mut self,
+        trainer: &mut Trainer,
+        settings: &Settings<'_>,
+        before: Option<&Entry>,
+        triton: &Triton,
+    ) -> Result<()> {
         let Some((_, plan)) = trainer.gpu_plans_mut().into_iter().next() else { return Ok(()) };
         let gpu = Arc::clone(plan.memory().gpu());
-        let list = shortlist(&self.shape, gpu.arch, gpu.info.processors.max(1) as usize, most);
-        let (sites, shape) = (&self.sites, &self.shape);
-        let builtin = Tiling::builtin(shape);
-        let one = |tiling: &Tiling| -> (Tried, Vec<_>) {
-            let new = Tried { tiling: *tiling, ns: 0.0, samples: 0, uses: [0; 2], out: None };
-            if let Some(t) =
-                before.and_then(|e| e.tried(*tiling)).filter(|t| t.out.is_some() && *tiling != builtin)
-            {
-                return (t.clone(), Vec::new());
+        let list = self.shortlist(gpu.arch, gpu.info.processors.max(1) as usize, settings.tilings);
+        let (sites, builtin) = (&self.sites, self.builtin());
+        let stays_out = |t: &&Tried| {
+            let is_held_back = settings.takes_other_bits && t.out.as_deref() == Some(OTHER_BITS);
+            t.out.is_some() && t.choice != builtin && !is_held_back
+        };
+        let one = |choice: &Choice| -> Option<(Tried, Vec<_>)> {
+            let new = Tried::new(*choice);
+            if let Some(t) = before.and_then(|e| e.tried(*choice)).filter(stays_out) {
+                return Some((t.clone(), Vec::new()));
             }
-            let compiled = sites.iter().map(|(_, site)| compile_trial(&gpu, site, *tiling)).collect();
+            let compiled = sites.iter().map(|(_, site)| compile_trial(&gpu, site, *choice, triton)).collect();
             match compiled {
-                Ok(all) => (new, all),
-                Err(why) => (Tried { out: Some(why), ..new }, Vec::new()),
+                Ok(all) => Some((new, all)),
+                Err(Unfit::Out(why)) => Some((Tried { out: Some(why), ..new }, Vec::new())),
+                Err(Unfit::NoCompiler) => None,
             }
         };
-        let compiled: Vec<(Tried, Vec<_>)> = list.par_iter().map(one).collect();
+        let compiled: Vec<(Tried, Vec<_>)> = list.par_iter().filter_map(one).collect();
         let mut binaries: Vec<Vec<u8>> = Vec::new();
         for (mut tried, all) in compiled {
-            let binary: Vec<u8> = all.iter().flat_map(|(_, c)| c.object.cubin.clone()).collect();
-            tried.uses = all
-                .iter()
-                .fold(tried.uses, |[r, s], (_, c)| [r.max(c.object.registers), s.max(c.object.shared_bytes)]);
+            let binary: Vec<u8> = all.iter().flat_map(|(_, c)| c.binary().to_vec()).collect();
+            tried.uses =
+                all.iter().fold(tried.uses, |[r, s], (_, c)| [r.max(c.registers), s.max(c.shared_bytes)]);
             let mut loaded = Vec::new();
             if tried.out.is_none() && binaries.contains(&binary) {
                 tried.out = Some("the same machine code as another one".into());
@@ -392,6 +433,7 @@ impl Product {
             if let Some(place) = t.sites.get_mut(site) {
                 place.1 = median(&mut times).unwrap_or(0.0);
             }
+            t.tried.other_bits |= outcome.other_bits;
             if let Some(why) = outcome.out {
                 t.tried.out.get_or_insert(why);
             }
@@ -399,8 +441,8 @@ impl Product {
         outcomes.settled
     }
 
-    /// The fastest tiling that is not out, if it is faster than the built-in one over all launches.
-    fn choose(&mut self) {
+    /// The fastest choice that is not out, if it is faster than the built-in one over all launches.
+    fn choose(&mut self, takes_other_bits: bool) {
         let launches: Vec<f64> = self.sites.iter().map(|(_, s)| s.launches as f64).collect();
         for t in &mut self.tries {
             // What is out after one kernel was not timed in the others.
@@ -410,43 +452,48 @@ impl Product {
             t.tried.ns = if all > 0.0 { sum / all } else { 0.0 };
         }
         let Some(built_in) = self.tries.first().map(|t| t.tried.ns) else { return };
+        if !takes_other_bits {
+            let held_back = self.tries.iter_mut().filter(|t| t.tried.other_bits);
+            held_back.for_each(|t| _ = t.tried.out.get_or_insert(OTHER_BITS.into()));
+        }
         let left = self.tries.iter().skip(1).filter(|t| t.tried.out.is_none() && t.tried.samples > 0);
         let Some(best) = left.min_by(|a, b| a.tried.ns.total_cmp(&b.tried.ns)) else { return };
         if best.tried.ns < FASTER * built_in {
-            self.winner = best.tried.tiling;
+            self.winner = best.tried.choice;
             let kernels = best.sites.iter().map(|(kernel, _)| Arc::clone(kernel));
             self.kernels = self.sites.iter().map(|(_, s)| s.kernel).zip(kernels).collect();
         }
     }
 
     /// Takes over what an earlier search found.
-    fn go_on_from(&mut self, trainer: &mut Trainer, entry: &Entry) -> Result<()> {
+    fn go_on_from(&mut self, trainer: &mut Trainer, entry: &Entry, triton: &Triton) -> Result<()> {
         self.settled = entry.settled;
         self.tries = entry.tried.iter().map(|t| Try { tried: t.clone(), sites: Vec::new() }).collect();
-        if entry.tiling == Tiling::builtin(&self.shape) {
+        if entry.choice == self.builtin() {
             return Ok(());
         }
         let Some((_, plan)) = trainer.gpu_plans_mut().into_iter().next() else { return Ok(()) };
         let gpu = Arc::clone(plan.memory().gpu());
         let made = self.sites.iter().map(|(_, site)| {
-            let (kernel, compiled) = compile_trial(&gpu, site, entry.tiling)?;
+            let (kernel, compiled) = compile_trial(&gpu, site, entry.choice, triton)?;
             let kernel = load_trial(&gpu, &kernel, &compiled).map_err(|e| e.to_string())?;
             Ok((site.kernel, Arc::new(kernel)))
         });
-        match made.collect::<std::result::Result<Vec<_>, String>>() {
-            Ok(kernels) => (self.kernels, self.winner) = (kernels, entry.tiling),
-            Err(why) => self.put_out(entry.tiling, &why),
+        match made.collect::<std::result::Result<Vec<_>, Unfit>>() {
+            Ok(kernels) => (self.kernels, self.winner) = (kernels, entry.choice),
+            Err(Unfit::Out(why)) => self.put_out(entry.choice, &why),
+            Err(Unfit::NoCompiler) => self.put_out(entry.choice, "there is no Triton to compile it with"),
         }
         Ok(())
     }
 
-    fn put_out(&mut self, tiling: Tiling, why: &str) {
-        let tries = self.tries.iter_mut().filter(|t| t.tried.tiling == tiling);
+    fn put_out(&mut self, choice: Choice, why: &str) {
+        let tries = self.tries.iter_mut().filter(|t| t.tried.choice == choice);
         tries.for_each(|t| t.tried.out = Some(why.into()));
     }
 
     fn drop_winner(&mut self) {
-        let builtin = Tiling::builtin(&self.shape);
+        let builtin = self.builtin();
         if self.winner != builtin {
             self.put_out(self.winner, "the whole step is not faster");
         }
@@ -454,10 +501,10 @@ impl Product {
     }
 
     /// What is kept of it.
-    fn entry(self) -> (Shape, Entry) {
+    fn entry(self) -> (String, Entry) {
         let mut tried: Vec<Tried> = self.tries.into_iter().map(|t| t.tried).collect();
         let never_last = |t: &Tried| if t.samples == 0 { f64::INFINITY } else { t.ns };
         tried.sort_by(|a, b| never_last(a).total_cmp(&never_last(b)));
-        (self.shape, Entry { tiling: self.winner, settled: self.settled, tried })
+        (self.key, Entry { choice: self.winner, settled: self.settled, tried })
     }
 }
