@@ -36,8 +36,9 @@ Examples:
 
 The search tries, in training steps that nobody keeps, how each kernel may cut its work: tiles of products, which operand of
 a product is read in place, transposed copies of frozen weights where memory has room, tokens that the head takes at once,
-threads. No choice changes a bit of any result. A choice is used from then on if it is faster than the built-in one by more
-than the noise, and if the whole step is faster; `kfc explain` shows it beside the runners-up.
+threads. Where train.recompute is \"auto\", plans that make other values again in the backward pass are timed in whole steps, too,
+within train.mem_budget. No choice changes a bit of any result. A choice is used from then on if it is faster than the built-in
+one by more than the noise, and if the whole step is; `kfc explain` shows it beside the runners-up.
 
 On a GPU, tilings of products are tried: rows, columns and depth of a tile, warps, stages. Kernels that do not compile, spill
 registers, do not fit the device or give another bit than the built-in one are out; one that breaks the device is written
