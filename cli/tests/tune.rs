@@ -97,6 +97,87 @@ fn copies_of_weights_are_accounted_for_and_change_no_bit() {
 }
 
 #[test]
+fn plans_are_timed_and_what_was_found_runs_and_changes_no_bit() {
+    let folder = Folder::new();
+    let config = case("llama").join("config.toml");
+    let (file, off) = (folder.join("found.json"), Path::new("off"));
+    let report = object(&file, &args!["tune", config, "--seconds", "12"]);
+    let tried = report["plan"]["tried"].as_array().unwrap();
+    assert!(tried.len() > 1 && tried.iter().all(|t| t["ms"].as_f64().unwrap() > 0.0), "{report}");
+    assert!(with(&file, &args!["explain", config]).contains("what is made again"));
+    // The one that takes the least memory is chosen, whatever it takes in time.
+    let least = (1..tried.len()).min_by_key(|i| tried[*i]["arena_bytes"].as_u64()).unwrap();
+    let mut kept: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    kept["kernels"] = serde_json::json!({});
+    kept["plans"].as_object_mut().unwrap().values_mut().for_each(|p| p["choice"] = least.into());
+    std::fs::write(&file, kept.to_string()).unwrap();
+    let arena = |tuning: &Path| object(tuning, &args!["explain", config])["plans"][0]["arena_bytes"].clone();
+    assert_eq!(arena(&file), tried[least]["arena_bytes"]);
+    assert_ne!(arena(&file), arena(off));
+    let shown = with(&file, &args!["explain", config]);
+    assert!(shown.contains("  chosen") && !shown.contains("cannot be used"), "{shown}");
+    let run = |name: &str, tuning: &Path| {
+        let out = folder.join(name);
+        with(tuning, &args!["train", config, "--set", "train.steps=3", "--out", out]);
+        std::fs::read(out.join("adapter/adapter_model.safetensors")).unwrap()
+    };
+    let built_in = run("built-in", off);
+    assert!(built_in == run("tuned", &file));
+    // A run that goes on is planned as tuned, too, and goes on with the same bits.
+    let half = folder.join("half");
+    let train = |tuning: &Path, more: &[&str]| {
+        let more: Vec<OsString> = more.iter().map(OsString::from).collect();
+        let half = args!["--out", half, "--set", "train.save_every=1", "--set", "train.keep=9"];
+        with(tuning, &[&args!["train", config, "--set", "train.steps=3"], &half[..], &more].concat())
+    };
+    train(off, &[]);
+    std::fs::remove_dir_all(half.join("adapter")).unwrap();
+    ["checkpoint-2", "checkpoint-3"].iter().for_each(|c| std::fs::remove_dir_all(half.join(c)).unwrap());
+    train(&file, &["--resume"]);
+    assert!(built_in == std::fs::read(half.join("adapter/adapter_model.safetensors")).unwrap());
+    // Another budget is another job.
+    let more = object(&file, &args!["explain", config, "--set", "train.mem_budget=\"2GiB\""]);
+    assert!(more["plan"].is_null(), "{}", more["plan"]);
+    // Values that the graph does not save are no plan.
+    kept["plans"].as_object_mut().unwrap().values_mut().for_each(|p| {
+        p["tried"][least]["values"] = serde_json::json!([0, 4_000_000]);
+    });
+    std::fs::write(&file, kept.to_string()).unwrap();
+    assert_eq!(arena(&file), arena(off));
+    let shown = with(&file, &args!["explain", config]);
+    assert!(shown.contains("chosen, but it cannot be used now"), "{shown}");
+}
+
+#[test]
+fn a_file_of_another_machine_is_named_and_neither_used_nor_overwritten() {
+    let folder = Folder::new();
+    let config = case("llama").join("config.toml");
+    let file = folder.join("found.json");
+    with(&file, &args!["tune", config, "--seconds", "1"]);
+    let mut kept: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    kept["cpu"] = "another one".into();
+    std::fs::write(&file, kept.to_string()).unwrap();
+    let run = |arguments: &[OsString]| {
+        let mut speaking = std::process::Command::new(env!("CARGO_BIN_EXE_kfc"));
+        let output = speaking.args(arguments).env("KFC_TUNING", &file).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let out = folder.join("run");
+    for arguments in [
+        &args!["explain", config][..],
+        &args!["train", config, "--set", "train.steps=1", "--out", out],
+        &args!["bench", "--job", config, "--list"],
+    ] {
+        let (code, said) = run(arguments);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("found with cpu \"another one\"") && said.contains("found.json"), "{said}");
+    }
+    let (code, said) = run(&args!["tune", config, "--seconds", "1"]);
+    assert!(code == Some(2) && said.contains("name another file"), "{code:?} {said}");
+    assert_eq!(std::fs::read(&file).unwrap(), kept.to_string().into_bytes());
+}
+
+#[test]
 fn a_kernel_is_timed_alone_and_named_by_the_list() {
     let folder = Folder::new();
     let (config, off) = (case("llama").join("config.toml"), Path::new("off"));

@@ -24,6 +24,8 @@ pub enum Recompute {
     Named(Policy),
     /// What costs the least time for an arena of at most this many bytes, and what costs next to nothing in any case.
     WithinBudget(usize),
+    /// These saved values, if the graph has them and the arena then has at most this many bytes; else as within the budget.
+    Values(BTreeSet<ValueId>, usize),
 }
 
 /// Whose kernels a plan runs: what is claimed, in place and workspace.
@@ -91,7 +93,8 @@ pub fn compile_with(
     let (dropped, frontier) = match &options.recompute {
         Recompute::Off => (BTreeSet::new(), None),
         Recompute::Named(policy) => (recompute::dropped(&graph, &Cut::new(&graph), policy), None),
-        Recompute::WithinBudget(bytes) => {
+        Recompute::Values(values, bytes) if fits(&graph, values, *bytes, &facts_of) => (values.clone(), None),
+        Recompute::WithinBudget(bytes) | Recompute::Values(_, bytes) => {
             let frontier = Frontier::new(&graph, &facts_of, options.seconds);
             (frontier.within(*bytes)?.dropped.clone(), Some(frontier))
         }
@@ -99,6 +102,17 @@ pub fn compile_with(
     let decisions = decisions(&graph, &dropped, options.seconds);
     let graph = if dropped.is_empty() { graph } else { recomputed(&graph, &dropped, observer)? };
     Ok(Compiled { plan: lower(&graph, &facts_of, decisions), frontier })
+}
+
+/// Whether these are saved values of the graph, and what is left fits into so many bytes when they are made again.
+fn fits(graph: &Graph, values: &BTreeSet<ValueId>, bytes: usize, facts_of: &FactsOf<'_>) -> bool {
+    let cut = Cut::new(graph);
+    let is_saved = |v: &ValueId| v.index() < graph.value_count() && cut.is_saved(*v);
+    let arena = || {
+        let graph = recompute::run(graph, &cut, values);
+        memory::plan(&graph, &schedule::schedule(&graph), facts_of).arena_bytes
+    };
+    values.iter().all(is_saved) && arena() <= bytes
 }
 
 /// The choices between memory and time that a graph leaves with the kernels of a backend.

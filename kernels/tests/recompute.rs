@@ -9,7 +9,7 @@ use common::llama::{Job, TINY, contents, train};
 use kfc_graph::cost::Rates;
 use kfc_graph::interp::{self, Tensor};
 use kfc_graph::passes::recompute::{Cut, Policy, dropped, run};
-use kfc_graph::{DType, Graph, Op, Phase, passes};
+use kfc_graph::{DType, Graph, Op, Phase, ValueId, passes};
 use kfc_kernels::KernelError;
 use kfc_kernels::compile::{Backend, CompileOptions, Recompute, compile, compile_with, frontier};
 
@@ -71,6 +71,7 @@ fn plans_give_the_same_bytes() {
         let mut choices: Vec<Recompute> = policies().into_iter().map(Recompute::Named).collect();
         let points = frontier(&graph, Backend::Cpu, &Rates::default().seconds_of()).unwrap().choices;
         choices.extend(points.iter().step_by(7).map(|c| Recompute::WithinBudget(c.arena_bytes)));
+        choices.extend(points.iter().step_by(9).map(|c| Recompute::Values(c.dropped.clone(), c.arena_bytes)));
         for recompute in choices {
             let what = format!("{recompute:?}");
             let options = CompileOptions { recompute, ..CompileOptions::default() };
@@ -101,6 +102,31 @@ fn budgets_are_kept_or_refused() {
     let error = compiled(smallest - 1).unwrap_err();
     assert!(matches!(&error, KernelError::Budget(e) if e.smallest == smallest), "{error}");
     assert!(error.to_string().contains(&smallest.to_string()));
+}
+
+#[test]
+fn named_values_are_made_again_where_they_are_saved_and_fit() {
+    let graph = train(TINY, jobs()[0]);
+    let all = frontier(&graph, Backend::Cpu, &Rates::default().seconds_of()).unwrap();
+    let compiled = |recompute| {
+        let options = CompileOptions { recompute, ..CompileOptions::default() };
+        compile_with(&graph, &options, &mut |_, _| ()).unwrap().plan
+    };
+    for choice in all.choices.iter().step_by(5) {
+        let plan = compiled(Recompute::Values(choice.dropped.clone(), choice.arena_bytes));
+        assert_eq!(plan.arena_bytes, choice.arena_bytes);
+        let again = plan.decisions.iter().filter(|d| d.recomputed).count();
+        assert!(again >= choice.dropped.len());
+    }
+    // A byte too much, and values that nobody saves: what the planner takes.
+    let (first, last) = (&all.choices[0], all.choices.last().unwrap());
+    let strange = [ValueId(0), ValueId(4_000_000)].into();
+    for (values, bytes) in [(first.dropped.clone(), first.arena_bytes - 1), (strange, last.arena_bytes)] {
+        let [tried, planned] =
+            [Recompute::Values(values, bytes), Recompute::WithinBudget(bytes)].map(compiled);
+        assert!(tried.arena_bytes <= bytes);
+        assert_eq!((tried.arena_bytes, tried.decisions), (planned.arena_bytes, planned.decisions));
+    }
 }
 
 /// Attention and matrix products are worth more memory than what is pointwise.

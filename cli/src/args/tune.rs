@@ -38,8 +38,9 @@ Examples:
 
 The search tries, in training steps that nobody keeps, how each kernel may cut its work: tiles of products, which operand of
 a product is read in place, transposed copies of frozen weights where memory has room, tokens that the head takes at once,
-threads. No choice changes a bit of any result. A choice is used from then on if it is faster than the built-in one by more
-than the noise, and if the whole step is faster; `kfc explain` shows it beside the runners-up.
+threads. Where train.recompute is \"auto\", plans that make other values again in the backward pass are timed in whole steps, too,
+within train.mem_budget. No choice changes a bit of any result. A choice is used from then on if it is faster than the built-in
+one by more than the noise, and if the whole step is; `kfc explain` shows it beside the runners-up.
 
 On a GPU, kernels are tried that are cut in another way (products and attention: rows, columns and depth of a tile, warps,
 stages) or printed in Triton instead of CUDA C++, if there is a Python with Triton (KFC_PYTHON) or they are in the cache. Those

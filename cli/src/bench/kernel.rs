@@ -2,7 +2,7 @@
 
 use super::Place;
 use crate::args::{BenchArgs, Global, KernelArgs};
-use crate::commands::tune::trainer_with;
+use crate::commands::tune::trainer_in;
 use crate::config;
 use crate::error::{Outcome, input_error};
 use crate::output;
@@ -12,6 +12,7 @@ use kfc_runtime::calibration::Calibration;
 use kfc_runtime::device::Device;
 use kfc_runtime::exec::Copies;
 use kfc_runtime::profile::Machine;
+use kfc_runtime::train::Ways;
 use kfc_runtime::tuning::Tuning;
 use serde_json::json;
 use std::time::Duration;
@@ -33,7 +34,8 @@ pub fn run(args: &BenchArgs, kernel: &KernelArgs, global: &Global) -> anyhow::Re
         }
     };
     let is_copied = kernel.choice.is_some_and(|c| c.transposed);
-    let mut trainer = trainer_with(&Device::Cpu, job, if is_copied { Copies::All } else { Copies::AsTuned })?;
+    let copies = if is_copied { Copies::All } else { Copies::AsTuned };
+    let mut trainer = trainer_in(&Device::Cpu, job, &Ways { copies, ..Ways::default() })?;
     let groups = alone::groups(&mut trainer);
     let tuning = Tuning::load(&Machine::this());
     let Some(name) = &kernel.name else {

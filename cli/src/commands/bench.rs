@@ -7,6 +7,8 @@ use crate::config::format_bytes;
 use crate::error::Outcome;
 use crate::output;
 use crate::progress::Progress;
+use kfc_runtime::profile::Machine;
+use kfc_runtime::tuning::Tuning;
 use serde_json::json;
 
 /// Runs `kfc bench`. The line that `--json` prints has the keys of other tools' step benchmarks, so that they can stand in
@@ -15,6 +17,9 @@ use serde_json::json;
 /// # Errors
 /// If the workload does not fit the budget or the disk, or a step fails.
 pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<Outcome> {
+    if let Some(note) = Tuning::unused(&Machine::this()).filter(|_| args.device == Device::Cpu) {
+        output::stderr_line(&format!("note      {note}"));
+    }
     match (&args.kernel, args.device) {
         (Some(kernel), Device::Cpu) => return bench::kernel::run(args, kernel, global),
         (Some(kernel), Device::Cuda(index)) => return bench::device_kernel::run(args, kernel, index, global),

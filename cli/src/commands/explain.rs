@@ -21,6 +21,7 @@ use kfc_runtime::tuning::Tuning;
 /// # Errors
 /// If the input is wrong or the page cannot be written.
 pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Outcome> {
+    let mut key = None;
     let profile = if args.target.is_dir() {
         if !args.set.is_empty() {
             return Err(input_error("--set is for a configuration; a run is explained as it ran"));
@@ -30,11 +31,19 @@ pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Outcome> {
         }
         of_run(&RunDir::open(&args.target)?)?
     } else {
-        predict(&config::load(&args.target, &args.set)?, &args.device.plain())?
+        let job = config::load(&args.target, &args.set)?;
+        if args.device == Device::Cpu {
+            key = Some(setup::plan_key(&job, rows(&job)?.0)?);
+        }
+        predict(&job, &args.device.plain())?
     };
     let calibration = Calibration::load(&profile.machine).with_stated(profile.stated);
     let tuning = Tuning::load(&profile.machine);
-    let explanation = Explanation::new(&profile, &calibration, &tuning);
+    if let Some(note) = Tuning::unused(&profile.machine).filter(|_| !profile.machine.is_gpu()) {
+        output::stderr_line(&format!("note      {note}"));
+    }
+    let mut explanation = Explanation::new(&profile, &calibration, &tuning);
+    explanation.plan = key.and_then(|key| tuning.plan(&key));
     if let Some(path) = &args.html {
         let title = format!("kfc explain {}", args.target.display());
         write_atomically(path, page::render(&explanation, &title).as_bytes())?;

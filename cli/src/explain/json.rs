@@ -1,6 +1,6 @@
 //! The explanation as one JSON object. Times are milliseconds a step.
 
-use super::{Explanation, Total};
+use super::{Explanation, Total, tuned};
 use serde_json::{Value, json};
 
 /// The object.
@@ -36,6 +36,7 @@ pub(crate) fn object(e: &Explanation<'_>) -> Value {
         "measured": measured,
         "predicted_peak_bytes": p.predicted_peak(),
         "account": account,
+        "plan": e.plan.map(tuned::plan_json),
         "kernels": e.kernels.iter().map(|k| kernel(e, k)).collect::<Vec<_>>(),
         "phases": e.phases.iter().map(total).collect::<Vec<_>>(),
         "parts": e.places.iter().map(total).collect::<Vec<_>>(),

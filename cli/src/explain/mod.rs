@@ -9,7 +9,7 @@ mod memory;
 pub(crate) mod page;
 mod places;
 pub(crate) mod text;
-mod tuned;
+pub(crate) mod tuned;
 mod why;
 
 pub(crate) use memory::PlanMemory;
@@ -18,8 +18,8 @@ pub use places::{Part, Place};
 use kfc_graph::Phase;
 use kfc_runtime::calibration::{Calibration, Errors, Source};
 use kfc_runtime::profile::{Kind, PlanProfile, Profile};
-use kfc_runtime::tuning::Tuning;
 use kfc_runtime::tuning::device::DeviceTuning;
+use kfc_runtime::tuning::{PlanEntry, Tuning};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that is said of a step.
@@ -29,6 +29,8 @@ pub(crate) struct Explanation<'a> {
     pub(crate) tuning: &'a Tuning,
     /// What was found on the GPU that it is of, if it is one.
     pub(crate) device: Option<DeviceTuning>,
+    /// Plans that were timed for the job, if it is one.
+    pub(crate) plan: Option<&'a PlanEntry>,
     /// Kernels, those that take the most time first.
     pub(crate) kernels: Vec<Kernel<'a>>,
     /// Predicted time of a step's kernels.
@@ -172,11 +174,13 @@ impl<'a> Explanation<'a> {
         places.sort_by(|a, b| b.ms().total_cmp(&a.ms()));
         let memory = profile.plans.iter().map(PlanMemory::of).collect();
         let device = profile.machine.is_gpu().then(|| DeviceTuning::load(&profile.machine));
+        let plan = None;
         Explanation {
             profile,
             calibration,
             tuning,
             device,
+            plan,
             kernels,
             predicted_ms,
             measured,

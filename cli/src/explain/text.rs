@@ -61,6 +61,10 @@ pub(crate) fn render(e: &Explanation<'_>) -> String {
         out.push_str("\nhow kernels are made, as `kfc tune` found it (µs a launch while it was tried)\n");
         out.push_str(&table(&rows));
     }
+    if let Some(plan) = e.plan {
+        out.push_str("\nwhat is made again in the backward pass, as `kfc tune` found it (ms a step while it was tried)\n");
+        out.push_str(&table(&tuned::plans(plan, e.profile.plans[0].arena_bytes)));
+    }
     out.push_str("\nby phase\n");
     out.push_str(&table(&totals(e, &e.phases)));
     out.push_str("\nby part\n");

@@ -1,7 +1,8 @@
 //! Which choices `kfc tune` made for the kernels, and what else it tried.
 
 use super::{Explanation, Kernel};
-use kfc_runtime::tuning::{Entry, Tried, device};
+use crate::config::format_bytes;
+use kfc_runtime::tuning::{Entry, PlanEntry, Tried, TriedPlan, device};
 use serde_json::{Value, json};
 
 /// Choices shown beside the one made.
@@ -74,6 +75,37 @@ pub(super) fn rows(e: &Explanation<'_>, most: usize) -> Option<Vec<Vec<String>>>
         rows.push(vec![kernel.label(), entry.choice.name(), us, others.join("; ")]);
     }
     (rows.len() > 1).then_some(rows)
+}
+
+/// The table of plans that were timed, the one that runs first; `arena` is the one planned now.
+pub(super) fn plans(plan: &PlanEntry, arena: usize) -> Vec<Vec<String>> {
+    let mut rows = vec![["made again", "ms", "predicted peak", ""].map(String::from).to_vec()];
+    let mut tried: Vec<(usize, &TriedPlan)> = plan.tried.iter().enumerate().collect();
+    tried.sort_by_key(|(i, _)| *i != plan.choice.unwrap_or(0));
+    rows.extend(tried.into_iter().map(|(i, t)| {
+        let out = match plan.choice {
+            Some(choice) if choice == i && t.arena != arena => "chosen, but it cannot be used now".into(),
+            choice if choice.unwrap_or(0) == i => "chosen".into(),
+            _ => t.out.clone().unwrap_or_default(),
+        };
+        vec![plan_name(t).into(), format!("{:.2}", t.ms), format_bytes(t.peak), out]
+    }));
+    rows
+}
+
+/// What a plan makes again, in words.
+pub(crate) fn plan_name(plan: &TriedPlan) -> &str {
+    match plan.name.as_deref() {
+        None => "what the planner chooses",
+        Some("none") => "nothing",
+        Some(name) => name,
+    }
+}
+
+/// Plans that were timed, as JSON.
+pub(crate) fn plan_json(plan: &PlanEntry) -> Value {
+    let tried = |t: &TriedPlan| json!({"again": t.name, "ms": t.ms, "peak_bytes": t.peak, "arena_bytes": t.arena, "out": t.out});
+    json!({"choice": plan.choice, "tried": plan.tried.iter().map(tried).collect::<Vec<_>>()})
 }
 
 fn word(t: &Tried) -> String {

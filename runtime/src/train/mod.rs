@@ -15,6 +15,7 @@ pub mod setup;
 mod state;
 
 pub use metrics::StepMetrics;
+pub use plans::{Recomputed, Ways};
 pub use run::{Observer, RunOptions, Silent, Summary, resume, run};
 pub use schedule::learning_rate;
 
@@ -27,6 +28,7 @@ use crate::device::{DevicePlan, Memory};
 use crate::error::{Result, RunError};
 use crate::exec::{BoundPlan, Slot, Store};
 use crate::profile::{Clock, Machine, Measured, Part, PlanProfile, Profile, Stage, Startup};
+use crate::tuning::Tuning;
 use kfc_ops::step::TrainedParam;
 use open::{Student, Teacher};
 use scale::LossScaler;
@@ -195,6 +197,9 @@ impl Trainer {
                 self.other_bits.len()
             ));
         }
+        if !self.machine.is_gpu() {
+            notes.extend(Tuning::unused(&self.machine));
+        }
         let (seq, positions) = (self.loader.seq_len(), self.student.model.config.max_positions);
         if seq > positions {
             notes.push(format!(
@@ -232,6 +237,11 @@ impl Trainer {
     /// What the run holds in memory.
     pub fn account(&self) -> &Account {
         &self.account
+    }
+
+    /// Bytes of the arena of a micro-batch.
+    pub(crate) fn train_arena(&self) -> usize {
+        self.described[0].arena_bytes
     }
 
     /// Most memory held so far, bytes: of this process, or on the device that the job runs on.

@@ -7,18 +7,20 @@ use crate::calibration::Calibration;
 use crate::config::{JobConfig, RecomputePolicy};
 use crate::error::{Result, RunError};
 use crate::exec::{Copied, Copies, transposed};
+use crate::files::xxh64;
 use crate::machine;
 use crate::profile::{Kind, Machine};
 use crate::tuning::Tuning;
 use kfc_graph::budget::{Choice, Frontier};
 use kfc_graph::cost::SecondsOf;
 use kfc_graph::passes::recompute::Policy;
-use kfc_graph::{DType, Graph, Op, TensorType};
+use kfc_graph::{DType, Graph, Op, TensorType, ValueId};
 use kfc_kernels::KernelError;
 use kfc_kernels::compile::{Backend, CompileOptions, Recompute, compile_with, frontier};
 use kfc_kernels::plan::Plan;
 use kfc_ops::step::train::{DistillSpec, FeatureSpec, TeacherSpec, TrainGraph, TrainSpec, train_graph};
 use kfc_ops::step::update::{EwcSpec, UpdateSpec, update_graph};
+use std::collections::BTreeSet;
 
 /// The training graph's specification.
 pub(super) fn train_spec<'a>(
@@ -76,19 +78,44 @@ pub struct CompiledJob {
     pub copied: Vec<Copied>,
 }
 
+/// What is decided for a job beside its configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ways {
+    /// Which weights are copied.
+    pub copies: Copies,
+    /// What `train.recompute = "auto"` means.
+    pub recomputed: Recomputed,
+}
+
+/// What is made again where the job leaves it open. No plan changes a bit of a result.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Recomputed {
+    /// What a tuning found, or else what is planned.
+    #[default]
+    AsTuned,
+    /// What is planned with predicted times.
+    Planned,
+    /// These saved values, if the graph has them and the arena fits.
+    Values(BTreeSet<ValueId>),
+}
+
 /// Compiles both graphs so that the run stays within its budget; `held` is what it holds beside the arena.
 pub(super) fn compile_graphs(
     job: &JobConfig,
     graphs: &StepGraphs,
     held: &Account,
     backend: Backend,
-    copies: Copies,
+    ways: &Ways,
     observer: &mut PassObserver<'_>,
 ) -> Result<CompiledJob> {
     let recompute = match (job.train.recompute, job.train.mem_budget) {
-        (RecomputePolicy::Auto, budget) => Recompute::WithinBudget(
-            budget.map_or(usize::MAX, |budget| budget.saturating_sub(held.total()) as usize),
-        ),
+        (RecomputePolicy::Auto, budget) => {
+            let bytes = budget.map_or(usize::MAX, |budget| budget.saturating_sub(held.total()) as usize);
+            match chosen(job, graphs, backend, ways) {
+                Some(values) => Recompute::Values(values, bytes),
+                None => Recompute::WithinBudget(bytes),
+            }
+        }
         (RecomputePolicy::Off, _) => Recompute::Off,
         (RecomputePolicy::EveryLayer, _) => Recompute::Named(Policy::EveryLayer),
         (RecomputePolicy::EveryK(k), _) => Recompute::Named(Policy::EveryK(k)),
@@ -122,7 +149,7 @@ pub(super) fn compile_graphs(
     let plans = [train, update];
     let copied = match backend {
         Backend::Cpu => {
-            let wanted = transposed::wanted(&plans, copies, &Tuning::load(&Machine::this()))?;
+            let wanted = transposed::wanted(&plans, ways.copies, &Tuning::load(&Machine::this()))?;
             let room = job.train.mem_budget.unwrap_or_else(machine_room).saturating_sub(account.total());
             let (copied, bytes) = transposed::within(wanted, room);
             account.insert(TRANSPOSED, bytes);
@@ -131,6 +158,29 @@ pub(super) fn compile_graphs(
         Backend::Tile => Vec::new(),
     };
     Ok(CompiledJob { plans, account, copied })
+}
+
+/// What is made again, if that is not for the planner to decide.
+fn chosen(job: &JobConfig, graphs: &StepGraphs, backend: Backend, ways: &Ways) -> Option<BTreeSet<ValueId>> {
+    match &ways.recomputed {
+        _ if backend != Backend::Cpu => None,
+        Recomputed::Planned => None,
+        Recomputed::Values(values) => Some(values.clone()),
+        Recomputed::AsTuned => {
+            let tuning = Tuning::load(&Machine::this());
+            if !tuning.has_plans() {
+                return None;
+            }
+            Some(tuning.plan(&plan_key(job, graphs))?.chosen()?.dropped.clone())
+        }
+    }
+}
+
+/// What a tuning knows the plans of a job by: its graph and its budget.
+pub(super) fn plan_key(job: &JobConfig, graphs: &StepGraphs) -> String {
+    let graph = xxh64(kfc_graph::text::print(&graphs.train.graph).as_bytes());
+    let budget = job.train.mem_budget.map_or("no budget".into(), |b| format!("budget {b}"));
+    format!("{graph:016x}, {budget}")
 }
 
 /// What a run without a budget may fill with copies, everything else included: three quarters of the memory that there is
@@ -167,6 +217,15 @@ impl Budgets {
     /// The smallest budget that the job runs in, bytes.
     pub fn smallest(&self) -> Option<u64> {
         self.frontier.choices.iter().map(|c| self.peak(c)).min()
+    }
+
+    /// What the planner takes within a budget.
+    ///
+    /// # Errors
+    /// If the budget is below what any choice needs.
+    pub fn planned(&self, mem_budget: Option<u64>) -> Result<&Choice> {
+        let bytes = mem_budget.map_or(usize::MAX, |budget| budget.saturating_sub(self.held) as usize);
+        Ok(self.frontier.within(bytes).map_err(KernelError::from)?)
     }
 
     /// Predicted peak of a choice, bytes: the smallest budget that allows it.

@@ -1,7 +1,8 @@
 //! From a job to a trainer: models and adapters loaded, graphs compiled, everything bound.
 
 use super::open::{self, Student, Teacher};
-use super::plans::{self, Budgets, CompiledJob, StepGraphs};
+use super::plans::{self, CompiledJob, StepGraphs};
+pub use super::plans::{Budgets, Ways};
 use super::scale::LossScaler;
 use super::{Clock, DataSlots, GRADIENTS, Outputs, Trainer, ewc};
 use crate::accounting::{Account, BATCHES, READ_AHEAD};
@@ -10,7 +11,7 @@ use crate::config::{JobConfig, Length};
 use crate::data::{Loader, held_bytes};
 use crate::device::{Device, Opened, cuda};
 use crate::error::{Result, RunError};
-use crate::exec::{Copies, Store};
+use crate::exec::Store;
 use crate::hf::{Adapter, WeightFile};
 use crate::machine;
 use crate::memory;
@@ -72,11 +73,11 @@ pub fn compile(
     backend: Backend,
     observer: &mut plans::PassObserver<'_>,
 ) -> Result<CompiledJob> {
-    let copies = Copies::AsTuned;
+    let ways = &Ways::default();
     if backend == Backend::Tile {
         // What the host holds is no part of it.
         let (_, graphs) = described(job, seq)?;
-        return plans::compile_graphs(job, &graphs, &held_on_device(&graphs), backend, copies, observer);
+        return plans::compile_graphs(job, &graphs, &held_on_device(&graphs), backend, ways, observer);
     }
     memory::release_unused();
     let before = memory::resident();
@@ -84,7 +85,7 @@ pub fn compile(
     allocate(&mut p.store, &p.graphs, None)?;
     let mut held = Account::new(before, &p.store, 0);
     held.add(BATCHES, batches(job, seq));
-    plans::compile_graphs(job, &p.graphs, &held, backend, copies, observer)
+    plans::compile_graphs(job, &p.graphs, &held, backend, ways, observer)
 }
 
 /// What a process holds beside the arena that trains on the CPU and that holds `before` bytes already.
@@ -198,7 +199,7 @@ pub fn predict(job: &JobConfig, seq: usize, target: &Target) -> Result<Profile> 
         &graphs,
         &target.held(job, &graphs, seq),
         target.backend(),
-        Copies::AsTuned,
+        &Ways::default(),
         &mut |_, _, _| (),
     )?;
     let shape = [job.train.batch, seq, job.train.accumulation];
@@ -220,6 +221,14 @@ pub fn predict(job: &JobConfig, seq: usize, target: &Target) -> Result<Profile> 
 pub fn budgets(job: &JobConfig, seq: usize, target: &Target) -> Result<Budgets> {
     let (_, graphs) = described(job, seq)?;
     plans::budgets(&graphs, &target.held(job, &graphs, seq), target.backend())
+}
+
+/// What a tuning knows the plans of a job by.
+///
+/// # Errors
+/// As [`predict`].
+pub fn plan_key(job: &JobConfig, seq: usize) -> Result<String> {
+    Ok(plans::plan_key(job, &described(job, seq)?.1))
 }
 
 /// The student of a job and its graphs, from configurations and file headers alone.
@@ -285,15 +294,15 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::new`]; and if the device is missing, or its kernels cannot be had.
     pub fn on(device: &Device, job: &JobConfig, loader: Loader) -> Result<Trainer> {
-        Trainer::with_copies(device, job, loader, Copies::AsTuned)
+        Trainer::in_ways(device, job, loader, &Ways::default())
     }
 
-    /// [`Trainer::on`] with transposed copies of weights.
+    /// [`Trainer::on`], decided otherwise than by a tuning.
     ///
     /// # Errors
     /// As there.
-    pub fn with_copies(device: &Device, job: &JobConfig, loader: Loader, copies: Copies) -> Result<Trainer> {
-        Trainer::on_opened(device, &Opened::new(device)?, job, loader, copies)
+    pub fn in_ways(device: &Device, job: &JobConfig, loader: Loader, ways: &Ways) -> Result<Trainer> {
+        Trainer::on_opened(device, &Opened::new(device)?, job, loader, ways)
     }
 
     /// [`Trainer::on`] with a GPU's kernels made as told, whatever `kfc tune` found.
@@ -307,7 +316,7 @@ impl Trainer {
         choices: Choices,
     ) -> Result<Trainer> {
         let opened = Opened::new(device)?.with_choices(choices);
-        Trainer::on_opened(device, &opened, job, loader, Copies::AsTuned)
+        Trainer::on_opened(device, &opened, job, loader, &Ways::default())
     }
 
     fn on_opened(
@@ -315,7 +324,7 @@ impl Trainer {
         opened: &Opened,
         job: &JobConfig,
         mut loader: Loader,
-        copies: Copies,
+        ways: &Ways,
     ) -> Result<Trainer> {
         let mut startup = Startup::new(loader.reading());
         // Reading and tokenising left holes behind; they are not what the run holds.
@@ -353,7 +362,7 @@ impl Trainer {
         };
         startup.lap(Stage::Memory);
         let CompiledJob { plans, account, copied } =
-            plans::compile_graphs(job, &graphs, &held, backend, copies, &mut |_, _, _| ())?;
+            plans::compile_graphs(job, &graphs, &held, backend, ways, &mut |_, _, _| ())?;
         startup.lap(Stage::Compile);
         if backend == Backend::Cpu {
             check_machine(&account)?;

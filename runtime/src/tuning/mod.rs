@@ -2,12 +2,16 @@
 //!
 //! A tuning belongs to a CPU, a level of instructions, a number of threads and a version of kfc; kernels are kept by the
 //! signature of their work, with all that was tried and its times. No choice changes a bit of a result
-//! ([`kfc_kernels::cpu::choice`]), so that a run need not record what it used. Nothing here ever fails a run: without a file,
-//! or with one that is damaged or of another machine, kernels run as built in.
+//! ([`kfc_kernels::cpu::choice`]), so that a run need not record what it used; nor does a choice of what is made again
+//! (`recompute`), which is kept by graph and budget. Nothing here ever fails a run: without a file, or with one that is
+//! damaged or of another machine, kernels run as built in, and a note says so.
 
 pub mod device;
+mod recompute;
 mod search;
+mod turns;
 
+pub use recompute::{Make, PlanEntry, Plans, TriedPlan, prove, recompute};
 pub use search::{Report, Status, search, verify};
 
 use crate::calibration::cache_folder;
@@ -56,32 +60,58 @@ pub struct Entry {
 pub struct Tuning {
     machine: Machine,
     kernels: BTreeMap<String, Entry>,
+    plans: BTreeMap<String, PlanEntry>,
 }
 
 impl Tuning {
     /// Nothing known.
     pub fn empty(machine: Machine) -> Tuning {
-        Tuning { machine, kernels: BTreeMap::new() }
+        Tuning { machine, kernels: BTreeMap::new(), plans: BTreeMap::new() }
     }
 
-    /// What was found on a machine like this one; empty if nothing was, or it cannot be read.
+    /// What was found on a machine like this one; empty if nothing was, or it cannot be used.
     pub fn load(machine: &Machine) -> Tuning {
-        let read = || from_json(&files::read_json(&file(machine)?).ok()?, machine);
-        read().unwrap_or_else(|| Tuning::empty(machine.clone()))
+        Tuning::open(machine).unwrap_or_else(|_| Tuning::empty(machine.clone()))
+    }
+
+    /// What was found on a machine like this one; empty if nothing was.
+    ///
+    /// # Errors
+    /// If there is a file that cannot be used: what it is, and why.
+    pub fn open(machine: &Machine) -> std::result::Result<Tuning, String> {
+        let Some(path) = file(machine).filter(|path| path.exists()) else {
+            return Ok(Tuning::empty(machine.clone()));
+        };
+        let kept = files::read_json(&path).map_err(|e| e.to_string())?;
+        from_json(&kept, machine).map_err(|why| format!("{}: {why}", path.display()))
+    }
+
+    /// What a user should know if there is a file that is not used.
+    pub fn unused(machine: &Machine) -> Option<String> {
+        let why = Tuning::open(machine).err()?;
+        Some(format!("nothing that `kfc tune` found is used: {why}"))
     }
 
     /// Keeps what is known, beside what was found for other kernels meanwhile. Returns the file.
     ///
     /// # Errors
-    /// If there is no place for it, or it cannot be written.
+    /// If there is no place for it, it cannot be written, or the environment names a file that is not of this machine.
     pub fn save(&self) -> Result<PathBuf> {
         let Some(path) = file(&self.machine) else {
             return Err(RunError::Failed(format!(
                 "no place for what was found: {VARIABLE} is off, or neither XDG_CACHE_HOME nor HOME is set"
             )));
         };
-        let mut all = Tuning::load(&self.machine);
+        let mut all = match Tuning::open(&self.machine) {
+            Ok(all) => all,
+            // One in the cache is replaced; what a user named may be of use elsewhere.
+            Err(why) if std::env::var_os(VARIABLE).is_some() => {
+                return Err(RunError::Failed(format!("{why}; {VARIABLE} names it: name another file")));
+            }
+            Err(_) => Tuning::empty(self.machine.clone()),
+        };
         all.kernels.extend(self.kernels.clone());
+        all.plans.extend(self.plans.clone());
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|e| files::FileError::io("create", folder, e))?;
         }
@@ -89,9 +119,24 @@ impl Tuning {
         Ok(path)
     }
 
-    /// Whether nothing is known.
+    /// Whether nothing is known of kernels.
     pub fn is_empty(&self) -> bool {
         self.kernels.is_empty()
+    }
+
+    /// Whether anything is known of what jobs make again.
+    pub fn has_plans(&self) -> bool {
+        !self.plans.is_empty()
+    }
+
+    /// What is known of what the job of this key ([`crate::train::setup::plan_key`]) makes again.
+    pub fn plan(&self, key: &str) -> Option<&PlanEntry> {
+        self.plans.get(key)
+    }
+
+    /// Takes in what was found for a job.
+    pub fn insert_plan(&mut self, key: String, entry: PlanEntry) {
+        self.plans.insert(key, entry);
     }
 
     /// How the kernel of this signature runs.
@@ -139,22 +184,31 @@ fn to_json(t: &Tuning) -> Value {
         (signature.clone(), value)
     };
     let kernels: Map<String, Value> = t.kernels.iter().map(entry).collect();
+    let plans: Map<String, Value> = t.plans.iter().map(|(k, e)| (k.clone(), recompute::to_json(e))).collect();
     let m = &t.machine;
     json!({
         "format": FORMAT, "cpu": m.cpu, "isa": m.isa, "threads": m.threads, "version": m.version, "kernels": kernels,
+        "plans": plans,
     })
 }
 
-/// `None` if it is of another layout or machine, or damaged.
-fn from_json(v: &Value, machine: &Machine) -> Option<Tuning> {
-    let same = v["format"] == FORMAT
-        && v["cpu"] == machine.cpu.as_str()
-        && v["isa"] == machine.isa.as_str()
-        && v["threads"] == machine.threads
-        && v["version"] == machine.version.as_str();
-    if !same {
-        return None;
+/// What a file holds, or why it cannot be used.
+fn from_json(v: &Value, machine: &Machine) -> std::result::Result<Tuning, String> {
+    if v["format"] != FORMAT {
+        return Err("it is no file of `kfc tune`, or one of another version".into());
     }
+    let Machine { cpu, isa, threads, version } = machine;
+    let same =
+        [("cpu", json!(cpu)), ("isa", json!(isa)), ("threads", json!(threads)), ("version", json!(version))];
+    if let Some((what, own)) = same.iter().find(|(what, own)| v[what] != *own) {
+        let name = if *what == "version" { "version of kfc" } else { what };
+        return Err(format!("it was found with {name} {}, and this is {own}: tune here", v[what]));
+    }
+    found(v, machine).ok_or_else(|| "it is damaged: tune again".into())
+}
+
+/// `None` if it is damaged.
+fn found(v: &Value, machine: &Machine) -> Option<Tuning> {
     let tried = |t: &Value| {
         Some(Tried {
             choice: Choice::named(t["choice"].as_str()?)?,
@@ -173,13 +227,22 @@ fn from_json(v: &Value, machine: &Machine) -> Option<Tuning> {
         Some((signature.clone(), entry))
     };
     let kernels = v["kernels"].as_object()?.iter().map(entry).collect::<Option<_>>()?;
-    Some(Tuning { machine: machine.clone(), kernels })
+    // Older files have none.
+    let plans = match v.get("plans") {
+        None => BTreeMap::new(),
+        Some(all) => {
+            let plan = |(key, e): (&String, &Value)| Some((key.clone(), recompute::from_json(e)?));
+            all.as_object()?.iter().map(plan).collect::<Option<_>>()?
+        }
+    };
+    Some(Tuning { machine: machine.clone(), kernels, plans })
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use kfc_graph::ValueId;
 
     fn known() -> Tuning {
         let machine = Machine { cpu: "c".into(), isa: "portable".into(), threads: 2, version: "1".into() };
@@ -190,6 +253,16 @@ mod tests {
         let mut tuning = Tuning::empty(machine);
         let entry = Entry { op: "linear".into(), choice, settled: true, tried: tried.to_vec() };
         tuning.insert("linear {}".into(), entry);
+        let plan = |name: Option<&str>| TriedPlan {
+            name: name.map(Into::into),
+            dropped: [ValueId(3), ValueId(7)].into(),
+            ms: 2.0,
+            peak: 9,
+            arena: 5,
+            out: None,
+        };
+        let tried = vec![plan(None), plan(Some("none"))];
+        tuning.insert_plan("job".into(), PlanEntry { choice: Some(1), tried });
         tuning
     }
 
@@ -197,20 +270,26 @@ mod tests {
     fn what_is_kept_comes_back_and_what_is_foreign_or_damaged_does_not() {
         let tuning = known();
         let kept = to_json(&tuning);
-        assert_eq!(from_json(&kept, &tuning.machine), Some(tuning.clone()));
+        assert_eq!(from_json(&kept, &tuning.machine), Ok(tuning.clone()));
         assert!(tuning.choice("linear {}").turned && tuning.choice("other") == Choice::BUILT_IN);
-        let changes: [(&str, Value); 6] = [
-            ("/cpu", json!("d")),
-            ("/threads", json!(3)),
-            ("/format", json!(99)),
-            ("/kernels/linear {}/choice", json!("warp 9")),
-            ("/kernels/linear {}/tried/0/ns", json!(-1)),
-            ("/kernels", json!([])),
+        assert_eq!(tuning.plan("job").unwrap().chosen().unwrap().name.as_deref(), Some("none"));
+        let changes: [(&str, Value, &str); 10] = [
+            ("/plans/job/tried/0/ms", json!(-1), "damaged"),
+            ("/plans/job/choice", json!(2), "damaged"),
+            ("/plans/job/tried/1/values/0", json!(-3), "damaged"),
+            ("/cpu", json!("d"), "cpu \"d\", and this is \"c\""),
+            ("/threads", json!(3), "threads 3, and this is 2"),
+            ("/version", json!("0"), "version of kfc"),
+            ("/format", json!(99), "another version"),
+            ("/kernels/linear {}/choice", json!("warp 9"), "damaged"),
+            ("/kernels/linear {}/tried/0/ns", json!(-1), "damaged"),
+            ("/kernels", json!([]), "damaged"),
         ];
-        for (at, value) in changes {
+        for (at, value, why) in changes {
             let mut changed = kept.clone();
             *changed.pointer_mut(at).unwrap() = value;
-            assert_eq!(from_json(&changed, &tuning.machine), None, "{at}");
+            let refused = from_json(&changed, &tuning.machine).unwrap_err();
+            assert!(refused.contains(why), "{at}: {refused}");
         }
     }
 }

@@ -3,8 +3,10 @@
 //! No choice changes a bit, so every launch of a step may try another one, with real operands and real caches. Three parts:
 //! 1. a race: launches of equal work take turns with the choices that are left; what is clearly slower than the best is out;
 //! 2. winners against the built-in choices, in steps that alternate; a winner that is not faster by more than the noise is out;
-//! 3. the step with all winners against the built-in one, in steps that alternate: if it is not faster, nothing is kept.
+//! 3. the step with all winners against the built-in one, in steps that alternate: if it is not faster by more than the noise,
+//!    nothing is kept.
 
+use super::turns::{self, LEAST_PAIRS, is_faster};
 use super::{Entry, Tried, Tuning};
 use crate::calibration::{Rates, median};
 use crate::exec::BoundPlan;
@@ -34,11 +36,7 @@ const FASTER: f64 = 0.98;
 /// The same for a winner that costs memory: time over that of the best choice that costs none.
 const WORTH_MEMORY: f64 = 0.95;
 
-/// Share of the pairs of steps in which a winner must be the faster one.
-const PAIRS_WON: f64 = 0.7;
-
-/// Pairs of steps that are compared at least and at most.
-const LEAST_PAIRS: usize = 5;
+/// Pairs of steps that are compared at most.
 const MOST_PAIRS: usize = 200;
 
 /// Share of a step's time below which a kernel is not worth trying anything for.
@@ -72,8 +70,7 @@ pub struct Report {
     pub changed: usize,
     /// Whether all that could be tried was timed often enough; else another search goes on.
     pub settled: bool,
-    /// Milliseconds of a step's kernels as built in and with what was found, medians of alternating steps; none if nothing
-    /// was faster.
+    /// Milliseconds of a step as built in and with what was found, medians of alternating steps; none if nothing was faster.
     pub step_ms: Option<[f64; 2]>,
     /// Bytes of the copies of weights that the choices found read.
     pub transposed_bytes: u64,
@@ -155,11 +152,7 @@ pub fn search(
 /// # Errors
 /// If a loss differs in a bit, which would be an error of a kernel; and as [`Trainer::step`].
 pub fn verify(trainer: &mut Trainer, tuning: &Tuning, losses: &[u64]) -> Result<()> {
-    for (profile, plan) in trainer.plans_mut() {
-        for (i, launch) in profile.launches.iter().enumerate() {
-            plan.choose(i, tuning.choice(&profile.kinds[launch.kind].signature()));
-        }
-    }
+    choose(trainer, tuning);
     for (step, expected) in losses.iter().enumerate() {
         let loss = trainer.step()?.loss;
         if loss.to_bits() != *expected {
@@ -172,6 +165,15 @@ pub fn verify(trainer: &mut Trainer, tuning: &Tuning, losses: &[u64]) -> Result<
         }
     }
     Ok(())
+}
+
+/// Makes every kernel run as a tuning says.
+pub(super) fn choose(trainer: &mut Trainer, tuning: &Tuning) {
+    for (profile, plan) in trainer.plans_mut() {
+        for (i, launch) in profile.launches.iter().enumerate() {
+            plan.choose(i, tuning.choice(&profile.kinds[launch.kind].signature()));
+        }
+    }
 }
 
 /// Launches of both plans by the work they do.
@@ -302,15 +304,16 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Steps as built in and steps with all winners in turn. Returns the times of every group in each.
+    /// Steps as built in and steps with all winners in turn.
     fn pairs(
         &mut self,
         trainer: &mut Trainer,
         share: f64,
         part: &'static str,
         progress: &mut dyn FnMut(Status),
-    ) -> Result<Vec<[Vec<f64>; 2]>> {
-        let mut all = vec![[vec![], vec![]]; self.groups.len()];
+    ) -> Result<Pairs> {
+        let mut all =
+            Pairs { steps: Default::default(), groups: vec![Default::default(); self.groups.len()] };
         // The first pair warms caches up to what is new.
         for pair in 0..=MOST_PAIRS {
             let is_short = pair <= LEAST_PAIRS && !self.stop.load(Ordering::SeqCst);
@@ -322,13 +325,14 @@ impl Search<'_> {
             for side in order {
                 let pick: Pick<'_> = if side == 0 { &|_| Choice::BUILT_IN } else { &|g| g.winner };
                 self.set(trainer, pick);
-                trainer.step()?;
+                let step_ms = trainer.step()?.step_ms;
                 self.steps += 1;
                 if pair == 0 {
                     continue;
                 }
+                all.steps[side].push(step_ms);
                 let times = last_times(trainer);
-                for (group, all) in self.groups.iter().zip(&mut all) {
+                for (group, all) in self.groups.iter().zip(&mut all.groups) {
                     all[side].push(group.launches.iter().map(|&(p, i)| times[p][i]).sum());
                 }
             }
@@ -343,9 +347,9 @@ impl Search<'_> {
             return Ok(());
         }
         let all = self.pairs(trainer, COMPARE, "comparing", progress)?;
-        for (group, times) in self.groups.iter_mut().zip(all) {
+        for (group, times) in self.groups.iter_mut().zip(all.groups) {
             let limit = if group.winner.transposed { WORTH_MEMORY } else { FASTER };
-            if group.winner != Choice::BUILT_IN && !is_faster(&times, limit) {
+            if group.winner != Choice::BUILT_IN && !is_faster(&ratios(&times), limit) {
                 group.drop_winner("not faster beside the built-in choice");
             }
         }
@@ -361,17 +365,12 @@ impl Search<'_> {
         if self.groups.iter().all(|g| g.winner == Choice::BUILT_IN) {
             return Ok(None);
         }
-        let all = self.pairs(trainer, 1.0, "checking", progress)?;
-        let step = |side: usize| {
-            let pairs = all.first().map_or(0, |g| g[side].len());
-            (0..pairs).map(|pair| all.iter().map(|g| g[side][pair]).sum()).collect::<Vec<f64>>()
-        };
-        let times = [step(0), step(1)];
-        if !is_faster(&times, 1.0) {
+        let steps = self.pairs(trainer, 1.0, "checking", progress)?.steps;
+        if !is_faster(&ratios(&steps), turns::FASTER) {
             self.groups.iter_mut().for_each(|g| g.drop_winner("the whole step is not faster"));
             return Ok(None);
         }
-        Ok(Some(times.map(|mut t| median(&mut t).unwrap_or(0.0) * 1e-6)))
+        Ok(Some(steps.map(|mut t| median(&mut t).unwrap_or(0.0))))
     }
 }
 
@@ -479,13 +478,17 @@ impl Group {
     }
 }
 
-/// Whether the second times are below `limit` of the first, in the median and in most pairs.
-fn is_faster(times: &[Vec<f64>; 2], limit: f64) -> bool {
-    let [before, after] = times;
-    let won = before.iter().zip(after).filter(|(b, a)| a < b).count();
-    let medians = [before, after].map(|t| median(&mut t.clone()));
-    let [Some(b), Some(a)] = medians else { return false };
-    after.len() >= LEAST_PAIRS && a < limit * b && won as f64 >= PAIRS_WON * after.len() as f64
+/// Times of steps as built in and with all winners, in the order taken.
+struct Pairs {
+    /// Of whole steps, milliseconds.
+    steps: [Vec<f64>; 2],
+    /// Of each group's launches, nanoseconds.
+    groups: Vec<[Vec<f64>; 2]>,
+}
+
+/// Each second time over the first one.
+fn ratios([before, after]: &[Vec<f64>; 2]) -> Vec<f64> {
+    before.iter().zip(after).map(|(b, a)| a / b).collect()
 }
 
 /// Nanoseconds of every launch of both plans in their last runs.
@@ -558,14 +561,5 @@ mod tests {
             assert_eq!(g.tries[1].out.is_some(), is_out, "{ns}");
             assert!(g.tries[2].out.is_none());
         }
-    }
-
-    #[test]
-    fn faster_means_by_more_than_noise() {
-        let times = |after: [f64; 6]| [vec![100.0, 101.0, 99.0, 100.0, 102.0, 100.0], after.to_vec()];
-        assert!(is_faster(&times([90.0, 91.0, 90.0, 120.0, 89.0, 90.0]), FASTER));
-        assert!(!is_faster(&times([99.0, 100.0, 98.9, 99.0, 101.0, 99.0]), FASTER));
-        assert!(!is_faster(&times([80.0, 81.0, 120.0, 120.0, 80.0, 120.0]), 1.0));
-        assert!(!is_faster(&[vec![], vec![]], 1.0));
     }
 }

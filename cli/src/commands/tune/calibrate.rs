@@ -1,6 +1,6 @@
 //! `kfc tune --calibrate`: measures this machine, and the kernels of a job where they run.
 
-use super::trainer_with;
+use super::trainer_in;
 use crate::args::{Global, TuneArgs};
 use crate::config;
 use crate::error::Outcome;
@@ -8,8 +8,8 @@ use crate::output;
 use kfc_runtime::calibration::{Calibration, Check};
 use kfc_runtime::device::Device;
 use kfc_runtime::device::cuda::Gpu;
-use kfc_runtime::exec::Copies;
 use kfc_runtime::profile::Machine;
+use kfc_runtime::train::Ways;
 use serde_json::json;
 use std::time::Duration;
 
@@ -38,12 +38,11 @@ pub(super) fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
         Some(path) => {
             let job = config::load(path, &args.set)?;
             let budget = Duration::from_secs(args.seconds.unwrap_or(SECONDS));
-            let steps =
-                calibration.measure_job(&mut trainer_with(&device, &job, Copies::AsTuned)?, budget)?;
+            let steps = calibration.measure_job(&mut trainer_in(&device, &job, &Ways::default())?, budget)?;
             // The steps of another trainer were not used: what they show holds for runs.
             (
                 steps,
-                Some(calibration.check_job(&mut trainer_with(&device, &job, Copies::AsTuned)?, budget / 2)?),
+                Some(calibration.check_job(&mut trainer_in(&device, &job, &Ways::default())?, budget / 2)?),
             )
         }
     };

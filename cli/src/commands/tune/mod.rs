@@ -9,9 +9,8 @@ use crate::error::Outcome;
 use kfc_runtime::config::JobConfig;
 use kfc_runtime::data::Loader;
 use kfc_runtime::device::Device;
-use kfc_runtime::exec::Copies;
 use kfc_runtime::models::Model;
-use kfc_runtime::train::{Trainer, data};
+use kfc_runtime::train::{Trainer, Ways, data};
 
 /// Runs `kfc tune`.
 ///
@@ -27,12 +26,13 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
     }
 }
 
-/// A job's trainer, as `kfc train` has it before its first step, with transposed copies of weights; nothing is written.
+/// A job's trainer, as `kfc train` has it before its first step, decided otherwise than by an earlier search; nothing is
+/// written.
 ///
 /// # Errors
 /// If the job is wrong or does not fit, or the device is missing or its kernels cannot be had.
-pub(crate) fn trainer_with(device: &Device, job: &JobConfig, copies: Copies) -> anyhow::Result<Trainer> {
-    Ok(Trainer::with_copies(device, job, loader(job)?, copies)?)
+pub(crate) fn trainer_in(device: &Device, job: &JobConfig, ways: &Ways) -> anyhow::Result<Trainer> {
+    Ok(Trainer::in_ways(device, job, loader(job)?, ways)?)
 }
 
 /// The rows of a job.

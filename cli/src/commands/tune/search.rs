@@ -1,23 +1,35 @@
-//! `kfc tune CONFIG`: tries how the job's kernels may cut their work.
+//! `kfc tune CONFIG`: tries how the job's kernels may cut their work, and what is made again in the backward pass.
 
-use super::trainer_with;
+use super::trainer_in;
 use crate::args::{Global, TuneArgs};
+use crate::commands::explain;
 use crate::config::{self, format_bytes};
-use crate::error::Outcome;
+use crate::error::{Outcome, input_error};
+use crate::explain::tuned;
 use crate::output;
 use crate::progress::Progress;
 use crate::stop;
+use kfc_runtime::RunError;
 use kfc_runtime::calibration::Calibration;
+use kfc_runtime::config::{JobConfig, RecomputePolicy};
 use kfc_runtime::device::Device;
 use kfc_runtime::exec::Copies;
 use kfc_runtime::profile::Machine;
-use kfc_runtime::tuning::{self, Report, Status, Tuning};
-use serde_json::json;
+use kfc_runtime::train::setup::{self, Target};
+use kfc_runtime::train::{Recomputed, Ways};
+use kfc_runtime::tuning::{self, Make, PlanEntry, Plans, Report, Status, Tuning};
+use serde_json::{Value, json};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long is searched unless told otherwise.
 const SECONDS: u64 = 60;
+
+/// Share of that time in which plans are timed that make different values again.
+const PLANS: f64 = 0.3;
+
+/// Share of that time in which what was found is checked together, if another plan is part of it.
+const PROVE: f64 = 0.15;
 
 /// Share of that time in which kernels are timed afterwards, as they run now.
 const CALIBRATE: f64 = 0.15;
@@ -29,30 +41,33 @@ const CALIBRATE: f64 = 0.15;
 pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
     let job = config::load(path, &args.set)?;
     let machine = Machine::this();
-    let mut tuning = match args.fresh {
-        true => Tuning::empty(machine.clone()),
-        false => Tuning::load(&machine),
-    };
+    let mut tuning = known(&machine, args.fresh)?;
     let mut calibration = Calibration::empty(machine);
     calibration.measure_rates()?;
     let seconds = args.seconds.unwrap_or(SECONDS);
+    let (start, budget) = (Instant::now(), Duration::from_secs(seconds));
     let mut progress = Progress::new("second", 0, seconds as usize, global);
-    let mut tell = |s: Status| {
-        let message = format!("{}  {} of {} kernels settled", s.part, s.kernels[1], s.kernels[0]);
-        progress.update(s.elapsed.as_secs().min(seconds) as usize, &message);
+    let mut tell =
+        |part: &str| progress.update((start.elapsed().as_secs() as usize).min(seconds as usize), part);
+    let mut make = |ways: &Ways| {
+        trainer_in(&Device::Cpu, &job, ways)
+            .map_err(|e| e.downcast().unwrap_or_else(|e| RunError::Failed(format!("{e:#}"))))
     };
-    let budget = Duration::from_secs(seconds);
+    let mut plan = Planned::of(&job, &tuning, &mut make, budget.mul_f64(PLANS), &mut tell)?;
+    let share = if plan.is_to_prove() { 1.0 - PROVE } else { 1.0 };
     let report = tuning::search(
-        &mut trainer_with(&Device::Cpu, &job, Copies::All)?,
+        &mut make(&plan.ways())?,
         &mut tuning,
         calibration.rates(),
-        budget,
+        budget.mul_f64(share).saturating_sub(start.elapsed()),
         stop::flag(),
-        &mut tell,
+        &mut |s: Status| tell(&format!("{}  {} of {} kernels settled", s.part, s.kernels[1], s.kernels[0])),
     )?;
-    progress.finish();
-    let mut fresh = trainer_with(&Device::Cpu, &job, Copies::All)?;
+    plan.prove(&tuning, &mut make, budget.mul_f64(PROVE), &mut tell)?;
+    let mut fresh = make(&plan.ways())?;
     tuning::verify(&mut fresh, &tuning, &report.losses)?;
+    progress.finish();
+    plan.keep(&mut tuning);
     let saved = tuning.save();
     if let Err(error) = &saved {
         output::stderr_line(&format!("note      what was found is not kept: {error}"));
@@ -66,15 +81,139 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
         output::json_line(&json!({
             "steps": report.steps, "kernels": report.kernels, "with_choices": report.with_choices, "changed": report.changed,
             "settled": report.settled, "built_in_ms": report.step_ms.map(|ms| ms[0]),
-            "tuned_ms": report.step_ms.map(|ms| ms[1]), "transposed_bytes": report.transposed_bytes, "file": file,
+            "tuned_ms": report.step_ms.map(|ms| ms[1]), "transposed_bytes": report.transposed_bytes, "plan": plan.json(),
+            "file": file,
         }))?;
         return Ok(Outcome::Done);
     }
     output::write_stdout(&told(&report))?;
+    output::stdout_line(&plan.told())?;
     if let Some(file) = file {
         output::stdout_line(&format!("kept in {}", file.display()))?;
     }
     Ok(Outcome::Done)
+}
+
+/// What earlier searches found, unless that is to be forgotten. A file of the cache that cannot be used is replaced; one
+/// that the user named may be of use elsewhere.
+fn known(machine: &Machine, is_fresh: bool) -> anyhow::Result<Tuning> {
+    match Tuning::open(machine) {
+        Ok(known) if !is_fresh => Ok(known),
+        Err(why) if std::env::var_os(tuning::VARIABLE).is_some() => {
+            Err(input_error(format!("{why}; {} names it: name another file", tuning::VARIABLE)))
+        }
+        _ => Ok(Tuning::empty(machine.clone())),
+    }
+}
+
+/// What a job makes again in the backward pass.
+struct Planned {
+    /// What a tuning knows it by; none where the job itself says what is made again.
+    key: Option<String>,
+    /// What was found, now or earlier.
+    entry: Option<PlanEntry>,
+    /// Why nothing was timed.
+    untimed: Option<String>,
+    /// Whether it was found now.
+    is_new: bool,
+    /// Milliseconds of a step with nothing and with all that was found.
+    together: Option<[f64; 2]>,
+}
+
+impl Planned {
+    /// Times plans, unless that was done or is not for the planner to choose.
+    fn of(
+        job: &JobConfig,
+        tuning: &Tuning,
+        make: &mut Make<'_>,
+        time: Duration,
+        tell: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<Planned> {
+        let mut plan = Planned { key: None, entry: None, untimed: None, is_new: false, together: None };
+        if job.train.recompute != RecomputePolicy::Auto {
+            plan.untimed = Some("train.recompute says what is made again".into());
+            return Ok(plan);
+        }
+        let (seq, before) = explain::rows(job)?;
+        let key = setup::plan_key(job, seq)?;
+        plan.entry = tuning.plan(&key).cloned();
+        plan.key = Some(key);
+        if plan.entry.is_none() {
+            let budgets = setup::budgets(job, seq, &Target::Host { before })?;
+            match tuning::recompute(&budgets, job.train.mem_budget, make, time, stop::flag(), tell)? {
+                Plans::Timed(entry) => (plan.entry, plan.is_new) = (Some(entry), true),
+                Plans::Untimed(why) => plan.untimed = Some(why),
+            }
+        }
+        Ok(plan)
+    }
+
+    /// How the job runs while kernels are tried.
+    fn ways(&self) -> Ways {
+        let recomputed = self.entry.as_ref().map_or(Recomputed::Planned, PlanEntry::recomputed);
+        Ways { copies: Copies::All, recomputed }
+    }
+
+    /// Whether a choice was made that has not been compared together with those of kernels.
+    fn is_to_prove(&self) -> bool {
+        self.is_new && self.entry.as_ref().is_some_and(|e| e.choice.is_some())
+    }
+
+    /// Goes back to the planner's choice if all that was found is not faster than nothing of it.
+    fn prove(
+        &mut self,
+        tuning: &Tuning,
+        make: &mut Make<'_>,
+        time: Duration,
+        tell: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<()> {
+        if !self.is_to_prove() || stop::flag().load(std::sync::atomic::Ordering::SeqCst) {
+            return Ok(());
+        }
+        if let Some(entry) = &mut self.entry {
+            self.together = Some(tuning::prove(entry, tuning, make, time, tell)?);
+        }
+        Ok(())
+    }
+
+    fn keep(&self, tuning: &mut Tuning) {
+        if let (Some(key), Some(entry), true) = (&self.key, &self.entry, self.is_new) {
+            tuning.insert_plan(key.clone(), entry.clone());
+        }
+    }
+
+    fn json(&self) -> Value {
+        let mut value =
+            self.entry.as_ref().map_or_else(|| json!({"choice": null, "tried": []}), tuned::plan_json);
+        value["untimed"] = json!(self.untimed);
+        value["together_ms"] = json!(self.together);
+        value
+    }
+
+    fn told(&self) -> String {
+        let head = "made again in the backward pass";
+        let Some(entry) = &self.entry else {
+            return format!(
+                "{head}: what the planner chooses; other plans were not timed: {}",
+                self.untimed.as_deref().unwrap_or_default()
+            );
+        };
+        let others = entry.tried.len() - 1;
+        let Some(plan) = entry.chosen() else {
+            return format!(
+                "{head}: what the planner chooses; none of {others} other plans is faster by more than the noise"
+            );
+        };
+        let (before, after) = (&entry.tried[0], plan.ms);
+        format!(
+            "{head}: {} (predicted peak {}), {:.2} -> {after:.2} ms a step against what the planner chooses ({}); {others} \
+             other plans timed",
+            tuned::plan_name(plan),
+            format_bytes(plan.peak),
+            before.ms,
+            format_bytes(before.peak),
+        )
+    }
 }
 
 /// The result in words.
@@ -83,7 +222,7 @@ fn told(report: &Report) -> String {
     let mut text = format!("{kernels} kernels, {with_choices} of them with choices; {steps} steps taken\n");
     match report.step_ms {
         Some([before, after]) => text.push_str(&format!(
-            "{changed} kernels run in another way: {before:.2} -> {after:.2} ms in kernels a step, {:.1} % faster; same bits\n",
+            "{changed} kernels run in another way: {before:.2} -> {after:.2} ms a step, {:.1} % faster; same bits\n",
             (before / after - 1.0) * 100.0
         )),
         None => text.push_str("nothing is faster than the built-in choices by more than the noise\n"),
