@@ -119,7 +119,7 @@ run() {
         "$kfc" bench "$workload" --json --quiet --device cuda --keep "$work/tune-$workload" >/dev/null &&
             "$kfc" tune "$work/tune-$workload/job.toml" --device cuda --seconds 120 --json --quiet | tee -a "$work/tuned" ||
             fail "tuning of $workload"
-        "$kfc" explain "$work/tune-$workload/job.toml" --device cuda | sed -n '/how products/,/^$/p'
+        "$kfc" explain "$work/tune-$workload/job.toml" --device cuda | sed -n '/how kernels are made/,/^$/p'
     done
 
     section "times and memory"

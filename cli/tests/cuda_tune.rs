@@ -6,14 +6,18 @@
 mod common;
 
 use common::standin::{self, Standin};
-use common::{World, command};
+use common::{World, json};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 const JOB: &str = "[model]\npath = 'student'\ndtype = 'f32'\n[lora]\nr = 4\ntargets = ['q_proj']\n[data]\ntrain = ['rows.jsonl']\nseq_len = 16\n\
-                   [train]\nsteps = 4\nbatch = 2\nlr = 0.01\nsave_every = 2\nkeep = 9\n";
+                   [train]\nsteps = 4\nbatch = 2\nlr = 0.01\nsave_every = 2\nkeep = 9\n\
+                   recompute = 'none'\n";
+
+/// What is made again in the backward pass is open then.
+const OPEN: [&str; 2] = ["--set", "train.recompute=\"auto\""];
 
 /// A small device: one multiprocessor, 64 MiB of memory.
 const SMALL: &str = "processors=1 free=67108864";
@@ -39,8 +43,15 @@ impl Place {
     }
 
     fn kfc(&self, name: &str) -> Command {
-        let mut c = command();
-        c.arg(name).arg("--json").env("XDG_CACHE_HOME", self.world.join("cache")).env_remove("KFC_TUNING");
+        let mut c = self.plain(name);
+        c.args(["--quiet", "--json"]);
+        c
+    }
+
+    /// A command that talks to people.
+    fn plain(&self, name: &str) -> Command {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_kfc"));
+        c.arg(name).env("XDG_CACHE_HOME", self.world.join("cache")).env_remove("KFC_TUNING");
         // Triton's kernels come from the cache.
         c.env("KFC_NVRTC", standin::nvrtc().unwrap()).env("KFC_PYTHON", "/nowhere");
         c
@@ -190,7 +201,9 @@ fn a_device_is_measured_and_tuned() {
 
     // Those that it loads take turns; a kernel takes as long as its binary's hash says.
     s.standin = s.place.standin();
-    let report = object(s.tune("", "15").arg("--fresh"));
+    let report = object(s.tune("", "20").arg("--fresh").args(OPEN));
+    let plan = &report["plan"];
+    assert!(plan["tried"].as_array().unwrap().len() > 1 || plan["untimed"].is_string(), "{plan}");
     assert!(
         report["changed"].as_u64().unwrap() > 0 && report["with_choices"].as_u64().unwrap() > 2,
         "{report}"
@@ -217,17 +230,43 @@ fn a_device_is_measured_and_tuned() {
     let with_runners_up =
         |t: &&&Value| t.as_object().unwrap().values().any(|p| p["tried"].as_array().unwrap().len() > 1);
     assert!(tilings.iter().filter(with_runners_up).count() > 0);
-    let mut c = command();
-    c.arg("explain").arg(&s.place.job).args(["--device", "cuda"]).env("KFC_TUNING", &s.file);
-    c.env("XDG_CACHE_HOME", s.place.world.join("cache")).env("KFC_NVRTC", standin::nvrtc().unwrap());
+    let mut c = s.place.plain("explain");
+    c.arg(&s.place.job).args(["--device", "cuda"]).env("KFC_TUNING", &s.file);
     let output = s.standin.on(&mut c, SMALL).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("how kernels are made") && text.contains(" warps, "), "{text}");
+
+    what_is_made_again_is_as_found(&s, &off);
 
     // Of another kernel in Triton.
     let other = if in_triton.starts_with("head_logits ") { "head_dh/2" } else { "head_logits/2" };
     what_is_not_the_same_is_told_apart(&s, &in_triton, other, &off);
     what_breaks_the_device_is_not_tried_again(&s, other);
+}
+
+/// A run makes again what the file says, in the memory that was predicted, with the same bits. The file's entry is one of the
+/// CPU: the graph is the same.
+fn what_is_made_again_is_as_found(s: &Search, off: &[u8]) {
+    let on_cpu = s.place.world.join("cpu.json");
+    let mut c = s.place.kfc("tune");
+    let report = object(c.arg(&s.place.job).args(OPEN).args(["--seconds", "12"]).env("KFC_TUNING", &on_cpu));
+    let tried = report["plan"]["tried"].as_array().unwrap();
+    let least = (1..tried.len()).min_by_key(|i| tried[*i]["arena_bytes"].as_u64()).unwrap();
+    let mut plans = json(&on_cpu)["plans"].clone();
+    plans.as_object_mut().unwrap().values_mut().for_each(|p| p["choice"] = least.into());
+    let (before, mut kept) = (s.kept(), s.kept());
+    kept["plans"] = plans;
+    std::fs::write(&s.file, kept.to_string()).unwrap();
+
+    let explain = |tuning: &Path| object(s.command("explain", "").args(OPEN).env("KFC_TUNING", tuning));
+    let (planned, found) = (explain(Path::new("off")), explain(&s.file));
+    let peak = |e: &Value| e["predicted_peak_bytes"].as_u64().unwrap();
+    assert!(peak(&found) < peak(&planned) && found["plan"]["choice"] == least, "{found}");
+    s.standin.log();
+    object(s.run("again", &s.file, "").args(OPEN));
+    assert!(s.standin.log().contains(&format!("allocate {}", peak(&found))));
+    assert!(s.adapter("again") == off);
+    std::fs::write(&s.file, before.to_string()).unwrap();
 }
 
 /// The key of the slowest kernel that is chosen in Triton: one of those that are tried early.
@@ -251,9 +290,7 @@ fn what_is_not_the_same_is_told_apart(s: &Search, key: &str, idle: &str, off: &[
     let report = object(s.tune(&nudged, "8").arg("--allow-other-bits"));
     assert_eq!((&entry()["other_bits"], report["other_bits"] != 0), (&true.into(), true), "{report}");
 
-    let output = s.run("nudged", &s.file, &nudged).output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
-    assert!(said(&output).contains("--allow-other-bits"), "{}", said(&output));
+    object(&mut s.run("nudged", &s.file, &nudged));
     let adapter = s.adapter("nudged");
     assert!(adapter != off);
     let run = s.place.world.join("nudged");
@@ -265,7 +302,11 @@ fn what_is_not_the_same_is_told_apart(s: &Search, key: &str, idle: &str, off: &[
     for part in ["--allow-other-bits: ", "was Triton", "is as built in now", "KFC_TUNING"] {
         assert!(said(&output).contains(part), "{part}: {}", said(&output));
     }
-    object(s.run("nudged", &s.file, &nudged).arg("--resume"));
+    let mut c = s.place.plain("train");
+    c.arg(&s.place.job).args(["--device", "cuda", "--resume", "--out"]).arg(&run).env("KFC_TUNING", &s.file);
+    let output = s.standin.on(&mut c, &format!("{SMALL} {nudged}")).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(said(&output).contains("tuned with --allow-other-bits"), "{}", said(&output));
     assert!(s.adapter("nudged") == adapter);
 
     let explained = object(&mut s.command("explain", ""));

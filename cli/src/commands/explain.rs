@@ -15,6 +15,7 @@ use kfc_runtime::profile::Profile;
 use kfc_runtime::train::data;
 use kfc_runtime::train::setup::{self, Target};
 use kfc_runtime::tuning::Tuning;
+use kfc_runtime::tuning::device::DeviceTuning;
 
 /// Runs `kfc explain`.
 ///
@@ -32,9 +33,7 @@ pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Outcome> {
         of_run(&RunDir::open(&args.target)?)?
     } else {
         let job = config::load(&args.target, &args.set)?;
-        if args.device == Device::Cpu {
-            key = Some(setup::plan_key(&job, rows(&job)?.0)?);
-        }
+        key = Some(setup::plan_key(&job, rows(&job)?.0)?);
         predict(&job, &args.device.plain())?
     };
     let calibration = Calibration::load(&profile.machine).with_stated(profile.stated);
@@ -43,7 +42,11 @@ pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Outcome> {
         output::stderr_line(&format!("note      {note}"));
     }
     let mut explanation = Explanation::new(&profile, &calibration, &tuning);
-    explanation.plan = key.and_then(|key| tuning.plan(&key));
+    let on_gpu = profile.machine.is_gpu().then(|| DeviceTuning::load(&profile.machine));
+    explanation.plan = key.and_then(|key| match &on_gpu {
+        Some(on_gpu) => on_gpu.plan(&key),
+        None => tuning.plan(&key),
+    });
     if let Some(path) = &args.html {
         let title = format!("kfc explain {}", args.target.display());
         write_atomically(path, page::render(&explanation, &title).as_bytes())?;

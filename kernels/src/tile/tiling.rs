@@ -330,7 +330,8 @@ mod tests {
                 for arch in Arch::ALL {
                     let all = candidates(&s, arch);
                     assert_eq!(all[0], Tiling::builtin(&s));
-                    assert!(all.len() > 1, "{s} on {arch}");
+                    // The widest leave no room for others where memory is small.
+                    assert!(all.len() > 1 || width > 128 && arch == Arch::Sm80, "{s} on {arch}");
                     let fits = |t: &Tiling| Work::of(&s, t).shared_bytes <= arch.usual_shared_memory();
                     assert!(
                         all[1..].iter().all(|t| fits(t) && t.k == all[0].k && *t != all[0]),

@@ -133,6 +133,14 @@ impl Opened {
         Ok((memory, bound))
     }
 
+    /// The GPU, if it runs what a tuning of it says: kernels from a folder or from files are those of the plan as built in.
+    pub(crate) fn tuned(&self) -> Option<Machine> {
+        match self {
+            Opened::Cuda { gpu, kernels: None, edits, .. } if edits.is_empty() => Some(gpu.info.machine()),
+            _ => None,
+        }
+    }
+
     /// What times depend on.
     pub(crate) fn machine(&self) -> Machine {
         match self {
@@ -194,6 +202,14 @@ impl Memory {
         match self {
             Memory::Host => Ok(()),
             Memory::Cuda(memory) => memory.push(store, &mut |name| names.iter().any(|n| n == name)),
+        }
+    }
+
+    /// Bytes that are free where the tensors are.
+    pub(crate) fn room(&self) -> u64 {
+        match self {
+            Memory::Host => crate::machine::memory().usable(),
+            Memory::Cuda(memory) => memory.gpu().free_memory().map_or(0, |(free, _)| free),
         }
     }
 

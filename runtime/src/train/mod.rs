@@ -168,6 +168,11 @@ impl Trainer {
         self.scaler.skipped
     }
 
+    /// Bytes that are free where its tensors are.
+    pub(crate) fn room(&self) -> u64 {
+        self.memory.room()
+    }
+
     /// Kernels whose results have other bits than as built in, by key, and how they are made.
     pub fn other_bits(&self) -> &BTreeMap<String, String> {
         &self.other_bits
@@ -193,7 +198,7 @@ impl Trainer {
         let mut notes = self.memory.notes().to_vec();
         if !self.other_bits.is_empty() {
             notes.push(format!(
-                "{} kernels were tuned with --allow-other-bits: results have other bits than those of kernels as built in",
+                "results have other bits than those of kernels as built in: {} of them were tuned with --allow-other-bits",
                 self.other_bits.len()
             ));
         }

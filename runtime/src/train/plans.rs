@@ -163,16 +163,16 @@ pub(super) fn compile_graphs(
 /// What is made again, if that is not for the planner to decide.
 fn chosen(job: &JobConfig, graphs: &StepGraphs, backend: Backend, ways: &Ways) -> Option<BTreeSet<ValueId>> {
     match &ways.recomputed {
-        _ if backend != Backend::Cpu => None,
-        Recomputed::Planned => None,
         Recomputed::Values(values) => Some(values.clone()),
-        Recomputed::AsTuned => {
+        Recomputed::AsTuned if backend == Backend::Cpu => {
             let tuning = Tuning::load(&Machine::this());
             if !tuning.has_plans() {
                 return None;
             }
             Some(tuning.plan(&plan_key(job, graphs))?.chosen()?.dropped.clone())
         }
+        // What was found on a GPU is looked up where the GPU is known.
+        Recomputed::AsTuned | Recomputed::Planned => None,
     }
 }
 

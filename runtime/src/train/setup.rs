@@ -2,7 +2,7 @@
 
 use super::open::{self, Student, Teacher};
 use super::plans::{self, CompiledJob, StepGraphs};
-pub use super::plans::{Budgets, Ways};
+pub use super::plans::{Budgets, Recomputed, Ways};
 use super::scale::LossScaler;
 use super::{Clock, DataSlots, GRADIENTS, Outputs, Trainer, ewc};
 use crate::accounting::{Account, BATCHES, READ_AHEAD};
@@ -19,6 +19,8 @@ use crate::models::write_f32;
 use crate::profile::{Machine, PlanProfile, Profile, Stage, Startup};
 use crate::random;
 use crate::teacher_cache::TeacherCache;
+use crate::tuning::PlanEntry;
+use crate::tuning::device::DeviceTuning;
 use kfc_graph::{DType, InputKind, TensorType};
 use kfc_kernels::compile::Backend;
 use kfc_kernels::tile::Choices;
@@ -194,12 +196,16 @@ impl Target {
 /// As [`Trainer::new`], as far as configurations and file headers tell.
 pub fn predict(job: &JobConfig, seq: usize, target: &Target) -> Result<Profile> {
     let (student, graphs) = described(job, seq)?;
+    let ways = match target {
+        Target::Host { .. } => Ways::default(),
+        Target::Gpu { machine, .. } => on_gpu(machine, job, &graphs, &Ways::default()),
+    };
     let CompiledJob { plans, account, .. } = plans::compile_graphs(
         job,
         &graphs,
         &target.held(job, &graphs, seq),
         target.backend(),
-        &Ways::default(),
+        &ways,
         &mut |_, _, _| (),
     )?;
     let shape = [job.train.batch, seq, job.train.accumulation];
@@ -221,6 +227,18 @@ pub fn predict(job: &JobConfig, seq: usize, target: &Target) -> Result<Profile> 
 pub fn budgets(job: &JobConfig, seq: usize, target: &Target) -> Result<Budgets> {
     let (_, graphs) = described(job, seq)?;
     plans::budgets(&graphs, &target.held(job, &graphs, seq), target.backend())
+}
+
+/// What `ways` come to on this GPU: what is made again as a tuning of it says.
+fn on_gpu(machine: &Machine, job: &JobConfig, graphs: &StepGraphs, ways: &Ways) -> Ways {
+    let mut ways = ways.clone();
+    if ways.recomputed == Recomputed::AsTuned {
+        let tuning = DeviceTuning::load(machine);
+        let known = tuning.has_plans().then(|| plans::plan_key(job, graphs));
+        let entry = known.as_ref().and_then(|key| tuning.plan(key));
+        ways.recomputed = entry.map_or(Recomputed::Planned, PlanEntry::recomputed);
+    }
+    ways
 }
 
 /// What a tuning knows the plans of a job by.
@@ -305,7 +323,7 @@ impl Trainer {
         Trainer::on_opened(device, &Opened::new(device)?, job, loader, ways)
     }
 
-    /// [`Trainer::on`] with a GPU's kernels made as told, whatever `kfc tune` found.
+    /// [`Trainer::in_ways`] with a GPU's kernels made as told, whatever `kfc tune` found.
     ///
     /// # Errors
     /// As there.
@@ -314,9 +332,10 @@ impl Trainer {
         job: &JobConfig,
         loader: Loader,
         choices: Choices,
+        ways: &Ways,
     ) -> Result<Trainer> {
         let opened = Opened::new(device)?.with_choices(choices);
-        Trainer::on_opened(device, &opened, job, loader, &Ways::default())
+        Trainer::on_opened(device, &opened, job, loader, ways)
     }
 
     fn on_opened(
@@ -361,6 +380,10 @@ impl Trainer {
             }
         };
         startup.lap(Stage::Memory);
+        let ways = &match opened.tuned() {
+            Some(machine) => on_gpu(&machine, job, &graphs, ways),
+            None => ways.clone(),
+        };
         let CompiledJob { plans, account, copied } =
             plans::compile_graphs(job, &graphs, &held, backend, ways, &mut |_, _, _| ())?;
         startup.lap(Stage::Compile);

@@ -120,17 +120,21 @@ pub fn recompute(
         )));
     }
     let mut best: Option<(f64, usize)> = None;
-    for i in 1..tried.len() {
+    for (i, plan) in tried.iter_mut().enumerate().skip(1) {
         progress("timing plans");
+        if let Some(why) = turns.attempt(i)? {
+            plan.out = Some(why);
+            continue;
+        }
         let trainer = turns.trainer(i)?;
         let (arena, peak) = (trainer.train_arena(), trainer.account().total());
-        if arena != tried[i].arena {
+        if arena != plan.arena {
             // It did not fit beside what this process holds, and another one took its place.
-            tried[i].out = Some("does not fit".into());
+            plan.out = Some("does not fit".into());
             turns.forget(i);
             continue;
         }
-        tried[i].peak = peak;
+        plan.peak = peak;
         let mut ratio = f64::INFINITY;
         for _ in 0..FEW {
             if !goes_on() {
@@ -140,7 +144,7 @@ pub fn recompute(
         }
         turns.forget(i);
         if ratio >= FASTER {
-            tried[i].out = Some("not faster".into());
+            plan.out = Some("not faster".into());
         } else if best.is_none_or(|(least, _)| ratio < least) {
             best = Some((ratio, i));
         }

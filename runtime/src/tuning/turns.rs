@@ -4,7 +4,6 @@
 //! else each is built when its turn comes. All take the same steps, and every loss has to be the same in every bit.
 
 use crate::calibration::median;
-use crate::machine;
 use crate::train::Trainer;
 use crate::{Result, RunError};
 use std::time::{Duration, Instant};
@@ -70,19 +69,41 @@ impl<'a> Turns<'a> {
     pub(super) fn trainer(&mut self, way: usize) -> Result<&mut Trainer> {
         if self.held[way].is_none() {
             self.make_room();
-            let mut trainer = (self.build)(way)?;
-            for _ in 0..WARM_UP {
-                self.step(&mut trainer)?;
-            }
-            self.held[way] = Some(trainer);
+            let trainer = (self.build)(way)?;
+            self.hold(way, trainer)?;
         }
         self.held[way].as_mut().ok_or_else(|| RunError::Failed("a trainer is missing".into()))
+    }
+
+    /// Builds the trainer of a way that may be impossible to build: why.
+    ///
+    /// # Errors
+    /// If it is built and fails.
+    pub(super) fn attempt(&mut self, way: usize) -> Result<Option<String>> {
+        if self.held[way].is_none() {
+            self.make_room();
+            match (self.build)(way) {
+                Ok(trainer) => self.hold(way, trainer)?,
+                Err(e) => return Ok(Some(e.to_string())),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes a fresh trainer in after its first steps.
+    fn hold(&mut self, way: usize, mut trainer: Trainer) -> Result<()> {
+        for _ in 0..WARM_UP {
+            self.step(&mut trainer)?;
+        }
+        self.held[way] = Some(trainer);
+        Ok(())
     }
 
     /// Leaves only what another one of its size fits beside.
     fn make_room(&mut self) {
         let largest = self.held.iter().flatten().map(|t| t.account().total()).max().unwrap_or(0);
-        if machine::memory().usable() / 4 * 3 < largest {
+        let room = self.held.iter().flatten().map(Trainer::room).min().unwrap_or(u64::MAX);
+        if room / 4 * 3 < largest {
             self.held.iter_mut().for_each(|t| *t = None);
         }
     }
@@ -113,7 +134,7 @@ impl<'a> Turns<'a> {
 
     /// Time of a way over that of the first one, each in a turn; neither always comes second.
     pub(super) fn pair(&mut self, way: usize) -> Result<f64> {
-        let order = if self.times[way].len() % 2 == 0 { [0, way] } else { [way, 0] };
+        let order = if self.times[way].len().is_multiple_of(2) { [0, way] } else { [way, 0] };
         let mut ms = [0.0; 2];
         for w in order {
             ms[usize::from(w == way)] = self.turn(w)?;

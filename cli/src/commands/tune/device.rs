@@ -1,6 +1,7 @@
 //! `kfc tune CONFIG --device cuda`: tries how the job's kernels may be made for a GPU.
 
 use super::loader;
+use super::search::{PLANS, Planned};
 use crate::args::{Global, TuneArgs};
 use crate::config;
 use crate::error::Outcome;
@@ -8,15 +9,16 @@ use crate::output;
 use crate::progress::Progress;
 use crate::stop;
 use kfc_kernels::tile::Choices;
+use kfc_runtime::RunError;
 use kfc_runtime::calibration::Calibration;
 use kfc_runtime::device::Device;
 use kfc_runtime::device::cuda::Gpu;
-use kfc_runtime::train::Trainer;
+use kfc_runtime::train::{Trainer, Ways};
 use kfc_runtime::tuning::device::{self, DeviceTuning, Settings};
 use kfc_runtime::tuning::{Report, Status};
 use serde_json::json;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long is searched unless told otherwise.
 const SECONDS: u64 = 60;
@@ -40,25 +42,36 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
     };
     let seconds = args.seconds.unwrap_or(SECONDS);
     let mut progress = Progress::new("second", 0, seconds as usize, global);
-    let mut tell = |s: Status| {
-        let message = format!("{}  {} of {} kernels settled", s.part, s.kernels[1], s.kernels[0]);
-        progress.update(s.elapsed.as_secs().min(seconds) as usize, &message);
-    };
-    let budget = Duration::from_secs(seconds);
+    let (start, budget) = (Instant::now(), Duration::from_secs(seconds));
+    let mut tell =
+        |part: &str| progress.update((start.elapsed().as_secs() as usize).min(seconds as usize), part);
     let mut calibration = Calibration::of_device(&gpu)?;
+    let mut make = |ways: &Ways| -> Result<Trainer, RunError> {
+        let loader =
+            loader(&job).map_err(|e| e.downcast().unwrap_or_else(|e| RunError::Failed(format!("{e:#}"))))?;
+        Trainer::with_choices(&device, &job, loader, Choices::default(), ways)
+    };
+    let known = |key: &str| tuning.plan(key).cloned();
+    let plan = Planned::of(&job, &device, &known, &mut make, budget.mul_f64(PLANS), &mut tell)?;
     let takes_other_bits = args.allow_other_bits;
-    let settings = Settings { tilings: args.tilings, takes_other_bits, budget, stop: stop::flag() };
-    let mut trainer = Trainer::with_choices(&device, &job, loader(&job)?, Choices::default())?;
-    let (report, no_triton) = device::search(&mut trainer, &mut tuning, settings, &mut tell)?;
+    let left = budget.saturating_sub(start.elapsed());
+    let settings = Settings { tilings: args.tilings, takes_other_bits, budget: left, stop: stop::flag() };
+    let mut trainer = make(&plan.ways())?;
+    let (report, no_triton) = device::search(&mut trainer, &mut tuning, settings, &mut |s: Status| {
+        tell(&format!("{}  {} of {} kernels settled", s.part, s.kernels[1], s.kernels[0]));
+    })?;
     progress.finish();
     if let Some(why) = no_triton {
         output::stderr_line(&format!("note      kernels in Triton are not tried: {why}"));
     }
     // One job at a time in the device's memory.
     drop(trainer);
-    let mut fresh = Trainer::with_choices(&device, &job, loader(&job)?, tuning.choices())?;
-    device::verify(&mut fresh, &report.losses, &tuning)?;
+    let mut fresh = Trainer::with_choices(&device, &job, loader(&job)?, tuning.choices(), &plan.ways())?;
+    device::verify(&mut fresh, &report.losses)?;
     let other_bits = fresh.other_bits().len();
+    if let Some((key, entry)) = plan.found() {
+        tuning.insert_plan(key, entry);
+    }
     let saved = tuning.save();
     if let Err(error) = &saved {
         output::stderr_line(&format!("note      what was found is not kept: {error}"));
@@ -72,11 +85,12 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
         output::json_line(&json!({
             "steps": report.steps, "kernels": report.kernels, "with_choices": report.with_choices, "changed": report.changed,
             "settled": report.settled, "built_in_ms": report.step_ms.map(|ms| ms[0]),
-            "tuned_ms": report.step_ms.map(|ms| ms[1]), "other_bits": other_bits, "file": file,
+            "tuned_ms": report.step_ms.map(|ms| ms[1]), "other_bits": other_bits, "plan": plan.json(), "file": file,
         }))?;
         return Ok(Outcome::Done);
     }
     output::write_stdout(&told(&report, other_bits))?;
+    output::stdout_line(&plan.told())?;
     if let Some(file) = file {
         output::stdout_line(&format!("kept in {}", file.display()))?;
     }

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 const SECONDS: u64 = 60;
 
 /// Share of that time in which plans are timed that make different values again.
-const PLANS: f64 = 0.3;
+pub(super) const PLANS: f64 = 0.3;
 
 /// Share of that time in which what was found is checked together, if another plan is part of it.
 const PROVE: f64 = 0.15;
@@ -53,7 +53,14 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
         trainer_in(&Device::Cpu, &job, ways)
             .map_err(|e| e.downcast().unwrap_or_else(|e| RunError::Failed(format!("{e:#}"))))
     };
-    let mut plan = Planned::of(&job, &tuning, &mut make, budget.mul_f64(PLANS), &mut tell)?;
+    let mut plan = Planned::of(
+        &job,
+        &Device::Cpu,
+        &|key| tuning.plan(key).cloned(),
+        &mut make,
+        budget.mul_f64(PLANS),
+        &mut tell,
+    )?;
     let share = if plan.is_to_prove() { 1.0 - PROVE } else { 1.0 };
     let report = tuning::search(
         &mut make(&plan.ways())?,
@@ -67,7 +74,9 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
     let mut fresh = make(&plan.ways())?;
     tuning::verify(&mut fresh, &tuning, &report.losses)?;
     progress.finish();
-    plan.keep(&mut tuning);
+    if let Some((key, entry)) = plan.found() {
+        tuning.insert_plan(key, entry);
+    }
     let saved = tuning.save();
     if let Err(error) = &saved {
         output::stderr_line(&format!("note      what was found is not kept: {error}"));
@@ -107,7 +116,7 @@ fn known(machine: &Machine, is_fresh: bool) -> anyhow::Result<Tuning> {
 }
 
 /// What a job makes again in the backward pass.
-struct Planned {
+pub(super) struct Planned {
     /// What a tuning knows it by; none where the job itself says what is made again.
     key: Option<String>,
     /// What was found, now or earlier.
@@ -122,9 +131,13 @@ struct Planned {
 
 impl Planned {
     /// Times plans, unless that was done or is not for the planner to choose.
-    fn of(
+    ///
+    /// # Errors
+    /// If the job is wrong, or a step fails.
+    pub(super) fn of(
         job: &JobConfig,
-        tuning: &Tuning,
+        device: &Device,
+        known: &dyn Fn(&str) -> Option<PlanEntry>,
         make: &mut Make<'_>,
         time: Duration,
         tell: &mut dyn FnMut(&str),
@@ -136,10 +149,10 @@ impl Planned {
         }
         let (seq, before) = explain::rows(job)?;
         let key = setup::plan_key(job, seq)?;
-        plan.entry = tuning.plan(&key).cloned();
+        plan.entry = known(&key);
         plan.key = Some(key);
         if plan.entry.is_none() {
-            let budgets = setup::budgets(job, seq, &Target::Host { before })?;
+            let budgets = setup::budgets(job, seq, &Target::of(device, before)?)?;
             match tuning::recompute(&budgets, job.train.mem_budget, make, time, stop::flag(), tell)? {
                 Plans::Timed(entry) => (plan.entry, plan.is_new) = (Some(entry), true),
                 Plans::Untimed(why) => plan.untimed = Some(why),
@@ -149,7 +162,7 @@ impl Planned {
     }
 
     /// How the job runs while kernels are tried.
-    fn ways(&self) -> Ways {
+    pub(super) fn ways(&self) -> Ways {
         let recomputed = self.entry.as_ref().map_or(Recomputed::Planned, PlanEntry::recomputed);
         Ways { copies: Copies::All, recomputed }
     }
@@ -176,13 +189,12 @@ impl Planned {
         Ok(())
     }
 
-    fn keep(&self, tuning: &mut Tuning) {
-        if let (Some(key), Some(entry), true) = (&self.key, &self.entry, self.is_new) {
-            tuning.insert_plan(key.clone(), entry.clone());
-        }
+    /// What is to be kept of it, and what it is known by.
+    pub(super) fn found(&self) -> Option<(String, PlanEntry)> {
+        self.key.clone().zip(self.entry.clone()).filter(|_| self.is_new)
     }
 
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         let mut value =
             self.entry.as_ref().map_or_else(|| json!({"choice": null, "tried": []}), tuned::plan_json);
         value["untimed"] = json!(self.untimed);
@@ -190,7 +202,7 @@ impl Planned {
         value
     }
 
-    fn told(&self) -> String {
+    pub(super) fn told(&self) -> String {
         let head = "made again in the backward pass";
         let Some(entry) = &self.entry else {
             return format!(

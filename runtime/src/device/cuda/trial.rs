@@ -354,7 +354,7 @@ fn prune(all: &mut [Outcome], takes_other_bits: bool) {
         let limit = if o.times.len() >= SOME { SLOWER } else { MUCH_SLOWER };
         let best = if may_win(o) { winning } else { fastest };
         if timed(o).is_some_and(|ns| ns > limit * best) {
-            o.out = Some("slower".into());
+            o.out = Some(crate::tuning::device::SLOWER.into());
         }
     }
 }

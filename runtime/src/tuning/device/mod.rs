@@ -10,7 +10,7 @@ mod search;
 
 pub use search::{Settings, search, verify};
 
-use super::file;
+use super::{PlanEntry, file, recompute};
 use crate::files::{self, write_json};
 use crate::profile::Machine;
 use crate::{Result, RunError};
@@ -29,6 +29,9 @@ const BROKE: &str = "the device broke, or the process was ended, while it ran";
 
 /// What is said of a choice with other bits where they were not allowed.
 const OTHER_BITS: &str = "other bits than built in; --allow-other-bits would let it win";
+
+/// What is said of a choice that lost.
+pub(crate) const SLOWER: &str = "slower";
 
 /// A choice that was tried.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,12 +72,10 @@ impl Entry {
         self.tried(self.choice).is_some_and(|t| t.other_bits)
     }
 
-    /// Whether a search that takes other bits, or does not, could find something else than this one did.
+    /// Whether there is something left to try for a search that takes other bits, or does not.
     fn is_open(&self, takes_other_bits: bool) -> bool {
         let is_held_back = |t: &Tried| t.out.as_deref() == Some(OTHER_BITS);
-        !self.settled
-            || !takes_other_bits && self.other_bits()
-            || takes_other_bits && self.tried.iter().any(is_held_back)
+        !self.settled || takes_other_bits && self.tried.iter().any(is_held_back)
     }
 }
 
@@ -85,13 +86,15 @@ pub struct DeviceTuning {
     /// Version of the compiler.
     compiler: String,
     kernels: BTreeMap<String, Entry>,
+    /// What jobs make again in the backward pass.
+    plans: BTreeMap<String, PlanEntry>,
 }
 
 impl DeviceTuning {
     /// Nothing known.
     pub fn empty(machine: Machine) -> DeviceTuning {
         let compiler = compiler().unwrap_or_default();
-        DeviceTuning { machine, compiler, kernels: BTreeMap::new() }
+        DeviceTuning { machine, compiler, kernels: BTreeMap::new(), plans: BTreeMap::new() }
     }
 
     /// What was found on a device like this one with this compiler; empty if nothing was, or it cannot be read. Where there is
@@ -110,6 +113,7 @@ impl DeviceTuning {
             entry.settled = false;
             entry.choice = Choice::builtin(key);
         }
+        tuning.plans.clear();
         tuning.kernels.retain(|_, entry| !entry.tried.is_empty());
         tuning
     }
@@ -122,6 +126,7 @@ impl DeviceTuning {
         let path = self.place()?;
         let mut all = DeviceTuning::load(&self.machine);
         all.kernels.extend(self.kernels.clone());
+        all.plans.extend(self.plans.clone());
         write_json(&path, &to_json(&all))?;
         Ok(path)
     }
@@ -161,6 +166,21 @@ impl DeviceTuning {
         self.kernels.get(key)
     }
 
+    /// Whether anything is known of what jobs make again.
+    pub fn has_plans(&self) -> bool {
+        !self.plans.is_empty()
+    }
+
+    /// What is known of what the job of this key ([`crate::train::setup::plan_key`]) makes again.
+    pub fn plan(&self, key: &str) -> Option<&PlanEntry> {
+        self.plans.get(key)
+    }
+
+    /// Takes in what was found for a job.
+    pub fn insert_plan(&mut self, key: String, entry: PlanEntry) {
+        self.plans.insert(key, entry);
+    }
+
     /// Takes in what was found for a kernel, beside what was tried of it before.
     fn insert(&mut self, key: String, mut entry: Entry) {
         if let Some(before) = self.kernels.remove(&key) {
@@ -169,6 +189,19 @@ impl DeviceTuning {
             entry.tried.extend(others);
         }
         self.kernels.insert(key, entry);
+    }
+
+    /// Goes back to the built-in choice where one with other bits was taken. What was slower than that may win again.
+    fn hold_back(&mut self, key: &str) {
+        let Some(entry) = self.kernels.get_mut(key).filter(|e| e.other_bits()) else { return };
+        (entry.choice, entry.settled) = (Choice::builtin(key), false);
+        for t in &mut entry.tried {
+            if t.other_bits {
+                t.out.get_or_insert(OTHER_BITS.into());
+            } else if t.out.as_deref() == Some(SLOWER) {
+                t.out = None;
+            }
+        }
     }
 
     /// Writes down that a choice broke the device, whatever else was found.
@@ -211,10 +244,11 @@ fn to_json(t: &DeviceTuning) -> Value {
         )
     };
     let kernels: Map<String, Value> = t.kernels.iter().map(entry).collect();
+    let plans: Map<String, Value> = t.plans.iter().map(|(k, e)| (k.clone(), recompute::to_json(e))).collect();
     let m = &t.machine;
     json!({
         "format": FORMAT, "device": m.cpu, "arch": m.isa, "multiprocessors": m.threads, "version": m.version,
-        "compiler": t.compiler, "kernels": kernels,
+        "compiler": t.compiler, "kernels": kernels, "plans": plans,
     })
 }
 
@@ -255,8 +289,10 @@ fn from_json(v: &Value, machine: &Machine) -> Option<DeviceTuning> {
         (is_legal && !is_out && says_so).then(|| (name.clone(), entry))
     };
     let kernels = v["kernels"].as_object()?.iter().map(entry).collect::<Option<_>>()?;
+    let plan = |(key, e): (&String, &Value)| Some((key.clone(), recompute::from_json(e)?));
+    let plans = v["plans"].as_object()?.iter().map(plan).collect::<Option<_>>()?;
     let compiler = v["compiler"].as_str()?.into();
-    Some(DeviceTuning { machine: machine.clone(), compiler, kernels })
+    Some(DeviceTuning { machine: machine.clone(), compiler, kernels, plans })
 }
 
 /// What is being launched for the first time, in a file beside that of the tuning: it stays when the process is ended.
@@ -316,6 +352,7 @@ mod tests {
         let other = Choice { tiling: None, language: Language::Triton };
         let all = vec![Tried { other_bits: true, ..tried(other, None) }, tried(Choice::builtin(NORM), None)];
         tuning.insert(NORM.into(), Entry { choice: other, settled: true, tried: all });
+        tuning.insert_plan("0123, no budget".into(), PlanEntry { choice: None, tried: Vec::new() });
         (tuning, choice)
     }
 
@@ -342,6 +379,7 @@ mod tests {
             (format!("{norm}/choice"), json!("tile 128x128x64, 8 warps, 3 stages")),
             (format!("{norm}/other_bits"), json!(false)),
             ("/kernels".into(), json!([])),
+            ("/plans/0123, no budget/choice".into(), json!(1)),
         ];
         for (at, value) in changes {
             let mut changed = kept.clone();
@@ -369,10 +407,17 @@ mod tests {
         let (tuning, _) = known();
         let open = |key: &str| [false, true].map(|takes| tuning.entry(key).unwrap().is_open(takes));
         assert_eq!(open(KEY), [false, false]);
-        assert_eq!(open(NORM), [true, false]);
-        let mut entry = tuning.entry(NORM).unwrap().clone();
-        entry.choice = Choice::builtin(NORM);
-        entry.tried[0].out = Some(OTHER_BITS.into());
-        assert_eq!([false, true].map(|takes| entry.is_open(takes)), [false, true]);
+        assert_eq!(open(NORM), [false, false]);
+        let mut tuning = tuning;
+        tuning.kernels.get_mut(NORM).unwrap().tried[1].out = Some(SLOWER.into());
+        tuning.hold_back(NORM);
+        tuning.hold_back(KEY);
+        let entry = tuning.entry(NORM).unwrap();
+        assert_eq!((entry.choice, entry.is_open(false)), (Choice::builtin(NORM), true));
+        assert_eq!(entry.tried[0].out.as_deref(), Some(OTHER_BITS));
+        assert_eq!(entry.tried[1].out, None);
+        let settled = Entry { settled: true, ..entry.clone() };
+        assert_eq!([false, true].map(|takes| settled.is_open(takes)), [false, true]);
+        assert_ne!(tuning.entry(KEY).unwrap().choice, Choice::builtin(KEY));
     }
 }

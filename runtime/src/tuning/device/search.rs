@@ -132,8 +132,8 @@ pub fn search(
 ///
 /// # Errors
 /// If a loss differs in a bit, or is not even near where kernels with other bits were taken; and as [`Trainer::step`].
-pub fn verify(trainer: &mut Trainer, losses: &[u64], tuning: &DeviceTuning) -> Result<()> {
-    let is_exact = tuning.choices().other_bits().is_empty();
+pub fn verify(trainer: &mut Trainer, losses: &[u64]) -> Result<()> {
+    let is_exact = trainer.other_bits().is_empty();
     for (step, expected) in losses.iter().enumerate() {
         let loss = trainer.step()?.loss;
         let before = f64::from_bits(*expected);
@@ -210,14 +210,16 @@ impl Search<'_> {
         subject: &mut Subject,
         left: usize,
     ) -> Result<()> {
-        let before = tuning.entry(&subject.key).cloned();
         let takes_other_bits = self.settings.takes_other_bits;
+        if !takes_other_bits {
+            tuning.hold_back(&subject.key);
+        }
+        let before = tuning.entry(&subject.key).cloned();
         if let Some(entry) = before.as_ref().filter(|e| !e.is_open(takes_other_bits)) {
             return subject.go_on_from(trainer, entry, &self.triton);
         }
         if !self.goes_on(RACE) {
             // What was found before holds.
-            let before = before.filter(|e| takes_other_bits || !e.other_bits());
             return before.map_or(Ok(()), |entry| subject.go_on_from(trainer, &entry, &self.triton));
         }
         subject.compile(trainer, &self.settings, before.as_ref(), &self.triton)?;
