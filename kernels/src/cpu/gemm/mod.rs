@@ -27,6 +27,7 @@ mod narrow_avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
+mod spread;
 #[cfg(test)]
 mod tests;
 mod tiling;

@@ -18,15 +18,20 @@ use kfc_graph::{Attrs, DType, TensorType};
 use kfc_ops::head::{Divergence, HeadAttrs, KdKind};
 use rows::{Forward, Softened};
 
-/// Bytes of logits that a chunk aims at.
-const CHUNK_BYTES: usize = 32 << 20;
+/// Bytes of logits that a chunk aims at: they stay in a last-level cache beside weights.
+const CHUNK_BYTES: usize = 16 << 20;
+
+/// Bytes that it may have where it would be fewer than [`GOOD_ROWS`] tokens, for which weights would be read too often.
+const MOST_BYTES: usize = 32 << 20;
+const GOOD_ROWS: usize = 128;
 
 /// Fewest tokens of a chunk: fewer would make the products inefficient.
 const CHUNK_ROWS: usize = 64;
 
 /// Tokens of a chunk for `n` tokens and `vocab` logits a token.
 fn chunk_rows(n: usize, vocab: usize) -> usize {
-    let rows = CHUNK_BYTES / (vocab.max(1) * size_of::<f32>());
+    let row = vocab.max(1) * size_of::<f32>();
+    let rows = (CHUNK_BYTES / row).max(GOOD_ROWS.min(MOST_BYTES / row));
     // Chunks of nearly equal length.
     let chunks = n.div_ceil(rows.max(CHUNK_ROWS).next_multiple_of(16)).max(1);
     n.div_ceil(chunks).next_multiple_of(16).min(n).max(1)

@@ -110,7 +110,7 @@ impl AttentionBwd {
             for (j, width, kept, columns, alpha) in
                 [(2, s.dv, &*tile.p, at.do_columns, 1.0), (1, s.d, &*tile.ds, at.q_columns, s.scale)]
             {
-                for c in (0..width).step_by(nr) {
+                for (i, c) in self.columns(width).enumerate() {
                     for key in (seen.lo..seen.hi).step_by(mr) {
                         let sees = |run: &Option<Run>| run.is_some_and(|r| r.lo <= key && key < r.hi);
                         let (Some(lo), Some(hi)) = (runs.iter().position(sees), runs.iter().rposition(sees))
@@ -122,11 +122,11 @@ impl AttentionBwd {
                             units: (hi + 1 - lo) * units,
                             a: kept.as_ptr().add((key / mr * depth + lo * units) * mr),
                             a_panel: 0,
-                            b: b.work.add(columns + c * self.block * units + (part.start + lo) * units * nr),
-                            c: sums.add(c),
+                            b: b.work.add(columns + (i * self.block + part.start + lo) * units * nr),
+                            c: sums.add(c.start),
                             ldc,
                             m: mr.min(seen.hi - key),
-                            n: nr.min(width - c),
+                            n: c.len(),
                             alpha,
                             add: true,
                         });

@@ -197,11 +197,11 @@ impl AttentionBwd {
                     panels::query_rows(s, e, x, b.head, (first, n, nr), width, rows);
                     let out = b.work.add(lanes + panel * nr * e.units(width));
                     e.pack_rows(rows.as_ptr().cast(), width, nr, width, nr, out);
-                    for c in (0..width).step_by(nr) {
-                        let from = rows.as_ptr().cast::<u8>().add(c * e.element().size());
+                    for (i, c) in self.columns(width).enumerate() {
+                        let from = rows.as_ptr().cast::<u8>().add(c.start * e.element().size());
                         let units = e.units(nr);
-                        let out = b.work.add(columns + c * self.block * units + panel * units * nr);
-                        e.pack_columns(from, width, nr.min(width - c), nr, nr, out);
+                        let out = b.work.add(columns + (i * self.block + panel) * units * nr);
+                        e.pack_columns(from, width, c.len(), nr, nr, out);
                     }
                 }
                 let lse: &mut [f32] = self.row_values(b, at.lse, panel);
@@ -230,6 +230,14 @@ impl AttentionBwd {
         let nr = self.e.nr();
         // SAFETY: by contract; values have the size of a unit.
         unsafe { std::slice::from_raw_parts_mut(b.work.add(at + panel * nr).cast(), nr) }
+    }
+
+    /// Columns of queries, or of gradients of the result, in panels: of nearly equal widths, whole vectors, for a register tile
+    /// of one vector is slow.
+    fn columns(&self, width: usize) -> impl Iterator<Item = Range<usize>> {
+        let nr = self.e.nr();
+        let step = width.div_ceil(width.div_ceil(nr).max(1)).next_multiple_of(LINE).clamp(1, nr);
+        (0..width).step_by(step).map(move |c| c..width.min(c + step))
     }
 
     /// The extent of rows of a block.
