@@ -299,8 +299,9 @@ fn one_is_timed_alone(bench: &Bench, right: &str, wrong: &str, standin: &Standin
     assert_eq!(timed["device"], "Stand-in");
     let bytes: u64 = about(&bench.world).iter().map(|(_, n)| 4 * n).sum();
     assert_eq!((timed["bytes"].as_u64(), timed["flops"].as_u64()), (Some(bytes), Some(0)), "{timed}");
-    let ratio = timed["edited"]["speedup"].as_f64().unwrap();
-    assert!((ratio - us(&timed["built_in"]) / us(&timed["edited"])).abs() < 1e-9);
+    // Each sample of the edited one has one of kfc's own beside it.
+    assert!(timed["edited"]["speedup"].as_f64().unwrap() > 0.0, "{timed}");
+    assert!(timed["edited"]["time_us"]["low"].as_f64() <= timed["edited"]["time_us"]["high"].as_f64());
     // The command of an emitted file's header, word for word.
     let text = bench.emitted("cu");
     let line = text.lines().find_map(|l| l.split_once("kfc bench ")).expect("a command").1;

@@ -177,6 +177,15 @@ fn a_file_of_another_machine_is_named_and_neither_used_nor_overwritten() {
     assert_eq!(std::fs::read(&file).unwrap(), kept.to_string().into_bytes());
 }
 
+/// Runs `arguments` with samples of kernels in `folder`. What is printed has to be one JSON object and nothing else.
+fn timed(folder: &Folder, arguments: &[OsString]) -> Value {
+    let mut command = command();
+    command.args(["bench", "--json"]).args(arguments).env("KFC_TUNING", "off");
+    let output = command.env("CRITERION_HOME", folder.join("samples")).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 #[test]
 fn a_kernel_is_timed_alone_and_named_by_the_list() {
     let folder = Folder::new();
@@ -186,12 +195,19 @@ fn a_kernel_is_timed_alone_and_named_by_the_list() {
     let named = |name: &str| kernels.iter().find(|k| k["kernel"] == name);
     let linear = named("lora_linear.1").unwrap();
     for choice in ["built-in", "turned, tile 64x512, 1 thread"] {
-        let arguments = args!["bench", "--job", config, "--kernel", "lora_linear.1", "--choice", choice];
-        let timed = object(off, &arguments);
+        let arguments = args!["--job", config, "--kernel", "lora_linear.1", "--choice", choice];
+        let timed = timed(&folder, &arguments);
         assert_eq!((&timed["choice"], &timed["signature"]), (&choice.into(), &linear["signature"]));
-        let number = |key: &str| timed[key].as_f64().unwrap();
-        assert!(number("best_us") > 0.0 && number("best_us") <= number("median_us"), "{timed}");
-        assert!(number("median_us") <= number("p90_us") && number("limit_us") > 0.0, "{timed}");
+        let number = |at: &str| timed.pointer(at).and_then(Value::as_f64).unwrap();
+        let [low, value, high] = ["low", "value", "high"].map(|k| number(&format!("/time_us/{k}")));
+        assert!(0.0 < low && low <= value && value <= high, "{timed}");
+        assert!(
+            number("/median_us") > 0.0 && number("/runs") >= 10.0 && number("/limit_us") > 0.0,
+            "{timed}"
+        );
+        assert!((number("/of_limit") - number("/limit_us") / value).abs() < 1e-9, "{timed}");
+        // There is no earlier run of this kernel and choice.
+        assert!(timed["change"].is_null(), "{timed}");
     }
     for (name, message) in [("lora_linear", "lora_linear.1"), ("warp.9", "--list")] {
         fails(2, &args!["bench", "--job", config, "--kernel", name], &["--kernel", name, message]);
@@ -200,4 +216,35 @@ fn a_kernel_is_timed_alone_and_named_by_the_list() {
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("64x512"));
     fails(2, &args!["bench", "--job", folder.join("none.toml"), "--list"], &["none.toml"]);
+}
+
+#[test]
+fn a_kernel_is_compared_with_its_last_run_or_a_baseline() {
+    let folder = Folder::new();
+    let config = case("llama").join("config.toml");
+    let kernel = args!["--job", config, "--kernel", "rms_norm.1"];
+    let run = |more: &[&str]| {
+        let more: Vec<OsString> = more.iter().map(OsString::from).collect();
+        timed(&folder, &[&kernel[..], &more].concat())
+    };
+    let missing = [&args!["bench"][..], &kernel, &args!["--baseline", "before"]].concat();
+    fails(2, &missing, &["--baseline before", "--save-baseline before"]);
+    assert!(run(&["--save-baseline", "before"])["change"].is_null());
+    // That was kept as a baseline and is no last run.
+    assert!(run(&[])["change"].is_null());
+    let last = run(&[]);
+    assert_eq!(last["change"]["against"], "the last run", "{last}");
+    // What is kept is what later runs are compared with: a baseline of half the time makes this run slower.
+    let samples = std::fs::read_dir(folder.join("samples")).unwrap().next().unwrap().unwrap().path();
+    let path = samples.join("before/sample.json");
+    let mut sample: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for time in sample["times"].as_array_mut().unwrap() {
+        *time = (time.as_f64().unwrap() / 8.0).into();
+    }
+    std::fs::write(&path, sample.to_string()).unwrap();
+    let before = run(&["--baseline", "before"]);
+    assert_eq!(before["change"]["against"], "baseline before", "{before}");
+    assert_eq!(before["change"]["verdict"], "slower", "{before}");
+    let wrong = kfc(&args!["bench", "--kernel", "linear.1", "--baseline", "../x"]);
+    assert_eq!(wrong.status.code(), Some(2));
 }

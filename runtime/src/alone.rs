@@ -3,20 +3,16 @@
 //! A kernel runs on the operands that it has in a training step, as often as the time allows: its operands are in the caches
 //! as far as they fit, which in a step they may not be.
 
-use crate::calibration::median;
+use crate::exec::BoundPlan;
 use crate::profile::Kind;
 use crate::train::Trainer;
 use crate::{Result, RunError};
 use kfc_kernels::cpu::choice::Choice;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Runs before the clock starts, and the fewest that are timed.
-const WARM_UP: usize = 3;
-const LEAST: usize = 5;
-
-/// Runs between two looks at the time.
-const BATCH: usize = 10;
+/// Runs after which operands are made afresh, which is not timed: what is updated in place drifts.
+const FRESH: u64 = 1000;
 
 /// A kernel of a step: launches that do the same work.
 #[derive(Clone, Debug)]
@@ -29,19 +25,6 @@ pub struct Group {
     pub launches: usize,
     /// Plan and position of the first launch.
     first: (usize, usize),
-}
-
-/// Times of a kernel's runs, nanoseconds.
-#[derive(Clone, Copy, Debug)]
-pub struct Times {
-    /// Runs.
-    pub runs: usize,
-    /// The fastest, the middle one, and the one that nine of ten are faster than.
-    pub best: f64,
-    /// See there.
-    pub median: f64,
-    /// See there.
-    pub most: f64,
 }
 
 /// The kernels of a job.
@@ -65,28 +48,42 @@ pub fn groups(trainer: &mut Trainer) -> Vec<Group> {
     groups
 }
 
-/// Times a kernel under a choice for about `budget`, after a step of the whole job.
-///
-/// # Errors
-/// As [`Trainer::step`]; and if the trainer runs on a GPU.
-pub fn time(trainer: &mut Trainer, group: &Group, choice: Choice, budget: Duration) -> Result<Times> {
-    trainer.step()?;
-    let (plan, step) = group.first;
-    let Some((_, bound)) = trainer.plans_mut().into_iter().nth(plan) else {
-        return Err(RunError::Input("only kernels of the CPU are timed alone".into()));
-    };
-    bound.choose(step, choice);
-    bound.run_alone(step, &mut [0; WARM_UP]);
-    let (start, mut all) = (Instant::now(), Vec::new());
-    while all.len() < LEAST || start.elapsed() < budget {
-        let mut times = [0; BATCH];
-        let one = bound.last_times()[step].max(1);
-        // Long kernels are not run more often than the time allows.
-        let left = budget.saturating_sub(start.elapsed()).as_nanos() / u128::from(one);
-        let count = usize::try_from(left).unwrap_or(BATCH).clamp(1, BATCH);
-        bound.run_alone(step, &mut times[..count]);
-        all.extend(times[..count].iter().map(|ns| *ns as f64));
+/// A kernel that is run again and again.
+pub struct Alone<'a> {
+    plan: &'a mut BoundPlan,
+    step: usize,
+    /// Runs since its operands were made.
+    since: u64,
+}
+
+impl<'a> Alone<'a> {
+    /// A kernel under a choice, after a step of the whole job.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`]; and if the trainer runs on a GPU.
+    pub fn new(trainer: &'a mut Trainer, group: &Group, choice: Choice) -> Result<Alone<'a>> {
+        trainer.step()?;
+        let (plan, step) = group.first;
+        let Some((_, plan)) = trainer.plans_mut().into_iter().nth(plan) else {
+            return Err(RunError::Input("only kernels of the CPU are timed alone".into()));
+        };
+        plan.choose(step, choice);
+        Ok(Alone { plan, step, since: FRESH })
     }
-    let middle = median(&mut all).unwrap_or(0.0);
-    Ok(Times { runs: all.len(), best: all[0], median: middle, most: all[(all.len() - 1) * 9 / 10] })
+
+    /// Time of `n` runs.
+    pub fn run(&mut self, n: u64) -> Duration {
+        let (mut left, mut ns) = (n, 0);
+        while left > 0 {
+            if self.since >= FRESH {
+                self.plan.run_up_to(self.step);
+                self.since = 0;
+            }
+            let some = left.min(FRESH - self.since);
+            ns += self.plan.run_again(self.step, some);
+            self.since += some;
+            left -= some;
+        }
+        Duration::from_nanos(ns)
+    }
 }

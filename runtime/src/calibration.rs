@@ -417,7 +417,7 @@ pub fn median(values: &mut [f64]) -> Option<f64> {
 }
 
 /// Where caches go: `$XDG_CACHE_HOME/kfc`, or `~/.cache/kfc`.
-pub(crate) fn cache_folder() -> Option<PathBuf> {
+pub fn cache_folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
     base.map(|b| b.join("kfc"))

@@ -41,6 +41,10 @@ pub struct KernelArgs {
     pub job: Option<PathBuf>,
     /// How it cuts its work, instead of what `kfc tune` found.
     pub choice: Option<Choice>,
+    /// Under which name its times are kept.
+    pub save_baseline: Option<String>,
+    /// Under which name times were kept that its own are compared with, instead of the last ones.
+    pub baseline: Option<String>,
 }
 
 const EXAMPLES: &str = "\
@@ -53,10 +57,13 @@ Examples:
   kfc bench short --list            the kernels of the step
   kfc bench short --kernel linear.1 one of them alone, beside its limit
   kfc bench --job job.toml --kernel lora_linear.2 --choice 'turned, tile 64x512'
+  kfc bench short --kernel head.1 --save-baseline before     and after a change: --baseline before
   kfc bench --job job.toml --device cuda --list
   kfc bench --job job.toml --device cuda --kernel rms_norm=mine.cu   checked, then beside kfc's own
 
-Two steps of warm-up, then the median of five: LoRA, distillation and EWC on random weights and tokens
+A kernel is timed by criterion: a confidence interval of 95 %, and the change against its last run, which is kept in
+$XDG_CACHE_HOME/kfc/bench (or ~/.cache/kfc/bench), or where CRITERION_HOME says.
+Of steps, two of warm-up, then the median of five: LoRA, distillation and EWC on random weights and tokens
 (llama1b and llama8b have no teacher, and write a model of that size to the temporary folder).";
 
 fn workload(name: &str) -> Result<Workload, String> {
@@ -122,8 +129,34 @@ pub(super) fn command() -> Command {
                 .requires("kernel")
                 .help("How the kernel cuts its work, as in 'turned, 1 thread' [default: as tuned]"),
         )
+        .arg(
+            Arg::new("save-baseline")
+                .long("save-baseline")
+                .value_name("NAME")
+                .value_parser(baseline)
+                .requires("kernel")
+                .help("Keep the kernel's times under this name, for --baseline"),
+        )
+        .arg(
+            Arg::new("baseline")
+                .long("baseline")
+                .value_name("NAME")
+                .value_parser(baseline)
+                .requires("kernel")
+                .conflicts_with("save-baseline")
+                .help("Compare the kernel's times with those of this name [default: those of its last run]"),
+        )
         .arg(length("prompt", "512", "Tokens of the prompt"))
         .arg(length("new", "128", "Tokens that are made"))
+}
+
+/// A name of times that are kept: a folder's.
+fn baseline(text: &str) -> Result<String, String> {
+    let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    match is_plain && !text.is_empty() && !["new", "base", "change"].contains(&text) {
+        true => Ok(text.into()),
+        false => Err("use letters, digits, - and _, and none of the names new, base and change".into()),
+    }
 }
 
 fn choice(text: &str) -> Result<Choice, String> {
@@ -155,7 +188,15 @@ fn kernel(matches: &ArgMatches) -> Result<Option<KernelArgs>, clap::Error> {
             None => Ok(None),
         };
     }
-    Ok(Some(KernelArgs { name, file, job, choice: matches.get_one("choice").copied() }))
+    let of = |name: &str| matches.get_one(name).cloned();
+    Ok(Some(KernelArgs {
+        name,
+        file,
+        job,
+        choice: matches.get_one("choice").copied(),
+        save_baseline: of("save-baseline"),
+        baseline: of("baseline"),
+    }))
 }
 
 fn length(name: &'static str, default: &'static str, help: &'static str) -> Arg {

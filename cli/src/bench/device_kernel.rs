@@ -1,21 +1,18 @@
 //! One kernel of a GPU alone, timed beside its limit and beside an edited one; and the list of them.
 
 use super::Place;
+use super::sampled::{Sampled, Samples};
 use crate::args::{BenchArgs, Global, KernelArgs};
 use crate::config;
 use crate::error::Outcome;
 use crate::output;
 use kfc_kernels::compile::Backend;
 use kfc_kernels::tile::lower::{Lowered, lower};
-use kfc_runtime::alone::Times;
 use kfc_runtime::device::cuda::{self, Gpu};
 use kfc_runtime::models::Model;
 use kfc_runtime::train::{data, setup};
 use serde_json::{Value, json};
 use std::time::Duration;
-
-/// How long a kernel is timed.
-const BUDGET: Duration = Duration::from_secs(2);
 
 /// Runs `kfc bench --kernel` and `--list` for a GPU. Only timing needs one.
 ///
@@ -38,23 +35,24 @@ pub fn run(args: &BenchArgs, kernel: &KernelArgs, index: usize, global: &Global)
     let lowered = lower(&compiled.plans)?;
     let Some(name) = &kernel.name else { return list(&lowered, global) };
     let gpu = Gpu::open(index)?;
-    let alone = cuda::time(&gpu, &lowered, name, kernel.file.as_deref(), args.kernels.as_deref(), BUDGET)?;
+    let alone = cuda::alone(&gpu, &lowered, name, kernel.file.as_deref(), args.kernels.as_deref())?;
+    let timed = Timed::of(&alone, kernel, &work(&gpu, &lowered, name), global.quiet)?;
     if global.json {
-        let times = |t: &Times| json!({"median_us": t.median * 1e-3, "best_us": t.best * 1e-3, "p90_us": t.most * 1e-3, "runs": t.runs});
-        let edited = alone.edited.as_ref().map(|(t, said)| {
-            let mut value = times(t);
-            value["check"] = json!(said);
-            value["speedup"] = json!(alone.built_in.median / t.median);
+        let object = |t: &Sampled| t.json(alone.limit());
+        let edited = timed.edited.as_ref().map(|(t, speedup)| {
+            let mut value = object(t);
+            value["check"] = json!(alone.said);
+            value["speedup"] = json!(speedup);
             value
         });
         output::json_line(&json!({
-            "kernel": name, "device": gpu.info.name, "built_in": times(&alone.built_in), "edited": edited,
+            "kernel": name, "device": gpu.info.name, "built_in": object(&timed.built_in), "edited": edited,
             "limit_us": alone.limit() * 1e-3, "bytes": alone.bytes, "flops": alone.flops,
             "copy_bytes_per_s": alone.bandwidth, "peak_flops_per_s": alone.peak,
         }))?;
         return Ok(Outcome::Done);
     }
-    output::write_stdout(&output::table(&rows(name, &alone, &lowered)))?;
+    output::write_stdout(&output::table(&rows(name, &timed, &alone, &lowered)))?;
     let bandwidth = format!("{:.0} GB/s, copied on this device just now", alone.bandwidth * 1e-9);
     let peak = match alone.peak {
         Some(peak) => {
@@ -69,36 +67,72 @@ pub fn run(args: &BenchArgs, kernel: &KernelArgs, index: usize, global: &Global)
     );
     let of = if alone.is_limited_by_products() { "products" } else { "memory" };
     output::stdout_line(&format!(
-        "limit {} by {of}: {amount}; memory {bandwidth}; products {peak}",
-        us(alone.limit())
+        "limit {:.2} µs by {of}: {amount}; memory {bandwidth}; products {peak}",
+        alone.limit() * 1e-3
     ))?;
-    if let Some((times, said)) = &alone.edited {
-        output::stdout_line(&format!(
-            "edited {said}; {:.2} x the built-in's speed",
-            alone.built_in.median / times.median
-        ))?;
+    if let (Some((_, speedup)), Some(said)) = (&timed.edited, &alone.said) {
+        output::stdout_line(&format!("edited {said}; {speedup:.2} x the built-in's speed, in turns"))?;
     }
     Ok(Outcome::Done)
 }
 
-fn us(ns: f64) -> String {
-    format!("{:.2} µs", ns * 1e-3)
+/// What makes another kernel of it: runs are compared where this is the same.
+fn work(gpu: &Gpu, lowered: &Lowered, name: &str) -> String {
+    let kernel = lowered.kernels.iter().find(|k| k.name == name);
+    let buffers = kernel.iter().flat_map(|k| &k.program.params);
+    let buffers: Vec<String> = buffers.map(|p| format!("{} {} {}", p.name, p.elem.name(), p.len)).collect();
+    format!("{}\n{name}\n{}", gpu.info.name, buffers.join("\n"))
+}
+
+/// Times of kfc's own kernel and of the edited one.
+struct Timed {
+    built_in: Sampled,
+    /// And the speed of it over the built-in's.
+    edited: Option<(Sampled, f64)>,
+}
+
+impl Timed {
+    fn of(alone: &cuda::Alone, kernel: &KernelArgs, work: &str, is_quiet: bool) -> anyhow::Result<Timed> {
+        let name = kernel.name.as_deref().unwrap_or_default();
+        let built_in = Samples::of(name, work, kernel, is_quiet)?
+            .take(alone.one(false)?, &mut |n| alone.run(false, n))?;
+        let Some(file) = &kernel.file else { return Ok(Timed { built_in, edited: None }) };
+        let work = format!("{work}\n{}", std::path::absolute(file)?.display());
+        let samples = Samples::of(&format!("{name}.edited"), &work, kernel, is_quiet)?;
+        // The built-in one runs beside each sample, so that neither has the better clock.
+        let (mut turns, mut all) = (0, [Duration::ZERO; 2]);
+        let edited = samples.take(alone.one(true)?, &mut |n| {
+            turns += 1;
+            let mut edited = Duration::ZERO;
+            for is_edited in if turns % 2 == 0 { [false, true] } else { [true, false] } {
+                let time = alone.run(is_edited, n)?;
+                all[usize::from(is_edited)] += time;
+                if is_edited {
+                    edited = time;
+                }
+            }
+            Ok(edited)
+        })?;
+        let speedup = all[0].as_secs_f64() / all[1].as_secs_f64();
+        Ok(Timed { built_in, edited: Some((edited, speedup)) })
+    }
 }
 
 /// The times, a column for each kernel.
-fn rows(name: &str, alone: &cuda::Alone, lowered: &Lowered) -> Vec<Vec<String>> {
-    let all: Vec<&Times> =
-        std::iter::once(&alone.built_in).chain(alone.edited.as_ref().map(|(t, _)| t)).collect();
-    let row = |what: &str, cell: &dyn Fn(&Times) -> String| {
+fn rows(name: &str, timed: &Timed, alone: &cuda::Alone, lowered: &Lowered) -> Vec<Vec<String>> {
+    let all: Vec<&Sampled> =
+        std::iter::once(&timed.built_in).chain(timed.edited.as_ref().map(|(t, _)| t)).collect();
+    let row = |what: &str, cell: &dyn Fn(&Sampled) -> String| {
         std::iter::once(what.to_string()).chain(all.iter().map(|t| cell(t))).collect::<Vec<_>>()
     };
     let mut rows =
         vec![[name, "built-in", "edited"].iter().take(1 + all.len()).map(ToString::to_string).collect()];
-    rows.push(row("median", &|t| us(t.median)));
-    rows.push(row("fastest", &|t| us(t.best)));
-    rows.push(row("9 of 10 below", &|t| us(t.most)));
+    rows.push(row("time", &Sampled::time_told));
+    rows.push(row("median", &|t| format!("{:.2} µs", t.median * 1e-3)));
     rows.push(row("launches timed", &|t| t.runs.to_string()));
-    rows.push(row("of limit", &|t| format!("{:.0} %", alone.limit() / t.median * 100.0)));
+    rows.push(row("rates", &|t| t.rates_told(alone.flops as f64, alone.bytes as f64)));
+    rows.push(row("of limit", &|t| format!("{:.0} %", alone.limit() / t.time.value * 100.0)));
+    rows.push(row("change", &Sampled::change_told));
     if let Some(k) = lowered.kernels.iter().position(|k| k.name == name) {
         let mut part =
             vec!["part of".to_string(), lowered.origins[k].operation.first().cloned().unwrap_or_default()];

@@ -1,13 +1,14 @@
 //! One kernel of a step alone, timed beside its limit; and the list of them.
 
 use super::Place;
+use super::sampled::Samples;
 use crate::args::{BenchArgs, Global, KernelArgs};
 use crate::commands::tune::trainer_in;
 use crate::config;
 use crate::error::{Outcome, input_error};
 use crate::output;
 use kfc_kernels::cpu::choice::Choice;
-use kfc_runtime::alone::{self, Group};
+use kfc_runtime::alone::{self, Alone, Group};
 use kfc_runtime::calibration::Calibration;
 use kfc_runtime::device::Device;
 use kfc_runtime::exec::Copies;
@@ -15,10 +16,6 @@ use kfc_runtime::profile::Machine;
 use kfc_runtime::train::Ways;
 use kfc_runtime::tuning::Tuning;
 use serde_json::json;
-use std::time::Duration;
-
-/// How long a kernel is timed.
-const BUDGET: Duration = Duration::from_secs(2);
 
 /// Runs `kfc bench --kernel` and `--list`.
 ///
@@ -47,35 +44,47 @@ pub fn run(args: &BenchArgs, kernel: &KernelArgs, global: &Global) -> anyhow::Re
     let choice = kernel.choice.unwrap_or_else(|| tuning.choice(&group.kind.signature()));
     let mut calibration = Calibration::empty(Machine::this());
     calibration.measure_rates()?;
-    let times = alone::time(&mut trainer, group, choice, BUDGET)?;
+    let Machine { cpu, isa, threads, .. } = Machine::this();
+    let work = format!("{cpu}\n{isa}\n{threads}\n{}\n{}", group.kind.signature(), choice.name());
+    let samples = Samples::of(&group.name, &work, kernel, global.quiet)?;
+    let mut alone = Alone::new(&mut trainer, group, choice)?;
+    let one = alone.run(WARM_UP) / WARM_UP as u32;
+    let sampled = samples.take(one, &mut |n| Ok(alone.run(n)))?;
     let rates = calibration.rates();
     let (cost, is_16_bit) = (group.kind.cost, group.kind.is_16_bit());
     let limit = rates.roofline(cost, is_16_bit) * 1e9;
-    let (gflops, gbytes) = (cost.flops as f64 / times.median, cost.bytes as f64 / times.median);
+    let (flops, bytes) = (cost.flops as f64, cost.bytes as f64);
     if global.json {
-        output::json_line(&json!({
-            "kernel": group.name, "signature": group.kind.signature(), "choice": choice.name(), "runs": times.runs,
-            "best_us": times.best * 1e-3, "median_us": times.median * 1e-3, "p90_us": times.most * 1e-3,
-            "limit_us": limit * 1e-3, "gflops": gflops, "gbytes": gbytes, "launches": group.launches,
-        }))?;
+        let mut value = sampled.json(limit);
+        let about = json!({
+            "kernel": group.name, "signature": group.kind.signature(), "choice": choice.name(), "limit_us": limit * 1e-3,
+            "gflops": flops / sampled.time.value, "gbytes": bytes / sampled.time.value, "launches": group.launches,
+        });
+        if let (Some(value), Some(about)) = (value.as_object_mut(), about.as_object()) {
+            value.extend(about.clone());
+        }
+        output::json_line(&value)?;
         return Ok(Outcome::Done);
     }
-    let us = |ns: f64| format!("{:.2} µs", ns * 1e-3);
-    let of_limit = format!("{} ({:.0} % of it reached)", us(limit), limit / times.median * 100.0);
+    let of_limit =
+        format!("{:.2} µs ({:.0} % of it reached)", limit * 1e-3, limit / sampled.time.value * 100.0);
     let rows = [
         ["kernel", &group.name],
         ["work", &group.kind.signature()],
         ["choice", &choice.name()],
-        ["median", &format!("{} over {} runs", us(times.median), times.runs)],
-        ["fastest", &us(times.best)],
-        ["9 of 10 below", &us(times.most)],
-        ["rates", &format!("{gflops:.1} GFLOP/s, {gbytes:.1} GB/s")],
+        ["time", &sampled.time_told()],
+        ["median", &format!("{:.2} µs over {} runs", sampled.median * 1e-3, sampled.runs)],
+        ["rates", &sampled.rates_told(flops, bytes)],
         ["limit", &of_limit],
+        ["change", &sampled.change_told()],
         ["launches", &format!("{} a step", group.launches)],
     ];
     output::write_stdout(&output::table(&rows.map(|r| r.map(String::from).to_vec())))?;
     Ok(Outcome::Done)
 }
+
+/// Runs before criterion's own warm-up, which tell how long one takes.
+const WARM_UP: u64 = 3;
 
 /// All kernels, in order of their first launch.
 fn list(groups: &[Group], tuning: &Tuning, global: &Global) -> anyhow::Result<Outcome> {

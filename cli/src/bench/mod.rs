@@ -3,6 +3,7 @@
 pub mod device_kernel;
 pub mod generate;
 pub mod kernel;
+mod sampled;
 pub mod temp;
 pub mod workloads;
 

@@ -160,19 +160,23 @@ impl BoundPlan {
         (self.runs, &self.spent)
     }
 
-    /// Runs the plan up to a step, and then that step again and again on the operands that it has there, until `times` is
-    /// full: nanoseconds of each run. What is updated in place is updated each time.
-    pub(crate) fn run_alone(&mut self, step: usize, times: &mut [u64]) {
+    /// Runs the plan up to a step, that one included.
+    pub(crate) fn run_up_to(&mut self, step: usize) {
+        rayon::scope(|_| self.run_steps(step + 1));
+    }
+
+    /// Runs a step `n` times on the operands that it has, after [`BoundPlan::run_up_to`]: nanoseconds of all. What is updated
+    /// in place is updated each time.
+    pub(crate) fn run_again(&mut self, step: usize, n: u64) -> u64 {
+        let step = &self.steps[step];
         rayon::scope(|_| {
-            self.run_steps(step + 1);
-            let step = &self.steps[step];
-            for time in times {
-                let start = Instant::now();
+            let start = Instant::now();
+            for _ in 0..n {
                 // SAFETY: as in `run_steps`; operands that share a place with results hold those of the run before.
                 unsafe { step.run() };
-                *time = start.elapsed().as_nanos() as u64;
             }
-        });
+            start.elapsed().as_nanos() as u64
+        })
     }
 
     /// Nanoseconds that each step took in the last run.

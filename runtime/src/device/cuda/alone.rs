@@ -1,13 +1,11 @@
 //! Kernels of a plan timed alone on a device, by events, beside what the device could do.
 //!
 //! A kernel runs over random buffers of its own sizes, again and again: what fits in the device's caches stays there, which in a
-//! step it may not. Two kernels of one program take turns, so that neither has the better clock.
+//! step it may not.
 
 use super::driver::{DeviceBytes, Event, Gpu, Stream};
 use super::room::Room;
 use super::{check, kernels};
-use crate::alone::Times;
-use crate::calibration::median;
 use crate::edited::{self, Edit};
 use crate::error::{Result, RunError};
 use kfc_kernels::tile::ir::{Access, Elem, Inst, Program, Stmt};
@@ -15,26 +13,25 @@ use kfc_kernels::tile::lower::Lowered;
 use kfc_kernels::tile::trial::Trial;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Nanoseconds that a batch of launches between two events should take, and the most launches of one.
-const BATCH: u64 = 500_000;
+/// The most launches between two events.
 const MOST: u64 = 2000;
 
-/// Batches before the clock starts, and the fewest that are timed.
+/// Launches before the clock starts, and copies of memory that are timed.
 const WARM_UP: usize = 2;
-const LEAST: usize = 5;
+const COPIES: usize = 5;
 
 /// Bytes that are copied to see how fast the device's memory is: more than its caches hold.
 const COPIED: usize = 512 << 20;
 
-/// What a kernel alone came to.
-#[derive(Clone, Debug)]
+/// A kernel alone, and the edited one beside it.
 pub struct Alone {
-    /// Times of kfc's own kernel.
-    pub built_in: Times,
-    /// Times of the edited one, and what its trial said.
-    pub edited: Option<(Times, String)>,
+    room: Room,
+    /// kfc's own, then the edited one.
+    kernels: Vec<kernels::Loaded>,
+    /// What the edited one's trial said, if there is one.
+    pub said: Option<String>,
     /// Bytes of all buffers, once for each way that they are used.
     pub bytes: u64,
     /// Multiplications and additions of dot products.
@@ -47,6 +44,36 @@ pub struct Alone {
 }
 
 impl Alone {
+    /// Time of `n` launches of kfc's own kernel, or of the edited one.
+    ///
+    /// # Errors
+    /// If the kernel breaks, or there is no edited one.
+    pub fn run(&self, is_edited: bool, n: u64) -> Result<Duration> {
+        let Some(kernel) = self.kernels.get(usize::from(is_edited)) else {
+            return Err(RunError::Failed("there is no edited kernel".into()));
+        };
+        let (mut left, mut ns) = (n, 0);
+        while left > 0 {
+            let some = left.min(MOST);
+            // SAFETY: all are kernels of the program that the room was made for; an edited one has been tried.
+            ns += unsafe { self.room.run(kernel, some as usize) }?;
+            left -= some;
+        }
+        Ok(Duration::from_nanos(ns))
+    }
+
+    /// Time of a launch, after some.
+    ///
+    /// # Errors
+    /// As [`Alone::run`].
+    pub fn one(&self, is_edited: bool) -> Result<Duration> {
+        let mut one = Duration::ZERO;
+        for _ in 0..WARM_UP {
+            one = self.run(is_edited, 1)?;
+        }
+        Ok(one)
+    }
+
     /// The least time, nanoseconds: all bytes at the device's bandwidth, or all products at its peak.
     pub fn limit(&self) -> f64 {
         let products = self.peak.map_or(0.0, |peak| self.flops as f64 / peak);
@@ -59,18 +86,17 @@ impl Alone {
     }
 }
 
-/// Times kernel `name` of `lowered`, and beside it the one of `file`, for about `budget` each. Kernels come from `folder` if
-/// that is given.
+/// Readies kernel `name` of `lowered` to be timed, and beside it the one of `file`. Kernels come from `folder` if that is
+/// given.
 ///
 /// # Errors
 /// If there is no such kernel, it cannot be had, or the edited one is wrong.
-pub fn time(
+pub fn alone(
     gpu: &Arc<Gpu>,
     lowered: &Lowered,
     name: &str,
     file: Option<&Path>,
     folder: Option<&Path>,
-    budget: Duration,
 ) -> Result<Alone> {
     let Some(k) = lowered.kernels.iter().position(|k| k.name == name) else {
         let what = edited::no_such_kernel(name, &lowered.kernels);
@@ -100,53 +126,20 @@ pub fn time(
     let sizes: Vec<usize> = p.params.iter().map(|b| b.len * b.elem.bytes()).collect();
     let mut room = Room::new(gpu, &sizes, trial.shared())?;
     room.fill(&apart.iter().map(|&k| trial.bytes(k)).collect::<Vec<_>>())?;
-    let mut times = in_turns(&room, &both, budget)?.into_iter();
-    let none = || RunError::Failed("a kernel was not timed".into());
-    let built_in = times.next().ok_or_else(none)?;
     let bytes = p
         .params
         .iter()
         .zip(&sizes)
         .map(|(b, n)| (*n as u64) * if b.access == Access::ReadWrite { 2 } else { 1 });
     Ok(Alone {
-        built_in,
-        edited: times.next().zip(said),
+        room,
+        kernels: both,
+        said,
         bytes: bytes.sum(),
         flops: trial.dot_flops(),
         bandwidth: bandwidth(gpu)?,
         peak: gpu.info.rates().map(|r| if is_16_bit(p, &p.body) { r.flops_16 } else { r.flops_f32 }),
     })
-}
-
-/// Batches of each kernel in turn.
-fn in_turns(room: &Room, kernels: &[kernels::Loaded], budget: Duration) -> Result<Vec<Times>> {
-    // SAFETY: here and below, all are kernels of the program that the room was made for; an edited one has been tried.
-    let once = |kernel: &kernels::Loaded, n: u64| unsafe { room.run(kernel, n as usize) };
-    let mut counts = Vec::new();
-    for kernel in kernels {
-        let mut one = 0;
-        for _ in 0..WARM_UP {
-            one = once(kernel, 1)?;
-        }
-        counts.push((BATCH / one.max(1)).clamp(1, MOST));
-    }
-    let mut all: Vec<Vec<f64>> = vec![Vec::new(); kernels.len()];
-    let (start, budget) = (Instant::now(), budget * kernels.len() as u32);
-    while all[0].len() < LEAST || start.elapsed() < budget {
-        for ((kernel, n), times) in kernels.iter().zip(&counts).zip(&mut all) {
-            times.push(once(kernel, *n)? as f64 / *n as f64);
-        }
-    }
-    let of = |(mut times, n): (Vec<f64>, &u64)| {
-        let middle = median(&mut times).unwrap_or(0.0);
-        Times {
-            runs: times.len() * *n as usize,
-            best: times[0],
-            median: middle,
-            most: times[(times.len() - 1) * 9 / 10],
-        }
-    };
-    Ok(all.into_iter().zip(&counts).map(of).collect())
 }
 
 /// Bytes a second that the device reads and writes when it copies.
@@ -156,7 +149,7 @@ fn bandwidth(gpu: &Arc<Gpu>) -> Result<f64> {
     let stream = Stream::new(gpu)?;
     let (before, after) = (Event::new(gpu)?, Event::new(gpu)?);
     let mut best = u64::MAX;
-    for _ in 0..LEAST {
+    for _ in 0..COPIES {
         stream.record(&before)?;
         // SAFETY: both halves have so many bytes.
         unsafe { stream.copy(memory.at + half as u64, memory.at, half) }?;

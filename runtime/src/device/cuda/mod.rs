@@ -29,7 +29,7 @@ mod rates;
 mod room;
 mod trial;
 
-pub use alone::{Alone, time};
+pub use alone::{Alone, alone};
 pub use bound::CudaPlan;
 pub use driver::{Gpu, start};
 pub use error::CudaError;
