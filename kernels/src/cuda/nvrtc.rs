@@ -7,10 +7,21 @@ use cudarc::nvrtc::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char};
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{OnceLock, mpsc};
+use std::thread;
+use std::time::Duration;
 
 /// Environment variable with the folder of `libnvrtc.so`.
 const FOLDER: &str = "KFC_NVRTC";
+
+/// Environment variable with the seconds that compiling one source may take.
+const SECONDS: &str = "KFC_NVRTC_SECONDS";
+
+/// Those seconds without it. Kernels take less than one on an idle machine.
+const USUAL_SECONDS: u64 = 120;
+
+/// Stack of a thread that compiles: as large as that of a main thread.
+const STACK: usize = 8 << 20;
 
 /// Options beside the architecture. Unused: what a program loads or computes and does not need.
 pub(super) const OPTIONS: [&str; 4] =
@@ -29,6 +40,17 @@ pub enum NvrtcError {
     /// A call failed.
     #[error("NVRTC failed: {0}")]
     Failed(String),
+    /// It takes longer than it may.
+    #[error(
+        "NVRTC has not compiled a kernel for {arch} in {seconds} s (set {SECONDS} to wait longer). Its thread cannot be ended \
+         before the process is: if this comes back, another version of NVRTC may help, or smaller tiles"
+    )]
+    Endless {
+        /// The architecture.
+        arch: Arch,
+        /// Seconds that it was given.
+        seconds: u64,
+    },
     /// The source has errors.
     #[error("a kernel does not compile for {arch}:\n{log}")]
     Rejected {
@@ -113,11 +135,21 @@ impl Nvrtc {
         report::sass_counts(cubin, self.folder.as_deref())
     }
 
-    /// Compiles source that may include [`HEADERS`].
+    /// Compiles source that may include [`HEADERS`], for at most the seconds that `KFC_NVRTC_SECONDS` names, or 120.
+    ///
+    /// The compiler cannot be stopped: what takes longer goes on in a thread of its own until it, or the process, ends.
     ///
     /// # Errors
-    /// [`NvrtcError::Rejected`] with the compiler's messages.
+    /// [`NvrtcError::Rejected`] with the compiler's messages; [`NvrtcError::Endless`].
     pub fn compile(&self, source: &str, arch: Arch) -> Result<Object, NvrtcError> {
+        let asked = std::env::var(SECONDS).ok().and_then(|s| s.parse().ok());
+        let seconds = asked.unwrap_or(USUAL_SECONDS);
+        let (own, text) = (self.clone(), source.to_string());
+        within(Duration::from_secs(seconds), move || own.compile_now(&text, arch))
+            .unwrap_or(Err(NvrtcError::Endless { arch, seconds }))
+    }
+
+    fn compile_now(&self, source: &str, arch: Arch) -> Result<Object, NvrtcError> {
         let program = Compilation::new(source)?;
         let arch_option = format!("--gpu-architecture={arch}");
         let options: Vec<&str> = [arch_option.as_str()].into_iter().chain(OPTIONS).collect();
@@ -133,6 +165,16 @@ impl Nvrtc {
         let cubin = program.cubin()?;
         Ok(Object { cubin, reports: report::kernels(&log), warnings: report::warnings(&log) })
     }
+}
+
+/// What `work` gives, or nothing if it takes longer; its thread then goes on.
+fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (give, take) = mpsc::sync_channel(1);
+    let worker = thread::Builder::new().name("nvrtc".into()).stack_size(STACK).spawn(move || {
+        // Nobody listens any more if it took too long.
+        let _ = give.send(work());
+    });
+    worker.ok().and_then(|_| take.recv_timeout(limit).ok())
 }
 
 /// A program of NVRTC, destroyed at the end.
@@ -191,6 +233,17 @@ impl Compilation {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_takes_too_long_is_given_up() {
+        assert_eq!(within(Duration::from_secs(60), || 1), Some(1));
+        let endless = || loop {
+            thread::sleep(Duration::from_millis(1));
+        };
+        assert_eq!(within::<()>(Duration::from_millis(20), endless), None);
+        let error = NvrtcError::Endless { arch: Arch::Sm90a, seconds: 120 }.to_string();
+        assert!(error.contains("sm_90a in 120 s") && error.contains("KFC_NVRTC_SECONDS"), "{error}");
+    }
 
     #[test]
     fn a_missing_library_is_an_error_that_says_what_to_do() {

@@ -28,7 +28,9 @@ pub struct SassCounts {
     pub hmma: usize,
     /// Of four warps: `wgmma`.
     pub hgmma: usize,
-    /// Operands from shared memory for the former: `ldmatrix`.
+    /// Copies of boxes into shared memory that the hardware makes: TMA.
+    pub utmaldg: usize,
+    /// Operands from shared memory for `mma.sync`: `ldmatrix`.
     pub ldsm: usize,
 }
 
@@ -96,6 +98,7 @@ pub(super) fn sass_counts(cubin: &[u8], folder: Option<&Path>) -> Option<HashMap
             c.instructions += 1;
             c.hmma += usize::from(line.contains(" HMMA."));
             c.hgmma += usize::from(line.contains(" HGMMA."));
+            c.utmaldg += usize::from(line.contains(" UTMALDG."));
             c.ldsm += usize::from(line.contains(" LDSM."));
         }
     }

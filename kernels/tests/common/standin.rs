@@ -72,6 +72,7 @@ impl Standin {
         let files: Vec<PathBuf> = names.iter().map(|n| kernels.join(n)).chain(more.iter().cloned()).collect();
         let mut source = String::from("#include \"host.h\"\n#include \"hopper.cuh\"\n");
         let (mut calls, mut labels, mut parameters) = (String::new(), String::new(), String::new());
+        let mut all_maps = String::new();
         for (i, file) in files.iter().enumerate() {
             let name = file.file_name().unwrap().to_str().unwrap();
             let about = json(&file.with_extension("json"));
@@ -90,16 +91,19 @@ impl Standin {
                 };
                 format!("({ty} *)a[{j}]")
             };
-            let list_of: Vec<String> = list.iter().enumerate().map(argument).collect();
+            let mut list_of: Vec<String> = list.iter().enumerate().map(argument).collect();
+            let maps = text.matches("kfc_map map").count();
+            list_of.extend((0..maps).map(|j| format!("*(const kfc_map *)a[{}]", list.len() + j)));
             let function = about["function"].as_str().unwrap();
             let _ = writeln!(calls, "    [](void **a) {{ k{i}::{function}({}); }},", list_of.join(", "));
             let _ = writeln!(labels, "    \"{name}\",");
-            let _ = writeln!(parameters, "    {},", list.len());
+            let _ = writeln!(parameters, "    {},", list.len() + maps);
+            let _ = writeln!(all_maps, "    {maps},");
         }
         let _ = write!(
             source,
             "static void (*const KERNELS[])(void **) = {{\n{calls}}};\nstatic const char *const NAMES[] = {{\n{labels}}};\n\
-             static const unsigned PARAMETERS[] = {{\n{parameters}}};\n#include \"library.h\"\n"
+             static const unsigned PARAMETERS[] = {{\n{parameters}}};\nstatic const unsigned MAPS[] = {{\n{all_maps}}};\n#include \"library.h\"\n"
         );
         std::fs::write(folder.join("kernels.cc"), source).unwrap();
         let (here, shim) = (sources(), kernels.as_os_str());
@@ -143,7 +147,8 @@ impl Standin {
             let signature = text.split_once("__global__").unwrap().1.split_once('{').unwrap().0;
             let (before, list) = signature.rsplit_once('(').unwrap();
             let function = before.split_whitespace().last().unwrap();
-            let parameters = list.trim().trim_end_matches(')').split(',').map(|p| {
+            let list = list.trim().trim_end_matches(')').split(',').filter(|p| !p.contains("kfc_map"));
+            let parameters = list.map(|p| {
                 let words = p.replace('*', " ");
                 let is = |ty: &str| words.split_whitespace().any(|w| w == ty);
                 let known = [

@@ -23,6 +23,7 @@
 #include <sstream>
 #include <string>
 #include <vector>
+#include "tensor_map.h"
 
 typedef int result;
 typedef unsigned long long deviceptr;
@@ -87,6 +88,10 @@ struct Function {
 };
 struct Graph {
     std::vector<std::function<void()>> work;
+};
+
+struct alignas(128) map_bytes {
+    unsigned char bytes[128];
 };
 
 struct Driver {
@@ -422,13 +427,31 @@ API cuFuncSetAttribute(Function *f, int attribute, int value) {
     f->dynamic_shared = value;
     return SUCCESS;
 }
+static size_t maps_of(unsigned kernel) {
+    return ((unsigned (*)(unsigned))symbol("kfc_maps"))(kernel);
+}
+API cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *address, const uint64_t *extents, const uint64_t *pitches,
+                           const uint32_t *box, const uint32_t *steps, int interleave, int swizzle, int, int fill) {
+    CURRENT;
+    // 16-bit floats, rows that are swizzled over 32, 64 or 128 bytes, zeros where a matrix ends.
+    if ((type != 6 && type != 9) || rank != 2 || steps[0] != 1 || steps[1] != 1 || interleave || fill) return INVALID_VALUE;
+    if (swizzle < 1 || swizzle > 3 || (uintptr_t)map % 64) return INVALID_VALUE;
+    const kfc_host::tensor_map m = {{},     (uint64_t)address, {extents[0], extents[1]}, pitches[0], {box[0], box[1]},
+                                    2,      16u << swizzle};
+    if (kfc_host::wrong_map(m)) return INVALID_VALUE;
+    if (!inside((deviceptr)address, (extents[1] - 1) * pitches[0] + extents[0] * 2)) return INVALID_VALUE;
+    kfc_host::encode(m, map);
+    return SUCCESS;
+}
 API cuFuncGetParamInfo(Function *f, size_t i, size_t *offset, size_t *size) {
     CURRENT;
     const auto count = (unsigned (*)(unsigned))symbol("kfc_parameters");
-    const size_t has = count(f->module->kernel) + f->module->hidden - (size_t)number("parameters", 0);
+    const size_t all = count(f->module->kernel), buffers = all - maps_of(f->module->kernel);
+    const size_t has = all + f->module->hidden - (size_t)number("parameters", 0);
     if (i >= has) return INVALID_VALUE;
+    const bool is_map = i >= buffers && i < all;
     *offset = i * 8;
-    *size = 8;
+    *size = is_map ? 128 : 8;
     return SUCCESS;
 }
 API cuLaunchKernel(Function *f, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz, unsigned shared,
@@ -440,16 +463,22 @@ API cuLaunchKernel(Function *f, unsigned x, unsigned y, unsigned z, unsigned tx,
     // The driver copies the parameters now.
     const auto count = (unsigned (*)(unsigned))symbol("kfc_parameters");
     std::vector<void *> args(count(f->module->kernel));
-    for (size_t i = 0; i < args.size(); ++i) memcpy(&args[i], parameters[i], 8);
+    const size_t buffers = args.size() - maps_of(f->module->kernel);
+    for (size_t i = 0; i < buffers; ++i) memcpy(&args[i], parameters[i], 8);
+    const auto maps = std::make_shared<std::vector<map_bytes>>(args.size() - buffers);
+    for (size_t i = buffers; i < args.size(); ++i) {
+        memcpy(&(*maps)[i - buffers], parameters[i], sizeof(map_bytes));
+        args[i] = &(*maps)[i - buffers];
+    }
     for (size_t i = 0; i < f->module->hidden; ++i)
         if (*(deviceptr *)parameters[args.size() + i] != 0) return INVALID_VALUE;
-    for (void *p : args)
-        if (!inside((deviceptr)p, 1)) return INVALID_VALUE;
+    for (size_t i = 0; i < buffers; ++i)
+        if (!inside((deviceptr)args[i], 1)) return INVALID_VALUE;
     const unsigned kernel = f->module->kernel;
     const std::string entry = f->module->entry, hash = f->module->hash;
     const std::string known = entry + "/" + std::to_string(f->module->hidden);
     if (!s->capturing) driver.log << "launch\n";
-    return enqueue(s, [=]() mutable {
+    return enqueue(s, [=, keep = maps]() mutable {
         if (setting("fault", "") == entry + ":" + std::to_string(++driver.launches[entry])) {
             driver.error = ILLEGAL_ADDRESS;
             return;

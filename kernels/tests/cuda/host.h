@@ -18,6 +18,7 @@
 
 #define KFC_HOST
 #define __global__
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 struct kfc_host_index {
@@ -27,7 +28,7 @@ static kfc_host_index threadIdx, blockIdx;
 
 namespace kfc_host {
 
-enum class state { ready, in_warp, in_block, done };
+enum class state { ready, in_warp, in_block, in_phase, done };
 
 struct copy {
     void *to;
@@ -90,6 +91,11 @@ struct fiber {
     std::vector<unsigned char> stack;
     state at = state::done;
     unsigned phase = 0;
+    // The barrier of the block that it waits at, and how many threads that is for; 0 for all.
+    unsigned block_barrier = 0, block_threads = 0;
+    // The barrier in shared memory that it waits at, and the parity of the phase.
+    const void *barrier = nullptr;
+    int parity = 0;
     // Copies that are in no group yet, and groups that have not been waited for, the oldest first.
     std::vector<copy> copies;
     std::deque<std::vector<copy>> groups;
@@ -225,19 +231,54 @@ static void enter() {
     go(fibers[current].at_rest, scheduler);
 }
 
-static void run_warp(unsigned w, bool descending) {
-    for (;;) {
-        unsigned waiting = 0;
+static bool has_passed(const void *barrier, int parity);
+static void deliver(bool newest);
+static bool is_copying();
+static void end_of_copies();
+
+// Runs a warp as far as it can go. Returns whether any of its lanes went on.
+static bool run_warp(unsigned w, bool descending) {
+    for (bool any = false;; any = true) {
+        unsigned waiting = 0, polling = 0;
+        bool went = false;
         for (unsigned i = 0; i < 32; ++i) {
             current = w * 32 + (descending ? 31 - i : i);
             threadIdx.x = current;
-            if (fibers[current].at == state::ready) go(scheduler, fibers[current].at_rest);
-            waiting += fibers[current].at == state::in_warp;
+            fiber &f = fibers[current];
+            if (f.at == state::in_phase && has_passed(f.barrier, f.parity)) f.at = state::ready;
+            if (f.at == state::ready) {
+                went = true;
+                go(scheduler, f.at_rest);
+            }
+            waiting += f.at == state::in_warp;
+            polling += f.at == state::in_phase;
         }
-        if (waiting == 0) return;
-        if (waiting != 32) fail("lanes of a warp are at different places");
-        for (unsigned i = 0; i < 32; ++i) fibers[w * 32 + i].at = state::ready;
+        if (waiting == 32) {
+            for (unsigned i = 0; i < 32; ++i) fibers[w * 32 + i].at = state::ready;
+        } else if (!went) {
+            if (waiting && !polling) fail("lanes of a warp are at different places");
+            return any;
+        }
     }
+}
+
+// Lets threads go on that all wait at one barrier of the block: all there are, or as many as it is for.
+static bool release(unsigned threads) {
+    unsigned at_all = 0, at_some = 0, done = 0, some = 0;
+    for (unsigned t = 0; t < threads; ++t) {
+        const fiber &f = fibers[t];
+        done += f.at == state::done;
+        if (f.at != state::in_block) continue;
+        ++(f.block_barrier ? at_some : at_all);
+        if (f.block_barrier) some = f.block_threads;
+    }
+    if (at_all && done) fail("some threads end while others are at a barrier");
+    const bool all = at_all == threads, part = at_some && at_some == some;
+    for (unsigned t = 0; t < threads; ++t) {
+        fiber &f = fibers[t];
+        if (f.at == state::in_block && (f.block_barrier ? part : all)) f.at = state::ready;
+    }
+    return all || part;
 }
 
 static void run_block(unsigned threads, bool descending) {
@@ -253,13 +294,16 @@ static void run_block(unsigned threads, bool descending) {
         f.phase = 0;
     }
     for (;;) {
-        for (unsigned w = 0; w < threads / 32; ++w) run_warp(descending ? threads / 32 - 1 - w : w, descending);
+        bool went = false;
+        for (unsigned w = 0; w < threads / 32; ++w) went |= run_warp(descending ? threads / 32 - 1 - w : w, descending);
         unsigned done = 0;
         for (unsigned t = 0; t < threads; ++t) done += fibers[t].at == state::done;
         if (done == threads) break;
-        if (done) fail("some threads end while others are at a barrier");
-        for (unsigned t = 0; t < threads; ++t) fibers[t].at = state::ready;
+        if (release(threads) || went) continue;
+        if (!is_copying()) fail("threads wait for each other");
+        deliver(descending);
     }
+    end_of_copies();
     free(shared_bytes);
     free(async_bytes);
     shared_bytes = async_bytes = nullptr;
@@ -278,10 +322,23 @@ static unsigned short float_to_half(float x) {
 }
 
 } // namespace kfc_host
+#include "bulk.h"
 #include "hopper.h"
 
+namespace kfc_host {
+static bool is_copying() {
+    return !boxes.empty();
+}
+// Waits at a barrier of so many threads, or of all if it is 0.
+static void sync(unsigned barrier, unsigned threads) {
+    fibers[current].block_barrier = barrier;
+    fibers[current].block_threads = threads;
+    wait(state::in_block);
+}
+} // namespace kfc_host
+
 static inline void __syncthreads() {
-    kfc_host::wait(kfc_host::state::in_block);
+    kfc_host::sync(0, 0);
 }
 static inline float __uint_as_float(unsigned u) {
     float x;

@@ -86,6 +86,8 @@ pub struct Compiled {
     pub dynamic_shared: usize,
     /// Null pointers after its parameters.
     pub hidden: usize,
+    /// Matrices that it copies boxes of, each a parameter after the buffers if it takes them.
+    pub maps: Vec<cuda::TensorMap>,
     /// Whether it was in the cache.
     pub found: bool,
     /// Registers, shared memory and the like.
@@ -179,6 +181,7 @@ impl Source {
             threads: self.settings.width.unwrap_or(original.threads),
             dynamic_shared: self.settings.depth.unwrap_or(original.dynamic_shared),
             stages: original.stages,
+            maps: original.maps,
         };
         let object =
             nvrtc::compile(&source, &program.name, arch).map_err(|e| wrong(first_lines(&e.to_string())))?;
@@ -191,6 +194,7 @@ impl Source {
             threads: source.threads,
             dynamic_shared: source.dynamic_shared,
             hidden: 0,
+            maps: source.maps,
             found: object.found,
             figures,
             cubin: object.cubin,
@@ -213,6 +217,7 @@ impl Source {
             threads: warps * 32,
             dynamic_shared: cubin.shared_bytes as usize,
             hidden: HIDDEN,
+            maps: Vec::new(),
             found: compiler.found > before,
             figures: cubin.to_json(),
             cubin: cubin.bytes,

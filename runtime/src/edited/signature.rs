@@ -3,7 +3,8 @@
 use kfc_kernels::tile::Program;
 use kfc_kernels::tile::cuda::type_name;
 
-/// Compares the parameters of the kernel in `text` with those of the program, by number and type; names are free.
+/// Compares the parameters of the kernel in `text` with those of the program, by number and type; names are free. Tensor maps
+/// may follow, as many as kfc's own kernel has: all or none.
 ///
 /// # Errors
 /// If the kernel is not there, or its parameters are others: says which.
@@ -15,7 +16,8 @@ pub(super) fn check_cuda(text: &str, p: &Program) -> Result<(), String> {
             p.name
         ));
     };
-    let found: Vec<&str> = list.split(',').map(str::trim).filter(|s| !s.is_empty()).collect();
+    let is_map = |s: &&str| s.split_whitespace().any(|w| w == "kfc_map");
+    let found: Vec<&str> = list.split(',').map(str::trim).filter(|s| !s.is_empty() && !is_map(s)).collect();
     if found.len() != p.params.len() {
         return Err(format!(
             "it takes {} parameters, its launch gives {}: {}",
@@ -114,6 +116,8 @@ mod tests {
     fn names_qualifiers_and_comments_are_free() {
         check("const kfc_bf16 *x_ptr, const unsigned *ids_ptr, float *y_ptr").unwrap();
         check("kfc_bf16 const *__restrict__ a, /* ids, of rows */ const unsigned int* b, // last\nfloat *c")
+            .unwrap();
+        check("const kfc_bf16 *x, const unsigned *ids, float *y, const __grid_constant__ kfc_map map0")
             .unwrap();
     }
 

@@ -137,9 +137,9 @@ fn edited(
 fn by_nvrtc(p: &Program, arch: Arch) -> anyhow::Result<Kernel> {
     let source = tile::cuda::print(p, arch)?;
     let object = nvrtc::compile(&source, &p.name, arch)?;
-    let sass = object
-        .sass(&p.name)
-        .map(|s| json!({"instructions": s.instructions, "HMMA": s.hmma, "HGMMA": s.hgmma}));
+    let sass = object.sass(&p.name).map(
+        |s| json!({"instructions": s.instructions, "HMMA": s.hmma, "HGMMA": s.hgmma, "UTMALDG": s.utmaldg}),
+    );
     let mut figures = self::object(object.to_json());
     figures.extend(self::object(json!({
         "target": arch.name(), "sass": sass, "grid": source.grid, "threads": source.threads,

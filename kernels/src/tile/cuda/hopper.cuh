@@ -61,19 +61,30 @@ template <int N> KFC_INLINE void kfc_keep(float *sums) {
     for (int e = 0; e < N; ++e) asm volatile("" : "+f"(sums[e])::"memory");
 #endif
 }
-template <int N> KFC_INLINE void kfc_wgmma_begin(float *sums) {
-    kfc_keep<N>(sums);
+KFC_INLINE void kfc_wgmma_fence() {
 #ifndef KFC_HOST
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #else
     kfc_host::wgmma_fence();
 #endif
 }
+template <int N> KFC_INLINE void kfc_wgmma_begin(float *sums) {
+    kfc_keep<N>(sums);
+    kfc_wgmma_fence();
+}
 KFC_INLINE void kfc_wgmma_commit() {
 #ifndef KFC_HOST
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #else
     kfc_host::wgmma_commit();
+#endif
+}
+// Waits for all products but those of the last N commits.
+template <int N> KFC_INLINE void kfc_wgmma_wait_but() {
+#ifndef KFC_HOST
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+#else
+    kfc_host::wgmma_wait(N);
 #endif
 }
 template <int N> KFC_INLINE void kfc_wgmma_wait(float *sums) {
@@ -154,14 +165,15 @@ KFC_INLINE unsigned long long kfc_operand(const T *tile, int at, int k) {
     return kfc_descriptor<BYTES>(panel, FAST_K ? 16 : SLOW * BYTES, 8 * BYTES);
 }
 
-// Begins acc += a · b, which ends with kfc_wgmma_wait, for [M, K] and [K, N] in shared memory, GM x GN groups of four warps over rows and columns; a fast k as for
-// kfc_dot. Registers: tile row (of 64) · columns of a group / 2 + register of kfc_wgmma.
+// Begins acc += a · b for [M, K] and [K, N] in shared memory, GM x GN groups of four warps over rows and columns; a fast k as
+// for kfc_dot. Registers: tile row (of 64) · columns of a group / 2 + register of kfc_wgmma. kfc_dot_on goes on with sums that
+// products under way add to; kfc_dot_groups begins with sums that were computed. Both end with kfc_wgmma_wait.
 template <int M, int N, int K, int GM, int GN, bool A_FAST_K, int A_BYTES, int A_SLOW, bool B_FAST_K, int B_BYTES, int B_SLOW,
           typename T>
-KFC_INLINE void kfc_dot_groups(float *acc, const T *a, const T *b) {
+KFC_INLINE void kfc_dot_on(float *acc, const T *a, const T *b) {
     constexpr int MT = M / 64 / GM, NI = N / GN;
     const int group = kfc_warpgroup(), row = group % GM * MT * 64, column = group / GM % GN * NI;
-    kfc_wgmma_begin<MT * NI / 2>(acc);
+    kfc_wgmma_fence();
 #pragma unroll
     for (int k = 0; k < K; k += 16) {
         const unsigned long long y = kfc_operand<B_FAST_K, B_BYTES, B_SLOW>(b, column, k);
@@ -172,6 +184,12 @@ KFC_INLINE void kfc_dot_groups(float *acc, const T *a, const T *b) {
         }
     }
     kfc_wgmma_commit();
+}
+template <int M, int N, int K, int GM, int GN, bool A_FAST_K, int A_BYTES, int A_SLOW, bool B_FAST_K, int B_BYTES, int B_SLOW,
+          typename T>
+KFC_INLINE void kfc_dot_groups(float *acc, const T *a, const T *b) {
+    kfc_keep<M / 64 / GM * (N / GN) / 2>(acc);
+    kfc_dot_on<M, N, K, GM, GN, A_FAST_K, A_BYTES, A_SLOW, B_FAST_K, B_BYTES, B_SLOW>(acc, a, b);
 }
 // The same for a in registers, and to its end: they hold what a result of [M, K] in GM groups would be.
 template <int M, int N, int K, int GM, bool B_FAST_K, int B_BYTES, int B_SLOW, typename T>
@@ -195,4 +213,80 @@ KFC_INLINE void kfc_dot_registers(float *acc, const T *a, const T *b) {
     }
     kfc_wgmma_commit();
     kfc_wgmma_wait<MT * N / 2>(acc);
+}
+
+// Copies that the hardware makes on its own: boxes of a matrix in global memory, into swizzled tiles (TMA). How the matrix lies
+// and how large a box is says a map, which the host encodes (`cuTensorMapEncodeTiled`): 128 opaque bytes.
+struct alignas(128) kfc_map {
+    unsigned char bytes[128];
+};
+
+// A barrier in shared memory: a phase ends when so many threads have arrived, and as many bytes as they said to expect. It is
+// announced by kfc_announce_barriers of the thread that made it and a barrier of the block.
+typedef unsigned long long kfc_barrier;
+KFC_INLINE void kfc_make_barrier(kfc_barrier *barrier, int threads) {
+#ifndef KFC_HOST
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(kfc_shared_address(barrier)), "r"(threads) : "memory");
+#else
+    kfc_host::make_barrier(barrier, threads);
+#endif
+}
+KFC_INLINE void kfc_announce_barriers() {
+#ifndef KFC_HOST
+    asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
+#else
+    kfc_host::announce_barriers();
+#endif
+}
+// One lane of each warp arrives, once all of them came here.
+KFC_INLINE void kfc_arrive(kfc_barrier *barrier) {
+#ifndef KFC_HOST
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(kfc_shared_address(barrier)) : "memory");
+#else
+    kfc_host::exchange(0);
+    if (threadIdx.x % 32 == 0) kfc_host::arrive(barrier, 0);
+#endif
+}
+// This thread arrives, and this phase waits for so many bytes.
+KFC_INLINE void kfc_arrive_expecting(kfc_barrier *barrier, int bytes) {
+#ifndef KFC_HOST
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(kfc_shared_address(barrier)), "r"(bytes)
+                 : "memory");
+#else
+    kfc_host::arrive(barrier, bytes);
+#endif
+}
+// Waits until the phase of this parity has ended: 0 for the first one. That before the first one, of parity 1, has.
+KFC_INLINE void kfc_await(kfc_barrier *barrier, int parity) {
+#ifndef KFC_HOST
+    unsigned done;
+    do {
+        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                     : "=r"(done)
+                     : "r"(kfc_shared_address(barrier)), "r"(parity)
+                     : "memory");
+    } while (!done);
+#else
+    kfc_host::await(barrier, parity);
+#endif
+}
+// Copies the box whose first element is (slow, fast) to a tile, zeros where the matrix ends; its bytes arrive at `barrier`.
+template <typename T> KFC_INLINE void kfc_copy_box(T *to, const kfc_map *map, int fast, int slow, kfc_barrier *barrier) {
+#ifndef KFC_HOST
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
+                 ::"r"(kfc_shared_address(to)), "l"(map), "r"(kfc_shared_address(barrier)), "r"(fast), "r"(slow)
+                 : "memory");
+#else
+    kfc_host::copy_box(to, map->bytes, fast, slow, barrier);
+#endif
+}
+// A barrier of the first N threads alone.
+template <int N> KFC_INLINE void kfc_sync() {
+#ifndef KFC_HOST
+    asm volatile("bar.sync 1, %0;" ::"n"(N) : "memory");
+#else
+    kfc_host::sync(1, N);
+#endif
 }

@@ -89,11 +89,9 @@ impl Printer<'_> {
         tiles.iter().for_each(|(v, _)| self.reads(Place::Tile(*v)));
         let mut arguments = Vec::new();
         for (which, (v, turned)) in sides.iter().enumerate() {
-            let Some(region) = self.shared.regions.get(v) else { continue };
-            let axis = if *turned { 1 - region.fast } else { region.fast };
-            // k is the second axis of the left operand and the first one of the right.
-            let (fast_k, bytes) = (axis == 1 - which, region.swizzle.unwrap_or(WIDEST));
-            arguments.push(format!("{fast_k}, {bytes}, {}", region.dims[1 - region.fast]));
+            if self.shared.regions.contains_key(v) {
+                arguments.push(self.operand_form(*v, *turned, which));
+            }
         }
         let (m, n) = (self.p.ty(r).dims[0], self.p.ty(r).dims[1]);
         let (left, turned) = sides[0];
@@ -112,5 +110,14 @@ impl Printer<'_> {
         ));
         self.refill();
         self.line(&format!("kfc_wgmma_wait<{}>({name});", self.plan.layout(r).registers()));
+    }
+
+    /// How the left (0) or right (1) operand of a product lies in shared memory, turned or not, as template arguments.
+    pub(super) fn operand_form(&self, v: Var, turned: bool, which: usize) -> String {
+        let Some(region) = self.shared.regions.get(&v) else { return String::new() };
+        let axis = if turned { 1 - region.fast } else { region.fast };
+        // k is the second axis of the left operand and the first one of the right.
+        let (fast_k, bytes) = (axis == 1 - which, region.swizzle.unwrap_or(WIDEST));
+        format!("{fast_k}, {bytes}, {}", region.dims[1 - region.fast])
     }
 }

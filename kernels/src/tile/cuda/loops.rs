@@ -25,6 +25,9 @@ impl<'a> Printer<'a> {
             self.names.insert(c.result, name);
         }
         self.flush();
+        if let Some(bulk) = self.bulk_of(s) {
+            return self.repeat_bulk(&bulk);
+        }
         let i = self.name(*index);
         let (from, to) = (self.scalar(*from), self.scalar(*to));
         let outside = self.shared.since.clone();

@@ -6,7 +6,7 @@ use super::layout::Layout;
 use super::range::Ranges;
 use super::shared::{Place, Shared};
 use super::stages::{Copy, Ring};
-use super::{STATIC_SHARED, Source};
+use super::{STATIC_SHARED, Source, TensorMap};
 use crate::cuda::Arch;
 use crate::tile::TileError;
 use crate::tile::ir::{Access, Elem, Inst, Param, Program, Stmt, Var};
@@ -45,6 +45,9 @@ fn print_staged(p: &Program, arch: Arch, stages: usize, all_loads: bool) -> Resu
         rings: HashMap::new(),
         most_stages: 1,
         due: None,
+        maps: Vec::new(),
+        copying: Vec::new(),
+        is_parted: false,
         plan,
         uses,
         ranges: Ranges::of(p),
@@ -56,6 +59,7 @@ fn print_staged(p: &Program, arch: Arch, stages: usize, all_loads: bool) -> Resu
         shared: Shared::default(),
         temporaries: 0,
     };
+    printer.is_parted = p.body.iter().any(|s| printer.bulk(s).is_some());
     printer.block(&p.body);
     printer.flush();
     printer.finish()
@@ -84,6 +88,12 @@ pub(super) struct Printer<'a> {
     pub most_stages: usize,
     /// What is to be copied ahead in this round and is not yet on its way.
     pub due: Option<Ring<'a>>,
+    /// Matrices that the hardware copies from.
+    pub maps: Vec<TensorMap>,
+    /// What the warp that copies does.
+    pub copying: Vec<String>,
+    /// Whether there is one: the others have a barrier of their own.
+    pub is_parted: bool,
     pub plan: Plan<'a>,
     pub uses: Uses,
     ranges: Ranges,
@@ -100,7 +110,8 @@ pub(super) struct Printer<'a> {
 
 impl<'a> Printer<'a> {
     fn finish(self) -> Result<Source, TileError> {
-        let (p, threads) = (self.p, self.p.warps * 32);
+        let (p, computing) = (self.p, self.p.warps * 32);
+        let threads = computing + if self.is_parted { 32 } else { 0 };
         let (pointers, bytes) = self.shared.declarations(type_name);
         let most = self.arch.shared_memory();
         if bytes > most {
@@ -128,6 +139,7 @@ impl<'a> Printer<'a> {
             t += "#include \"hopper.cuh\"\n";
         }
         t.push('\n');
+        self.maps.iter().enumerate().for_each(|(i, m)| t += &m.comment(i, &pointer(&p.params[m.param].name)));
         let params: Vec<String> = p
             .params
             .iter()
@@ -135,6 +147,7 @@ impl<'a> Printer<'a> {
                 let constant = if b.access == Access::Read { "const " } else { "" };
                 format!("{constant}{} *{}", type_name(b.elem), pointer(&b.name))
             })
+            .chain((0..self.maps.len()).map(|i| format!("const __grid_constant__ kfc_map map{i}")))
             .collect();
         t += &format!(
             "extern \"C\" __global__ void __launch_bounds__({threads}, 1) {}({}) {{\n    const int tid = threadIdx.x;\n",
@@ -155,9 +168,22 @@ impl<'a> Printer<'a> {
             t += &format!("    KFC_SHARED{tiles}{when}({bytes});\n");
             pointers.iter().for_each(|line| t += &format!("    {line}\n"));
         }
+        if self.is_parted {
+            t += &self.parting(computing);
+        }
         t += &self.text;
         t += "}\n";
-        Ok(Source { text: t, grid, threads, dynamic_shared, stages: self.most_stages })
+        let (stages, maps) = (self.most_stages, self.maps);
+        Ok(Source { text: t, grid, threads, dynamic_shared, stages, maps })
+    }
+
+    /// A barrier of all threads that compute.
+    pub(super) fn sync(&mut self) {
+        if self.is_parted {
+            self.line(&format!("kfc_sync<{}>();", self.p.warps * 32));
+        } else {
+            self.line("__syncthreads();");
+        }
     }
 
     pub(super) fn line(&mut self, line: &str) {
@@ -197,7 +223,7 @@ impl<'a> Printer<'a> {
             if tiles && self.plan.in_groups {
                 self.line("kfc_fence_shared();");
             }
-            self.line("__syncthreads();");
+            self.sync();
         }
     }
 

@@ -10,11 +10,16 @@ use crate::tile::ir::{Inst, Stmt, Var};
 impl Printer<'_> {
     /// The region of a dot's operand, which goes there from registers in `layout` or in loops over it.
     pub(super) fn region(&mut self, v: Var, layout: &Layout) -> Region {
+        let region = self.new_region(v, layout, 1);
+        self.shared.regions.entry(v).or_insert(region).clone()
+    }
+
+    /// A region of so many slots for an operand like that.
+    pub(super) fn new_region(&self, v: Var, layout: &Layout, slots: usize) -> Region {
         let (elem, dims) = (self.plan.elem(v), &self.p.ty(v).dims);
         let (dims, fast) = ([dims[0], dims[1]], layout.fastest());
         let swizzle = self.plan.in_groups.then(|| self.plan.row_bytes(v, fast));
-        let region = Region { elem, dims, fast, swizzle, slots: 1 };
-        self.shared.regions.entry(v).or_insert(region).clone()
+        Region { elem, dims, fast, swizzle, slots }
     }
 
     /// A load that only dots use: from memory to shared memory.

@@ -29,6 +29,9 @@ pub(super) struct Region {
     pub slots: usize,
 }
 
+/// Bytes of a barrier.
+const BARRIER: usize = 8;
+
 /// Where swizzled tiles begin.
 const PATTERN: usize = 1024;
 
@@ -80,6 +83,17 @@ pub(super) struct Own {
     pub slots: usize,
 }
 
+/// The barriers of a ring that the hardware fills (`bulk`).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bulk {
+    /// What their names end with.
+    pub number: usize,
+    /// Slots of the ring.
+    pub slots: usize,
+    /// Warps that free a slot.
+    pub warps: usize,
+}
+
 /// What was written and read since the last barrier.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Since {
@@ -128,6 +142,7 @@ impl Since {
 pub(super) struct Shared {
     pub regions: BTreeMap<Var, Region>,
     pub own: BTreeMap<Var, Own>,
+    pub bulk: Vec<Bulk>,
     scratch: [usize; 2],
     turn: usize,
     pub since: Since,
@@ -216,6 +231,12 @@ impl Shared {
         for (k, size) in self.scratch.iter().enumerate().filter(|(_, size)| **size > 0) {
             lines.push(format!("unsigned char *const scratch{k} = shared + {at};"));
             at += size;
+        }
+        for Bulk { number: n, slots, .. } in &self.bulk {
+            lines.push(format!(
+                "kfc_barrier *const full{n} = reinterpret_cast<kfc_barrier *>(shared + {at}), *const free{n} = full{n} + {slots};"
+            ));
+            at += (2 * slots * BARRIER).next_multiple_of(16);
         }
         (lines, at)
     }

@@ -111,14 +111,7 @@ impl<'a> Printer<'a> {
     /// What a loop can copy ahead; nothing if it has no such operands.
     pub(super) fn ring(&self, s: &'a Stmt) -> Option<Ring<'a>> {
         let Inst::For { index, from, to, step, carried, body } = &s.inst else { return None };
-        let ends = [*from, *to].map(|v| match self.plan.defs[v.index()] {
-            Some(Inst::Int(x, _)) => Some(*x),
-            _ => None,
-        });
-        let stages = match ends {
-            [Some(from), Some(to)] => self.stages.min(((to - from).max(0) as usize).div_ceil(*step as usize)),
-            _ => self.stages,
-        };
+        let stages = self.slots(*from, *to, *step);
         if stages < 2 || !body.iter().any(|s| matches!(s.inst, Inst::Dot { .. })) {
             return None;
         }
@@ -149,6 +142,22 @@ impl<'a> Printer<'a> {
         let (index, to) = (self.name(*index), self.scalar(*to));
         let is_empty = copies.is_empty() && own.is_empty();
         (!is_empty).then_some(Ring { stages, copies, own, scalars, index, slot, to, step: *step })
+    }
+
+    /// A constant.
+    pub(super) fn integer(&self, v: Var) -> Option<i64> {
+        match self.plan.defs[v.index()] {
+            Some(Inst::Int(x, _)) => Some(*x),
+            _ => None,
+        }
+    }
+
+    /// Slots of a loop's ring: no more than there are rounds.
+    pub(super) fn slots(&self, from: Var, to: Var, step: i64) -> usize {
+        match [from, to].map(|v| self.integer(v)) {
+            [Some(from), Some(to)] => self.stages.min(((to - from).max(0) as usize).div_ceil(step as usize)),
+            _ => self.stages,
+        }
     }
 
     /// Whether a load that only dots use goes on while threads do other things.
@@ -204,7 +213,7 @@ impl<'a> Printer<'a> {
         if self.plan.in_groups {
             self.line("kfc_fence_shared();");
         }
-        self.line("__syncthreads();");
+        self.sync();
         self.shared.since = Since::default();
         self.due = Some(ring.clone());
         if !self.plan.in_groups {

@@ -8,8 +8,9 @@ use crate::edited::Compiled;
 use crate::files;
 use crate::kernel_cache::hash;
 use kfc_kernels::cuda::Arch;
+use kfc_kernels::tile::cuda::{self, TensorMap};
 use kfc_kernels::tile::lower::Kernel;
-use kfc_kernels::tile::{cuda, triton};
+use kfc_kernels::tile::triton;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,8 @@ pub(super) struct Found {
     pub(super) shape: LaunchShape,
     /// Null pointers that it takes after its parameters: Triton's scratch memory.
     pub(super) hidden: usize,
+    /// Matrices that it copies boxes of, each a parameter; an edited kernel may take none of them.
+    pub(super) maps: Vec<TensorMap>,
     /// Where it comes from, if people wrote it.
     pub(super) edited: Option<String>,
 }
@@ -45,8 +48,9 @@ pub(super) struct Found {
 impl Found {
     /// A kernel that was compiled here; `from` says of what.
     pub(super) fn of_edit(compiled: Compiled, from: String) -> Found {
-        let Compiled { cubin, grid, threads, dynamic_shared, hidden, .. } = compiled;
-        Found { cubin, shape: LaunchShape { grid, threads, dynamic_shared }, hidden, edited: Some(from) }
+        let Compiled { cubin, grid, threads, dynamic_shared, hidden, maps, .. } = compiled;
+        let shape = LaunchShape { grid, threads, dynamic_shared };
+        Found { cubin, shape, hidden, maps, edited: Some(from) }
     }
 }
 
@@ -98,11 +102,12 @@ impl Folder {
                 kernel.name
             ))
         };
-        let text = match self.is_triton {
-            true => triton::print(&kernel.program),
+        let (text, maps) = match self.is_triton {
+            true => (triton::print(&kernel.program), Vec::new()),
             false => {
                 let source = cuda::print(&kernel.program, self.arch);
-                source.map_err(|e| CudaError::Source(e.to_string()))?.text
+                let source = source.map_err(|e| CudaError::Source(e.to_string()))?;
+                (source.text, source.maps)
             }
         };
         let (about, file) =
@@ -130,6 +135,7 @@ impl Folder {
             .map_err(|e| wrong(&format!("{e}: no binary of")))?;
         let from = |file: &str| format!("--kernels {}: {} ({file})", self.path.display(), kernel.name);
         let edited = about["edited"].as_str().map(from);
-        Ok(Found { cubin, shape, hidden: if self.is_triton { crate::triton::HIDDEN } else { 0 }, edited })
+        let hidden = if self.is_triton { crate::triton::HIDDEN } else { 0 };
+        Ok(Found { cubin, shape, hidden, maps, edited })
     }
 }

@@ -3,14 +3,16 @@
 use super::CudaError;
 use super::driver::{Function, Gpu, LaunchShape, Stream};
 use super::folder::{Folder, Found};
+use super::maps::{self, Encoded};
 use crate::edited::{self, Edit};
 use crate::error::RunError;
 use crate::nvrtc;
 use crate::triton::{self, Compiler, HIDDEN};
 use cudarc::driver::sys::CUdeviceptr;
+use kfc_kernels::tile::TileError;
+use kfc_kernels::tile::cuda::{self, TensorMap};
 use kfc_kernels::tile::header::{Language, STAGES};
 use kfc_kernels::tile::lower::Kernel;
-use kfc_kernels::tile::{TileError, cuda};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -22,6 +24,8 @@ pub(crate) struct Loaded {
     function: Function,
     /// Null pointers after its parameters.
     hidden: usize,
+    /// Tensor maps between them.
+    maps: Vec<TensorMap>,
     /// What messages call it.
     pub(super) name: String,
     /// Where it comes from, if people wrote it.
@@ -45,10 +49,16 @@ impl Loaded {
     /// stream has passed this.
     pub(super) unsafe fn launch(&self, stream: &Stream, args: &[CUdeviceptr]) -> Result<(), CudaError> {
         let mut pointers = [std::ptr::null_mut::<c_void>(); MOST_PARAMETERS];
-        let given = args.iter().chain(std::iter::repeat_n(&NULL, self.hidden));
-        pointers.iter_mut().zip(given).for_each(|(p, a)| *p = std::ptr::from_ref(a).cast_mut().cast());
+        // The driver copies parameters when it is called, and a graph keeps them: maps may be made for each launch.
+        let encode = |m: &TensorMap| maps::encode(m, args[m.param]);
+        let maps = self.maps.iter().map(encode).collect::<Result<Vec<Encoded>, CudaError>>()?;
+        let given = args.iter().map(|a| std::ptr::from_ref(a).cast_mut().cast());
+        let given = given.chain(maps.iter().map(|m| std::ptr::from_ref(m).cast_mut().cast()));
+        let hidden = std::iter::repeat_n(std::ptr::from_ref(&NULL).cast_mut().cast(), self.hidden);
+        pointers.iter_mut().zip(given.chain(hidden)).for_each(|(p, a)| *p = a);
+        let count = args.len() + maps.len() + self.hidden;
         // SAFETY: the binary has as many parameters (`place`); see the function's own condition.
-        unsafe { stream.launch(&self.function, &mut pointers[..args.len() + self.hidden]) }
+        unsafe { stream.launch(&self.function, &mut pointers[..count]) }
     }
 }
 
@@ -171,7 +181,7 @@ fn by_nvrtc(gpu: &Gpu, kernel: &Kernel) -> Result<Compiled, CudaError> {
         shared_bytes: object.shared_bytes,
         spill_bytes: object.spill_bytes,
         threads: source.threads,
-        found: Found { cubin: object.cubin, shape, hidden: 0, edited: None },
+        found: Found { cubin: object.cubin, shape, hidden: 0, maps: source.maps, edited: None },
     })
 }
 
@@ -200,17 +210,21 @@ fn by_triton(gpu: &Gpu, kernel: &Kernel, triton: &Triton) -> Result<Compiled, Cu
         shared_bytes: cubin.shared_bytes,
         spill_bytes: cubin.spill_bytes,
         threads,
-        found: Found { cubin: cubin.bytes, shape, hidden: HIDDEN, edited: None },
+        found: Found { cubin: cubin.bytes, shape, hidden: HIDDEN, maps: Vec::new(), edited: None },
     })
 }
 
 fn place(gpu: &Arc<Gpu>, kernel: &Kernel, found: &Found) -> Result<Loaded, CudaError> {
     let function = Function::load(gpu, &found.cubin, &kernel.name, &kernel.program.name, found.shape)?;
-    let expected = kernel.program.params.len() + found.hidden;
+    let buffers = kernel.program.params.len();
+    let takes_none = found.edited.is_some() && function.parameters == buffers;
+    let maps = if takes_none { Vec::new() } else { found.maps.clone() };
+    let expected = buffers + maps.len() + found.hidden;
     if function.parameters != expected || expected > MOST_PARAMETERS {
         let what =
             format!("its binary takes {} parameters, its launch gives {expected}", function.parameters);
         return Err(CudaError::Kernel { kernel: kernel.name.clone(), what });
     }
-    Ok(Loaded { function, hidden: found.hidden, name: kernel.name.clone(), edited: found.edited.clone() })
+    let (name, edited) = (kernel.name.clone(), found.edited.clone());
+    Ok(Loaded { function, hidden: found.hidden, maps, name, edited })
 }

@@ -23,6 +23,7 @@ mod error;
 mod folder;
 mod info;
 mod kernels;
+mod maps;
 mod memory;
 mod programs;
 mod rates;
