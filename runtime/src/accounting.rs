@@ -7,7 +7,7 @@
 use crate::device;
 use crate::exec::Store;
 use kfc_graph::{Graph, TensorType};
-use kfc_kernels::cpu::gemm::{SCRATCH_BYTES, SHARED_BYTES};
+use kfc_kernels::cpu::gemm::SCRATCH_BYTES;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -118,7 +118,7 @@ impl Account {
         let mut account = Account::default();
         account.add("program and training rows", before + TO_COME);
         account.add(ARENA, arena);
-        account.add("tiles of threads", (rayon::current_num_threads() * SCRATCH_BYTES + SHARED_BYTES) as u64);
+        account.add("tiles of threads", (rayon::current_num_threads() * SCRATCH_BYTES) as u64);
         account.add_tensors(tensors);
         account.sort();
         account

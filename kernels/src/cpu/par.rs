@@ -29,7 +29,7 @@ pub(crate) fn tasks(tasks: usize, f: impl Fn(usize) + Sync + Send) {
 }
 
 /// Threads that the kernel may use.
-fn threads() -> usize {
+pub(crate) fn threads() -> usize {
     let all = rayon::current_num_threads();
     choice::current().threads.map_or(all, |n| all.min(n.into()))
 }
@@ -115,16 +115,34 @@ impl<C: Fn(usize) -> usize + Sync, R: Fn(usize, usize) + Sync> Pipeline for Phas
 
 /// Calls `run(step, task)` for the `count(step)` tasks of each step, in parallel; a step begins when the one before is done.
 /// As with [`run_steps`], threads meet once, and tasks must not start parallel work.
-pub(crate) fn run_phases(
-    steps: usize,
-    count: impl Fn(usize) -> usize + Sync,
-    run: impl Fn(usize, usize) + Sync,
-) {
+fn run_phases(steps: usize, count: impl Fn(usize) -> usize + Sync, run: impl Fn(usize, usize) + Sync) {
     run_steps(&Phases { steps, count, run });
 }
 
+/// Lanes a thread from which on threads take whole lanes: with fewer, one of them would wait too long for another.
+const MANY_LANES: usize = 3;
+
+/// Calls `run(step, lane, task)` for the `count(step)` tasks of each step of each lane, in parallel; a step of a lane begins when
+/// the one before it is done. Where there are enough lanes, each is done by one thread, so that what its steps hand on stays in
+/// that core's caches; else all lanes go through their steps together, as in [`run_phases`].
+pub(crate) fn run_lanes(
+    lanes: usize,
+    steps: usize,
+    count: impl Fn(usize) -> usize + Sync,
+    run: impl Fn(usize, usize, usize) + Sync,
+) {
+    let threads = threads();
+    if lanes >= MANY_LANES * threads || lanes.is_multiple_of(threads) {
+        tasks(lanes, |lane| {
+            (0..steps).for_each(|step| (0..count(step)).for_each(|task| run(step, lane, task)));
+        });
+    } else {
+        run_phases(steps, |step| lanes * count(step), |step, t| run(step, t % lanes, t / lanes));
+    }
+}
+
 /// Runs all steps on the calling thread.
-pub(crate) fn run_alone(p: &impl Pipeline) {
+fn run_alone(p: &impl Pipeline) {
     for step in 0..p.steps() {
         for (kind, count) in p.counts(step).into_iter().enumerate() {
             (0..count).for_each(|task| p.run(step, kind, task));
@@ -297,6 +315,24 @@ mod tests {
             };
             pool.install(|| run_phases(20, count, run));
             assert!((0..20).all(|s| done[s].load(Ordering::SeqCst) == count(s)));
+        }
+    }
+
+    #[test]
+    fn steps_of_a_lane_wait_for_each_other() {
+        let count = |step: usize| [3, 0, 1, 4][step % 4];
+        for (threads, lanes) in [(1, 1), (2, 3), (2, 4), (2, 7), (5, 2), (5, 15)] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let done: Vec<AtomicUsize> = (0..8 * lanes).map(|_| AtomicUsize::new(0)).collect();
+            let done_in = |lane: usize, step: usize| done[8 * lane + step].load(Ordering::SeqCst);
+            pool.install(|| {
+                run_lanes(lanes, 8, count, |step, lane, task| {
+                    (0..task % 3).for_each(|_| std::thread::yield_now());
+                    assert!((0..step).all(|s| done_in(lane, s) == count(s)), "step {step} of lane {lane}");
+                    done[8 * lane + step].fetch_add(1, Ordering::SeqCst);
+                });
+            });
+            assert!((0..lanes).all(|l| (0..8).all(|s| done_in(l, s) == count(s))));
         }
     }
 

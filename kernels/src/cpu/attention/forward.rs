@@ -65,14 +65,14 @@ impl Forward {
             for first in (0..heads).step_by(self.wave) {
                 let n = self.wave.min(heads - first);
                 // Keys and values are packed; then queries are taken, panels with many keys, at the end, first.
-                let count = |step| n * if step == 0 { tiles } else { query_panels };
-                par::run_phases(2, count, |step, t| {
-                    let (head, packed) = (s.head(first + t % n), packed.at(t % n * units));
+                let count = |step| if step == 0 { tiles } else { query_panels };
+                par::run_lanes(n, 2, count, |step, lane, t| {
+                    let (head, packed) = (s.head(first + lane), packed.at(lane * units));
                     if step == 0 {
-                        return self.pack(call, head, t / n, packed);
+                        return self.pack(call, head, t, packed);
                     }
                     let extents = &extents[head.batch * self.map.len()..][..self.map.len()];
-                    self.panel(call, tokens, head, query_panels - 1 - t / n, packed, extents);
+                    self.panel(call, tokens, head, query_panels - 1 - t, packed, extents);
                 });
             }
         }

@@ -1,32 +1,32 @@
 //! The loops around the micro-kernels.
 //!
-//! The result is cut into blocks. For a block the depth of all products is cut into segments of at most [`KC`] units; as many
-//! as fit the packed operands are a phase: its panels are packed, each once, and then all tiles of the block add them up. A
-//! phase of a block is a step of a pipeline: while the last tiles of a step are computed, the panels of the next one are
-//! packed. A left operand that lies in memory as the micro-kernels can read it is not packed at all.
+//! The result is cut into parts ([`super::tiling`]), and a thread computes a part on its own, with operands that it packed for
+//! itself: what another core has just written costs more to read than to pack again. The depth of all products is cut into
+//! segments of at most [`KC`] units; as many as fit the packed operands are a phase: its panels are packed, and then all tiles
+//! of the part add them up. A left operand that lies in memory as the micro-kernels can read it is not packed at all.
 //!
-//! A tile of a result that is not `f32` is summed in scratch of its task if there is one phase, else in scratch of the block.
+//! A tile of a result that is not `f32` is summed in scratch if there is one phase, else all tiles of the part are.
+//!
+//! Each element adds its products in order of depth, whatever part and tile it is in: its bits do not depend on how, or for how
+//! many threads, the result is cut.
 
 use super::micro::{Block, Fetch, Isa};
 use super::pack::{self, Part};
-use super::tiling::{BLOCK, Most, Parts, TILE_AREA, Tiling};
+use super::tiling::{Extents, Grid, Most, TILE_AREA, Tiling};
 use super::{Job, KC, Mat, Product};
-use crate::cpu::par::{self, Pipeline, Shared};
+use crate::cpu::par::{self, Shared};
 use crate::cpu::reduce;
 use crate::cpu::scratch::{self, Cut};
 use kfc_graph::DType;
 
 /// Units of depth of a phase.
-const PHASE: usize = 2 * KC;
+pub(super) const PHASE: usize = 2 * KC;
 
 /// Floats between two cache lines.
-const LINE: usize = 16;
-
-/// Most scratch that all tiles of a product share: both operands packed for two steps, and a block of the result.
-pub const SHARED_BYTES: usize = (4 * (BLOCK + 64) * PHASE + BLOCK * BLOCK + 5 * LINE) * size_of::<f32>();
+pub(super) const LINE: usize = 16;
 
 /// Distance of rows, in bytes, of which a multiple lets rows evict each other from the cache: such operands are packed.
-const CROWDED: usize = 8192;
+pub(super) const CROWDED: usize = 8192;
 
 /// A part of the depth of one product.
 #[derive(Clone, Copy)]
@@ -114,26 +114,6 @@ fn phases<'a>(products: &'a [Product], isa: &Isa) -> impl Iterator<Item = Phase<
     })
 }
 
-/// The phase of a number that [`phases`] has.
-fn phase<'a>(products: &'a [Product], isa: &Isa, mut number: usize) -> Phase<'a> {
-    let mut from = (0, 0);
-    if let Some(p) = products.first() {
-        // Phases of the first product alone are all alike.
-        let depth = if is_pair(p, isa) { 2 * PHASE } else { PHASE };
-        let alike = number.min(p.k / depth);
-        (from, number) = ((0, alike * depth), number - alike);
-    }
-    for _ in 0..number {
-        from = Phase::new(products, isa, from).next;
-    }
-    Phase::new(products, isa, from)
-}
-
-/// Whether one task computes a product of these extents.
-pub(super) fn is_one_tile(m: usize, n: usize, k: usize, isa: &Isa) -> bool {
-    m <= BLOCK && n <= BLOCK && Tiling::new(m, n, k, isa, Most::default()).count() == 1
-}
-
 /// The first `n` floats of a piece that begin at a cache line.
 fn aligned(piece: &mut [f32], n: usize) -> &mut [f32] {
     let skip = piece.as_ptr().align_offset(64).min(LINE);
@@ -146,132 +126,81 @@ fn aligned(piece: &mut [f32], n: usize) -> &mut [f32] {
 /// As [`Job::run`]; the CPU has the instruction set.
 pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa, alone: bool) {
     let (count, deep) = phases(job.products, isa).fold((0, 0), |(n, d), p| (n + 1, d.max(p.units())));
-    let packs_a = !job.products.iter().all(|p| is_direct(p, isa));
-    let keeps_c = count > 1 && !is_in_place(job);
-    // Without panels of rows or sums to keep, a block has all rows.
-    let height = if packs_a || keeps_c { BLOCK } else { job.m };
-    let width = if packs_a { BLOCK } else { BLOCK / 2 };
-    let (rows, columns) = (Parts::new(job.m, height, isa.mr), Parts::new(job.n, width, isa.nr));
-    let (m, n) = (rows.most(), columns.most());
-    let (a_len, b_len) = (if packs_a { m * deep } else { 0 }, n * deep);
-    let c_len = if keeps_c { m * n } else { 0 };
-    scratch::with(2 * (a_len + b_len) + c_len + 5 * LINE, |s| {
+    let extents = Extents {
+        m: job.m,
+        n: job.n,
+        depth: job.products.iter().map(|p| p.k).sum(),
+        packs_a: !job.products.iter().all(|p| is_direct(p, isa)),
+        keeps_c: count > 1 && !is_in_place(job),
+    };
+    let grid = Grid::new(&extents, isa, if alone { 1 } else { par::threads() });
+    let most = Most::chosen();
+    let part = |i: usize| {
+        let (row, column) = grid.part(i);
+        let tiling = Tiling::new(row.1, column.1, isa, most);
+        // SAFETY: by contract; parts of the result are disjoint.
+        unsafe { run_part(job, isa, &extents, (count, deep), (row, column), tiling) }
+    };
+    if alone { (0..grid.count()).for_each(part) } else { par::tasks(grid.count(), part) }
+}
+
+/// Computes the part of a result that begins at `row.0`, `column.0` and has `row.1` rows and `column.1` columns, in `count` phases
+/// of at most `deep` units.
+///
+/// # Safety
+/// As [`run`]; nothing else uses this part.
+unsafe fn run_part(
+    job: &Job<'_>,
+    isa: &Isa,
+    extents: &Extents,
+    (count, deep): (usize, usize),
+    (row, column): ((usize, usize), (usize, usize)),
+    tiling: Tiling,
+) {
+    let (m, n) = (row.1.next_multiple_of(isa.mr), column.1.next_multiple_of(isa.nr));
+    let has_dropout = job.products.iter().any(|p| p.dropout.is_some());
+    let a_len = if extents.packs_a { m * deep } else { 0 };
+    let b_len = if tiling.rows.count > 1 || has_dropout { n * deep } else { 0 };
+    let c_len = if extents.keeps_c { row.1 * column.1 } else { 0 };
+    scratch::with(a_len + b_len + c_len + 3 * LINE, |s| {
         let mut cut = Cut(s);
         let mut take = |n: usize| Shared::new(aligned(cut.take(n + LINE), n));
-        let (a, b) = ([take(a_len), take(a_len)], [take(b_len), take(b_len)]);
-        let depth = job.products.iter().map(|p| p.k).sum();
-        let (c, most) = (take(c_len), Most::chosen());
-        let blocks = Blocks { job, isa, rows, columns, most, depth, phases: count, packs_a, a, b, c };
-        if alone { par::run_alone(&blocks) } else { par::run_steps(&blocks) }
+        let (a, b, c) = (take(a_len), take(b_len), take(c_len));
+        for (number, phase) in phases(job.products, isa).enumerate() {
+            let (is_first, is_last) = (number == 0, number + 1 == count);
+            let pass = Pass { job, isa, tiling, row, column, a, b, c, is_first, is_last };
+            // SAFETY: by contract; tiles are computed one after the other, when panels are packed.
+            unsafe {
+                if extents.packs_a && tiling.columns.count > 1 {
+                    (0..tiling.rows.count).for_each(|part| pass.pack_a(&phase, part));
+                }
+                if tiling.rows.count > 1 {
+                    pass.pack_b(&phase, (0, column.1), pass.shared_b(0));
+                }
+                (0..tiling.count()).for_each(|t| pass.tile(&phase, t));
+            }
+        }
     });
 }
 
-/// The blocks of a result.
-struct Blocks<'a> {
-    job: &'a Job<'a>,
-    isa: &'a Isa,
-    rows: Parts,
-    columns: Parts,
-    /// Largest extents of a tile.
-    most: Most,
-    depth: usize,
-    phases: usize,
-    packs_a: bool,
-    /// Packed operands of steps that follow one another.
-    a: [Shared<f32>; 2],
-    b: [Shared<f32>; 2],
-    /// Sums of a block, if they are kept from one phase to the next and not in the result.
-    c: Shared<f32>,
-}
-
-impl Blocks<'_> {
-    /// What a step computes: phases follow one another, then blocks of columns, then blocks of rows.
-    fn pass(&self, step: usize) -> Pass<'_> {
-        let (block, phase) = (step / self.phases, step % self.phases);
-        let (i, j) = (block / self.columns.count, block % self.columns.count);
-        let (row, column) = (self.rows.part(i), self.columns.part(j));
-        // One phase of a block of rows is packed for all its columns.
-        let is_packed = !self.packs_a || (j > 0 && self.phases == 1);
-        let a = self.a[if self.phases == 1 { i % 2 } else { step % 2 }];
-        let tiling = Tiling::new(row.1, column.1, self.depth, self.isa, self.most);
-        Pass {
-            job: self.job,
-            isa: self.isa,
-            tiling,
-            row,
-            column,
-            a,
-            b: self.b[step % 2],
-            c: self.c,
-            is_packed,
-            phase,
-            is_last: phase + 1 == self.phases,
-        }
-    }
-}
-
-impl Pipeline for Blocks<'_> {
-    fn steps(&self) -> usize {
-        self.rows.count * self.columns.count * self.phases
-    }
-
-    fn counts(&self, step: usize) -> [usize; 2] {
-        let pass = self.pass(step);
-        [pass.a_tasks() + pass.b_tasks(), pass.tiling.count()]
-    }
-
-    fn prepare(&self, step: usize, task: usize) {
-        let pass = self.pass(step);
-        let a_tasks = pass.a_tasks();
-        let phase = phase(self.job.products, self.isa, pass.phase);
-        // SAFETY: by the contract of `run`; tasks write disjoint panels, which nothing reads before they are done.
-        unsafe {
-            if task < a_tasks {
-                pass.pack_a(&phase, task)
-            } else {
-                let part = pass.tiling.columns.part(task - a_tasks);
-                pass.pack_b(&phase, part, pass.shared_b(part.0));
-            }
-        }
-    }
-
-    fn work(&self, step: usize, task: usize) {
-        let pass = self.pass(step);
-        // SAFETY: by the contract of `run`; tiles are disjoint, and panels are packed.
-        unsafe { pass.tile(&phase(self.job.products, self.isa, pass.phase), task) }
-    }
-}
-
-/// What computes a phase of a block.
+/// What computes a phase of a part.
 struct Pass<'a> {
     job: &'a Job<'a>,
     isa: &'a Isa,
     tiling: Tiling,
-    /// Start and extent of the block.
+    /// Start and extent of the part.
     row: (usize, usize),
     column: (usize, usize),
     /// Packed operands.
     a: Shared<f32>,
     b: Shared<f32>,
-    /// Sums of the block, if they are kept from one phase to the next and not in the result.
+    /// Sums of the part, if they are kept from one phase to the next and not in the result.
     c: Shared<f32>,
-    /// Whether the left operand is packed already, or never.
-    is_packed: bool,
-    phase: usize,
+    is_first: bool,
     is_last: bool,
 }
 
 impl Pass<'_> {
-    /// Tasks that pack the left operand. Panels that only one tile uses are packed by that tile.
-    fn a_tasks(&self) -> usize {
-        if self.tiling.columns.count == 1 || self.is_packed { 0 } else { self.tiling.rows.count }
-    }
-
-    /// Tasks that pack the right operand.
-    fn b_tasks(&self) -> usize {
-        if self.tiling.rows.count == 1 { 0 } else { self.tiling.columns.count }
-    }
-
     /// Packs a part of the rows of the left operand.
     ///
     /// # Safety
@@ -304,12 +233,12 @@ impl Pass<'_> {
         }
     }
 
-    /// Panels of the left operand from row `i` of the block on.
+    /// Panels of the left operand from row `i` of the part on.
     fn shared_a(&self, i: usize) -> Panels {
         Panels { at: self.a, lines: self.row.1.next_multiple_of(self.isa.mr), first: i }
     }
 
-    /// Panels of the right operand from column `j` of the block on.
+    /// Panels of the right operand from column `j` of the part on.
     fn shared_b(&self, j: usize) -> Panels {
         Panels { at: self.b, lines: self.column.1.next_multiple_of(self.isa.nr), first: j }
     }
@@ -320,8 +249,8 @@ impl Pass<'_> {
     /// As [`run`], for this tile.
     unsafe fn tile(&self, phase: &Phase<'_>, t: usize) {
         let (rows, columns) = (self.tiling.rows, self.tiling.columns);
-        let (is_first, is_last) = (self.phase == 0, self.is_last);
-        // Tasks that follow one another share columns, whose panels take most of a cache.
+        let (is_first, is_last) = (self.is_first, self.is_last);
+        // Tiles that follow one another share columns, whose panels take most of a cache.
         let (row, column) = (t % rows.count, t / rows.count);
         let ((i, m), (j, n)) = (rows.part(row), columns.part(column));
         let (top, left) = (self.row.0 + i, self.column.0 + j);
@@ -332,7 +261,7 @@ impl Pass<'_> {
         debug_assert!(m * n <= TILE_AREA);
         // SAFETY: the tile lies within the result and no other task writes it.
         unsafe {
-            if columns.count == 1 && !self.is_packed {
+            if columns.count == 1 {
                 self.pack_a(phase, row);
             }
             // Panels that only this tile uses are packed one by one, into the same place, which stays in the cache.

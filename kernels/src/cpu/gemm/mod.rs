@@ -1,7 +1,7 @@
 //! Matrix products: `C = Σ αᵢ·Aᵢ·Bᵢ (+ bias) (+ C)` with operands of any float type, summed in `f32`.
 //!
-//! The result is cut into tiles by its shape alone; each is computed by one thread from the first to the last product, and
-//! within a product in order of depth, so that the bits do not depend on the number of threads (`blocked`, `tiling`).
+//! The result is cut into parts; each is computed by one thread from the first to the last product, and within a product in
+//! order of depth, so that the bits do not depend on how it is cut (`blocked`, `tiling`).
 //! Operands are copied into panels (`pack`) for micro-kernels that hold a part of the result in registers (`micro`).
 //! Products of two `bf16` operands are taken as they are where the CPU multiplies `bf16` (AVX-512 BF16, NEON BF16); all others are
 //! converted to `f32` in the panels. Results that are not `f32` are rounded once, at the end. Few rows are computed as dot
@@ -47,13 +47,15 @@ const SHALLOW: usize = 64;
 /// Most products of a turned job.
 const TURNED_PRODUCTS: usize = 4;
 
+/// Most multiply-adds of a product that is one task where there are several products.
+const ONE_TASK: usize = 1 << 21;
+
 /// Columns of a task of dot products.
 const DOT_COLUMNS: usize = 32;
 
-/// Most scratch of one thread: two copies of a tile.
-pub const SCRATCH_BYTES: usize = 2 * tiling::TILE_AREA * size_of::<f32>();
+/// Most scratch of one thread: packed operands and sums of what it computes.
+pub const SCRATCH_BYTES: usize = tiling::SCRATCH * size_of::<f32>();
 
-pub use blocked::SHARED_BYTES;
 pub(crate) use engine::{Engine, Panels};
 
 /// A matrix operand; element `(i, j)` is at `i * rs + j * cs`.
@@ -128,7 +130,7 @@ impl<'a> Job<'a> {
         Job { m, n, products, bias: None, accumulate: false, c, ldc: n, turned: false, dots: true }
     }
 
-    /// Runs all tiles in parallel.
+    /// Runs all parts in parallel.
     ///
     /// # Safety
     /// Operands and result have the extents stated, the result overlaps no operand, and nothing else uses it.
@@ -251,6 +253,12 @@ impl<'a> Job<'a> {
     }
 }
 
+/// Floats from row to row of a matrix with that many columns, so that its rows can be read in place, as `f32` or `bf16`.
+pub(crate) fn row_pitch(columns: usize) -> usize {
+    let line = 64 / size_of::<f32>();
+    if (columns * size_of::<f32>()).is_multiple_of(blocked::CROWDED) { columns + line } else { columns }
+}
+
 /// Whether `bf16` operands are multiplied as they are.
 pub(crate) fn multiplies_bf16() -> bool {
     micro::isa(simd::level()).pair.is_some()
@@ -258,7 +266,7 @@ pub(crate) fn multiplies_bf16() -> bool {
 
 /// Whether a product of these extents is done by one task, so that several are better run side by side.
 pub(crate) fn is_one_task(m: usize, n: usize, k: usize) -> bool {
-    blocked::is_one_tile(m, n, k, micro::isa(simd::level()))
+    (m * n).saturating_mul(k) <= ONE_TASK
 }
 
 /// `C (+)= alpha · A · B`, all `f32`, small enough for one task; `C` is row-major with `ldc` elements a row, operands have

@@ -1,25 +1,43 @@
-//! How a result is cut: a function of its extents, of the widths of panels and of the kernel's
-//! [`Choice`](crate::cpu::choice::Choice), and never of threads. Sums do not depend on it: each element adds its products in
-//! order of depth, whatever tile it is in.
+//! How a result is cut: into parts, one for a task, and these into tiles. Sums do not depend on it: each element adds its
+//! products in order of depth, whatever part and tile it is in. So parts may depend on the number of threads, and tiles on the
+//! kernel's [`Choice`](crate::cpu::choice::Choice).
 
+use super::blocked::{LINE, PHASE};
 use super::micro::Isa;
 use crate::cpu::choice;
 
-/// Largest extents of a block, whose operands are packed together.
-pub(super) const BLOCK: usize = 1024;
-
-/// Largest extents of a tile, which one task computes.
-pub(super) const TILE_ROWS: usize = 128;
-pub(super) const TILE_COLUMNS: usize = 256;
+/// Largest extents of a tile.
+const TILE_ROWS: usize = 128;
+const TILE_COLUMNS: usize = 256;
 
 /// Most elements of a tile.
-pub(super) const TILE_AREA: usize = 2 * TILE_ROWS * TILE_COLUMNS;
+pub(super) const TILE_AREA: usize = TILE_ROWS * TILE_COLUMNS;
 
-/// Work of a tile, in multiply-adds, below which it is not cut further for more parallelism.
-const TILE_WORK: usize = 1 << 20;
+/// Most columns of a part, whose panels a near cache keeps.
+const PART_COLUMNS: usize = 256;
 
-/// Tiles wanted of a large block, to occupy many cores.
-const TILES: usize = 16;
+/// Most columns and rows of a part where rows are packed, too: fewer would be packed too often.
+const PACKED_COLUMNS: usize = 512;
+const PACKED_ROWS: usize = 512;
+
+/// Most elements of a part whose sums are kept from phase to phase.
+const PART_AREA: usize = 1 << 18;
+
+/// Multiply-adds of a part below which cutting further does not pay.
+const PART_WORK: usize = 1 << 19;
+
+/// Most parts for a thread, unless scratch asks for more.
+const PARTS: usize = 16;
+
+/// Rows (of the other operand) that could be multiplied in the time that packing takes.
+const PACKING: usize = 24;
+
+/// The same for reading a left operand from a far cache.
+const READING: usize = 2;
+
+/// Most scratch of one thread, in floats: packed operands of a part and its sums, a tile twice, and what is rounded up.
+pub(super) const SCRATCH: usize =
+    (PACKED_ROWS + PACKED_COLUMNS + 128) * PHASE + PART_AREA + 2 * TILE_AREA + 64 * PHASE + 8 * LINE;
 
 /// An extent cut into parts of nearly equal length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +57,12 @@ impl Parts {
         Parts { n, to, units, count }
     }
 
+    /// So many parts, or fewer if there is not a unit of `to` for each.
+    fn cut(n: usize, count: usize, to: usize) -> Parts {
+        let units = n.div_ceil(to).max(1);
+        Parts { n, to, units, count: count.clamp(1, units) }
+    }
+
     /// Start and length of a part.
     pub(super) fn part(&self, i: usize) -> (usize, usize) {
         // The first of the parts have one unit more where they do not come out even.
@@ -48,7 +72,7 @@ impl Parts {
     }
 
     /// The largest part, whole units.
-    pub(super) fn most(&self) -> usize {
+    fn most(&self) -> usize {
         self.units.div_ceil(self.count) * self.to
     }
 }
@@ -76,7 +100,7 @@ impl Most {
     }
 }
 
-/// Tiles of a block.
+/// Tiles of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tiling {
     pub(super) rows: Parts,
@@ -84,19 +108,94 @@ pub(super) struct Tiling {
 }
 
 impl Tiling {
-    /// Of `m × n` elements of a product of depth `k`.
-    pub(super) fn new(m: usize, n: usize, k: usize, isa: &Isa, most: Most) -> Tiling {
+    /// Of `m × n` elements.
+    pub(super) fn new(m: usize, n: usize, isa: &Isa, most: Most) -> Tiling {
         let rows = if m > most.rows { most.rows / 2 } else { m };
-        let (mut mt, mut nt) = (rows.max(1), n.clamp(1, most.columns));
-        let count = |mt: usize, nt: usize| m.div_ceil(mt) * n.div_ceil(nt);
-        while count(mt, nt) < TILES && mt * nt * k > 2 * TILE_WORK && (mt > isa.mr || nt > isa.nr) {
-            let cut_rows = nt <= isa.nr || (mt > isa.mr && mt >= nt);
-            if cut_rows { mt = mt.div_ceil(2) } else { nt = nt.div_ceil(2) }
-        }
-        Tiling { rows: Parts::new(m, mt, isa.mr), columns: Parts::new(n, nt, isa.nr) }
+        Tiling { rows: Parts::new(m, rows, isa.mr), columns: Parts::new(n, most.columns, isa.nr) }
     }
 
     pub(super) fn count(&self) -> usize {
         self.rows.count * self.columns.count
     }
+}
+
+/// What a sum of products is to whoever cuts it.
+pub(super) struct Extents {
+    pub(super) m: usize,
+    pub(super) n: usize,
+    /// Of all products.
+    pub(super) depth: usize,
+    /// Whether rows of the left operand are packed.
+    pub(super) packs_a: bool,
+    /// Whether sums are kept in scratch from phase to phase.
+    pub(super) keeps_c: bool,
+}
+
+/// Parts of a result, each of which is a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Grid {
+    rows: Parts,
+    columns: Parts,
+}
+
+impl Grid {
+    /// The grid that is expected to be fastest on so many threads, of those whose parts fit scratch.
+    pub(super) fn new(e: &Extents, isa: &Isa, threads: usize) -> Grid {
+        let worth = (e.m * e.n).saturating_mul(e.depth) / PART_WORK;
+        let most = worth.min(PARTS * threads);
+        let most_columns = if e.packs_a { PACKED_COLUMNS } else { PART_COLUMNS };
+        let (mut best, mut least) = (None, usize::MAX);
+        for columns in counts(e.n.div_ceil(isa.nr)) {
+            let columns = Parts::cut(e.n, columns, isa.nr);
+            if columns.most() > most_columns.next_multiple_of(isa.nr) {
+                continue;
+            }
+            for rows in counts(e.m.div_ceil(isa.mr)) {
+                // More than it is worth only if scratch asks for it.
+                if best.is_some() && rows * columns.count > most {
+                    break;
+                }
+                let grid = Grid { rows: Parts::cut(e.m, rows, isa.mr), columns };
+                let time = if grid.has_room(e, isa) { grid.time(e, threads) } else { continue };
+                if time < least {
+                    (best, least) = (Some(grid), time);
+                }
+            }
+            if best.is_some() && columns.count > most {
+                break;
+            }
+        }
+        let smallest = || Grid { rows: Parts::new(e.m, 1, isa.mr), columns: Parts::new(e.n, 1, isa.nr) };
+        best.unwrap_or_else(smallest)
+    }
+
+    /// Whether scratch has room for what a part keeps of its rows.
+    fn has_room(&self, e: &Extents, isa: &Isa) -> bool {
+        let (m, n) = (self.rows.most(), self.columns.most());
+        (!e.packs_a || m <= PACKED_ROWS.next_multiple_of(isa.mr)) && (!e.keeps_c || m * n <= PART_AREA)
+    }
+
+    /// How long it takes, in multiply-adds of a unit of depth: what the thread with the most parts has to do, and a fifth of a
+    /// part that it waits for another.
+    fn time(&self, e: &Extents, threads: usize) -> usize {
+        let (m, n) = (self.rows.most(), self.columns.most());
+        let part = m * n + PACKING * n + if e.packs_a { PACKING } else { READING } * m;
+        let rounds = self.count().div_ceil(threads);
+        part * rounds + if threads > 1 { part / 5 } else { 0 }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.rows.count * self.columns.count
+    }
+
+    /// Start and extent of a part's rows and columns. Parts that follow one another share columns.
+    pub(super) fn part(&self, i: usize) -> ((usize, usize), (usize, usize)) {
+        (self.rows.part(i % self.rows.count), self.columns.part(i / self.rows.count))
+    }
+}
+
+/// Numbers of parts that are tried: one, and about a third more each time, at most `most`.
+fn counts(most: usize) -> impl Iterator<Item = usize> {
+    let next = move |n: &usize| (*n < most).then(|| (n + n.div_ceil(3)).min(most));
+    std::iter::successors(Some(1), next)
 }

@@ -62,6 +62,11 @@ impl Projection {
     fn row_bytes(&self) -> usize {
         self.width * self.x.size()
     }
+
+    /// Floats from the logits of one token to those of the next.
+    fn pitch(&self) -> usize {
+        gemm::row_pitch(self.vocab)
+    }
 }
 
 /// `linear_cross_entropy_kd`, `_bwd` and `_fused`.
@@ -118,11 +123,11 @@ impl Head {
         }
         let teacher_vocab = head.teacher.map_or(0, |t| t.vocab);
         head.chunk = chunk_rows(head.tokens, head.student.vocab + teacher_vocab);
-        head.layout = head.lay_out(teacher_vocab);
+        head.layout = head.lay_out();
         Ok(head)
     }
 
-    fn lay_out(&self, teacher_vocab: usize) -> Layout {
+    fn lay_out(&self) -> Layout {
         let mut at = 0;
         let mut next = |bytes: usize| {
             let start = at;
@@ -133,8 +138,8 @@ impl Head {
         let dh_row = if self.mode == Mode::Forward { 0 } else { self.student.row_bytes() };
         let mut layout = Layout {
             active: next(self.tokens * size_of::<u32>()),
-            z: next(self.chunk * self.student.vocab * size_of::<f32>()),
-            zt: next(self.chunk * teacher_vocab * size_of::<f32>()),
+            z: next(self.chunk * self.student.pitch() * size_of::<f32>()),
+            zt: next(self.chunk * self.teacher.map_or(0, |t| t.pitch()) * size_of::<f32>()),
             h: next(self.chunk * self.student.row_bytes()),
             ht: next(self.chunk * teacher_row),
             dh: next(self.chunk * dh_row),
@@ -223,10 +228,10 @@ impl Head {
             }
             let h = Dst::new(rows.as_mut_ptr(), p.x).src();
             let w = Mat::rows(call.src(x + 1, p.w), p.width);
-            let z = Dst::floats(call.work(z_at, n * p.vocab));
+            let z = Dst::floats(call.work(z_at, n * p.pitch()));
             let products = [Product::new(Mat::rows(h, p.width), w.t(), p.width)];
             // The logits of a token are the same in any chunk.
-            Job { dots: false, ..Job::new(n, p.vocab, &products, z) }.run();
+            Job { dots: false, ldc: p.pitch(), ..Job::new(n, p.vocab, &products, z) }.run();
         }
     }
 
@@ -238,10 +243,11 @@ impl Head {
         let (o, v) = (self.first(), self.student.vocab);
         let vt = self.teacher.map_or(0, |t| t.vocab);
         let n = active.len();
+        let (pitch, pitch_t) = (self.student.pitch(), self.teacher.map_or(0, |t| t.pitch()));
         // SAFETY: by contract; rows are disjoint.
         unsafe {
-            let z = par::Shared::new(call.work::<f32>(self.layout.z, n * v));
-            let zt = par::Shared::new(call.work::<f32>(self.layout.zt, n * vt));
+            let z = par::Shared::new(call.work::<f32>(self.layout.z, n * pitch));
+            let zt = par::Shared::new(call.work::<f32>(self.layout.zt, n * pitch_t));
             let losses = par::Shared::new(call.work::<[f64; 3]>(self.layout.losses, n));
             let (labels, w_ce) = (call.input::<i32>(o + 2), call.input::<f32>(o + 3));
             let distils = self.attrs.distils();
@@ -253,12 +259,12 @@ impl Head {
             par::ranges(n, par::rows_grain(4 * (v + vt)), |range| {
                 for r in range {
                     let i = active[r] as usize;
-                    let z = z.slice(r * v, v);
+                    let z = z.slice(r * pitch, v);
                     let label = self.label(labels[i]);
                     let w_ce = if label.is_some() { w_ce[i] } else { 0.0 };
                     let w_kd = w_kd.get(i).copied().unwrap_or(0.0);
                     let (a, b) = (g_ce * w_ce, g_kd * w_kd * t as f32);
-                    let zt = zt.slice(r * vt, vt);
+                    let zt = zt.slice(r * pitch_t, vt);
                     let is_forward = self.attrs.divergence == Divergence::ForwardKl && vt >= v;
                     let forward = (self.attrs.kd == KdKind::Logits && is_forward)
                         .then(|| Forward::new(z, zt, label, t as f32));
@@ -329,8 +335,8 @@ impl Head {
         let bytes = p.row_bytes();
         // SAFETY: by contract; the parts of the workspace do not overlap.
         unsafe {
-            let z = call.work::<f32>(self.layout.z, n * p.vocab);
-            let mut dz = Mat::rows(Dst::floats(z).src(), p.vocab);
+            let z = call.work::<f32>(self.layout.z, n * p.pitch());
+            let mut dz = Mat::rows(Dst::floats(z).src(), p.pitch());
             if self.attrs.need_dw {
                 let h = Dst::new(call.work::<u8>(self.layout.h, n * bytes).as_mut_ptr(), p.x).src();
                 let products = [Product::new(dz.t(), Mat::rows(h, p.width), n)];
@@ -339,13 +345,13 @@ impl Head {
                 if self.rounds() {
                     let z = par::Shared::new(z);
                     par::ranges(n, par::rows_grain(p.vocab), |range| {
-                        range.for_each(|r| round_in_place(z.slice(r * p.vocab, p.vocab)));
+                        range.for_each(|r| round_in_place(z.slice(r * p.pitch(), p.vocab)));
                     });
                 }
             }
             if self.rounds() {
                 let src = Src::new(dz.src.ptr(), DType::Bf16);
-                dz = Mat { rs: 2 * p.vocab, ..Mat::rows(src, p.vocab) };
+                dz = Mat::rows(src, 2 * p.pitch());
             }
             let w = self.weight().mat(call);
             let dh = call.work::<u8>(self.layout.dh, n * bytes);

@@ -340,34 +340,35 @@ impl AttentionBwd {
             }
         };
         let panels = |i: usize| block(0, i).rows.div_ceil(self.e.nr());
-        let keys = |t: usize| (block(t / tiles, 0), t % tiles);
-        // Keys and the queries of the first block are packed; a block is computed; its queries are written and those of the
-        // next are packed; and so on. In the end the gradients of keys are written.
+        // Of a head: keys and the queries of the first block are packed; a block is computed; its queries are written and those
+        // of the next are packed; and so on. In the end the gradients of keys are written.
         let last = 2 * blocks + 1;
         let count = |step: usize| match step {
-            0 => n * (tiles + panels(0)),
-            _ if step == last => n * if s.x == DType::F32 { 0 } else { tiles },
-            _ if step % 2 == 1 => n * self.chunks,
-            _ => n * (panels(step / 2 - 1) + if step / 2 < blocks { panels(step / 2) } else { 0 }),
+            0 => tiles + panels(0),
+            _ if step == last => {
+                if s.x == DType::F32 {
+                    0
+                } else {
+                    tiles
+                }
+            }
+            _ if step % 2 == 1 => self.chunks,
+            _ => panels(step / 2 - 1) + if step / 2 < blocks { panels(step / 2) } else { 0 },
         };
-        par::run_phases(last + 1, count, |step, t| {
+        par::run_lanes(n, last + 1, count, |step, head, t| {
             // SAFETY: by contract; tasks write disjoint tiles, panels, and chunks.
             unsafe {
                 if step == last {
-                    let (block, tile) = keys(t);
-                    return self.store_keys(call, &block, tile);
+                    return self.store_keys(call, &block(head, 0), t);
                 }
                 if step % 2 == 1 {
-                    return self.chunk(call, tokens, &block(t % n, step / 2), t / n);
+                    return self.chunk(call, tokens, &block(head, step / 2), t);
                 }
-                let before = if step == 0 { n * tiles } else { n * panels(step / 2 - 1) };
+                let before = if step == 0 { tiles } else { panels(step / 2 - 1) };
                 match t.checked_sub(before) {
-                    Some(t) => self.pack_queries(call, tokens, &block(t % n, step / 2), t / n),
-                    None if step == 0 => {
-                        let (block, tile) = keys(t);
-                        self.pack_keys(call, &block, tile);
-                    }
-                    None => self.store_queries(call, tokens, &block(t % n, step / 2 - 1), t / n),
+                    Some(t) => self.pack_queries(call, tokens, &block(head, step / 2), t),
+                    None if step == 0 => self.pack_keys(call, &block(head, 0), t),
+                    None => self.store_queries(call, tokens, &block(head, step / 2 - 1), t),
                 }
             }
         });
