@@ -122,6 +122,29 @@ run() {
         "$kfc" explain "$work/tune-$workload/job.toml" --device cuda | sed -n '/how kernels are made/,/^$/p'
     done
 
+    section "cuBLASLt: tried for plain products, and run twice where it wins"
+    library=${KFC_CUBLASLT:-${KFC_NVRTC:-}}
+    [ -z "$library" ] || export KFC_CUBLASLT=$library
+    if KFC_TUNING=$work/library.json "$kfc" tune "$work/small/job.toml" --device cuda --seconds 120 --allow-other-bits --json \
+        --quiet >"$work/library"; then
+        python3 - "$work/library.json" <<'PY'
+import json, sys
+for key, kernel in json.load(open(sys.argv[1]))["kernels"].items():
+    for t in kernel["tried"]:
+        if t["choice"].startswith("cuBLASLt"):
+            print(f"{key}: {t['ns'] / 1e3:.1f} µs, {t['out'] or 'runs'}; kept: {kernel['choice']}")
+PY
+        for run in first second; do
+            KFC_TUNING=$work/library.json "$kfc" bench small --json --quiet --device cuda >"$work/library-$run" ||
+                fail "bench small as tuned with other bits"
+        done
+        KFC_TUNING=off "$kfc" bench small --json --quiet --device cuda >"$work/library-off" || fail "bench small, untuned"
+        compare "$work/library-first" "$work/library-second" 0 || fail "bits as tuned with other bits"
+        compare "$work/library-off" "$work/library-first" 2e-2 || fail "losses as tuned with other bits"
+    else
+        fail "tuning with other bits"
+    fi
+
     section "times and memory"
     : >"$work/benches"
     for workload in ${WORKLOADS:-tiny small llama1b llama8b}; do

@@ -71,6 +71,49 @@ fn without_triton_it_says_what_to_do() {
     }
 }
 
+/// The command line goes before the environment, and that before the job; each is called by its name when it cannot compile.
+#[test]
+fn a_python_is_named_in_three_places() {
+    let world = World::new();
+    let script = |name: &str, text: &str| {
+        let path = world.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    script("old", "echo '{\"triton\": \"2.1.0\"}'; cat > /dev/null");
+    script("bare", "echo '{\"error\": \"has no Triton\"}'");
+    script("silent", "exit 3");
+    std::fs::write(world.join("plain"), "no program").unwrap();
+    let told = |job: &str, environment: Option<&str>, flag: Option<&str>| {
+        let mut c = command();
+        c.arg("compile")
+            .arg(self::job(&world))
+            .args(["--target", "triton:sm_90", "--emit"])
+            .arg(world.join("out"));
+        c.arg("--set").arg(format!("kernels.python={}", world.join(job).display()));
+        c.env("XDG_CACHE_HOME", world.join("cache")).env_remove("KFC_PYTHON");
+        environment.iter().for_each(|name| _ = c.env("KFC_PYTHON", world.join(name)));
+        flag.iter().for_each(|name| _ = c.arg("--python").arg(world.join(name)));
+        let output = c.output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for (named, parts) in [
+        (("old", None, None), ["old (kernels.python): ", "has Triton 2.1.0"]),
+        (("plain", None, None), ["plain (kernels.python): ", "cannot be started"]),
+        (("old", Some("bare"), None), ["bare (KFC_PYTHON): ", "has no Triton"]),
+        (("old", Some("bare"), Some("silent")), ["silent (--python): ", "ended"]),
+    ] {
+        let message = told(named.0, named.1, named.2);
+        parts.iter().for_each(|part| assert!(message.contains(part), "{part}: {message}"));
+        assert!(message.contains("kernels.python in the job"), "{message}");
+    }
+    // It is for Triton alone.
+    let mut c = command();
+    c.arg("compile").arg(self::job(&world)).args(["--python", "x", "--emit"]).arg(world.join("out"));
+    assert_eq!(c.output().unwrap().status.code(), Some(2));
+}
+
 #[test]
 fn cuda_kernels_are_written() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

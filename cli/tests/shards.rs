@@ -20,7 +20,7 @@ fn archives_of_the_webdataset_package_are_read() {
     let out = Folder::new();
     let back = out.join("back.jsonl");
     let done = succeeds(&args!["data", "shard", data.join("webdataset-{000000..000001}.tar"), "--out", back]);
-    assert!(done.contains("44 rows in 1 shards"), "{done}");
+    assert!(done.contains("44 rows in 1 shard,"), "{done}");
     assert_eq!(lines(&back), lines(&data.join("webdataset.jsonl")));
 }
 

@@ -24,6 +24,15 @@ pub struct JobConfig {
     pub train: TrainSection,
     /// What the run's page shows beside curves.
     pub report: Option<ReportSection>,
+    /// How kernels are compiled.
+    pub kernels: Option<KernelsSection>,
+}
+
+/// `[kernels]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelsSection {
+    /// A Python with Triton; `None` leaves it to be found.
+    pub python: Option<PathBuf>,
 }
 
 /// `[report]`

@@ -7,6 +7,7 @@ use crate::files::FileError;
 use kfc_graph::GraphError;
 use kfc_kernels::KernelError;
 use kfc_ops::model::ModelError;
+use std::io::ErrorKind;
 use thiserror::Error;
 
 /// Why a command could not be carried out.
@@ -64,7 +65,10 @@ impl RunError {
     /// Whether the user's input is at fault, rather than the run itself.
     pub fn is_input(&self) -> bool {
         match self {
-            RunError::Data(DataError::Io { source, .. }) => source.kind() != std::io::ErrorKind::StorageFull,
+            RunError::Data(DataError::Io { source, .. }) => !matches!(
+                source.kind(),
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
+            ),
             RunError::Input(_) | RunError::Model { .. } | RunError::Data(_) => true,
             RunError::Cuda(e) => e.is_input(),
             RunError::File(FileError::Invalid { .. }) => true,

@@ -10,6 +10,7 @@ pub mod alone;
 pub mod calibration;
 pub mod checkpoint;
 pub mod config;
+mod counted;
 pub mod data;
 pub mod device;
 pub mod edited;
@@ -44,4 +45,5 @@ pub mod train;
 pub mod triton;
 pub mod tuning;
 
+pub use counted::counted;
 pub use error::{Result, RunError};

@@ -46,6 +46,7 @@ fn job() -> JobConfig {
     let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/tests/parity/cases/llama");
     JobConfig {
         report: None,
+        kernels: None,
         model: ModelSection {
             path: case.join("student"),
             init: ModelInit::Pretrained,

@@ -86,12 +86,18 @@ pub(super) fn command() -> Command {
         .arg(super::path(
             "python",
             "PATH",
-            "Python with Triton 3.6 [default: KFC_PYTHON, .gpu-toolchain, python3]",
+            "Python with Triton 3.6 [default: KFC_PYTHON, kernels.python of the job, .gpu-toolchain, python3]",
         ))
 }
 
 pub(super) fn from_matches(matches: &ArgMatches) -> Result<CompileArgs, clap::Error> {
     let target = super::required(matches, "target")?;
+    let python: Option<PathBuf> = matches.get_one("python").cloned();
+    if python.is_some() && !matches!(target, Target::Triton(_)) {
+        return Err(super::usage_error(
+            "--python compiles Triton kernels: use it with --target triton:sm_90 or the like",
+        ));
+    }
     Ok(CompileArgs {
         config: super::required(matches, "config")?,
         set: super::all(matches, "set"),
@@ -99,6 +105,6 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<CompileArgs, clap::Er
         edits: super::edits_of(matches, target != Target::Cpu, "--target cuda:… or triton:…")?,
         emit: super::required(matches, "emit")?,
         mem_budget: matches.get_one("mem-budget").copied(),
-        python: matches.get_one("python").cloned(),
+        python,
     })
 }

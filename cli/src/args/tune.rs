@@ -43,9 +43,10 @@ within train.mem_budget. No choice changes a bit of any result. A choice is used
 one by more than the noise, and if the whole step is; `kfc explain` shows it beside the runners-up.
 
 On a GPU, kernels are tried that are cut in another way (products and attention: rows, columns and depth of a tile, warps,
-stages) or printed in Triton instead of CUDA C++, if there is a Python with Triton (KFC_PYTHON) or they are in the cache. Those
-that do not compile, spill registers, do not fit the device or give wrong results are out; one that breaks the device is written
-down and never launched again. One whose results are right but have other bits is timed and shown, and used only with
+stages) or printed in Triton instead of CUDA C++, and heads that take fewer tokens at once. Triton is tried if there is a Python
+with it (KFC_PYTHON, or kernels.python of the job) or kernels are in the cache, cuBLASLt for plain products if the library is there
+(KFC_CUBLASLT names its folder). Those that do not compile, spill registers, do not
+fit the device or give wrong results are out; one that breaks the device is written down and never launched again. One whose results are right but have other bits is timed and shown, and used only with
 --allow-other-bits: runs have other bits then, say so, and are resumed with the same kernels alone.
 
 What is found and measured is kept in $XDG_CACHE_HOME/kfc (or ~/.cache/kfc), for this CPU, level of instructions and number

@@ -11,6 +11,7 @@ use kfc_kernels::tile::lower::{Lowered, lower};
 use kfc_runtime::device::cuda::{self, Gpu};
 use kfc_runtime::models::Model;
 use kfc_runtime::train::{data, setup};
+use kfc_runtime::triton::Python;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -35,7 +36,8 @@ pub fn run(args: &BenchArgs, kernel: &KernelArgs, index: usize, global: &Global)
     let lowered = lower(&compiled.plans)?;
     let Some(name) = &kernel.name else { return list(&lowered, global) };
     let gpu = Gpu::open(index)?;
-    let alone = cuda::alone(&gpu, &lowered, name, kernel.file.as_deref(), args.kernels.as_deref())?;
+    let (file, folder) = (kernel.file.as_deref(), args.kernels.as_deref());
+    let alone = cuda::alone(&gpu, &lowered, name, file, folder, &Python::of_job(job))?;
     let timed = Timed::of(&alone, kernel, &work(&gpu, &lowered, name), global.quiet)?;
     if global.json {
         let object = |t: &Sampled| t.json(alone.limit());

@@ -166,7 +166,13 @@ impl<'a> Samples<'a> {
             Ok(read_json(path).map_err(kfc_runtime::RunError::from)?)
         };
         let new = self.path("new");
-        let (estimates, sample) = (read(&new.join("estimates.json"))?, read(&new.join("sample.json"))?);
+        // Criterion says nothing of what it cannot write.
+        let kept = |name: &str| {
+            read(&new.join(name)).map_err(|e| {
+                anyhow::anyhow!("{e:#}: criterion could not keep its samples; CRITERION_HOME names a folder with room for them")
+            })
+        };
+        let (estimates, sample) = (kept("estimates.json")?, kept("sample.json")?);
         let change = self.path("change").join("estimates.json");
         let change = if change.is_file() { Estimate::read(&read(&change)?["mean"]) } else { None };
         let baseline = self.kernel.save_baseline.as_ref().or(self.kernel.baseline.as_ref());

@@ -184,6 +184,7 @@ impl Workload {
     pub fn job(&self, dir: &Path, dtype: DType) -> JobConfig {
         JobConfig {
             report: None,
+            kernels: None,
             model: ModelSection { path: dir.join(STUDENT), dtype: Some(dtype), ..model_defaults() },
             lora: Some(LoraSection { r: RANK, dropout: 0.0, ..lora_defaults() }),
             distill: self

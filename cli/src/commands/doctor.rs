@@ -9,6 +9,7 @@ use crate::error::Outcome;
 use crate::output;
 use kfc_kernels::cpu::simd;
 use kfc_runtime::calibration::Calibration;
+use kfc_runtime::counted;
 use kfc_runtime::machine::{self, Memory};
 use kfc_runtime::profile::Machine;
 use serde_json::{Value, json};
@@ -54,7 +55,7 @@ fn text(memory: Memory, disks: &[std::io::Result<Speed>], gpu: &Gpu, fit: Option
                 simd::names(&simd::available())
             ),
         ),
-        ("cores", format!("{} usable, {threads} threads for kernels", machine::cores())),
+        ("cores", format!("{} usable, {} for kernels", machine::cores(), counted(threads, "thread"))),
         ("memory", format!("{} of {} free", format_bytes(memory.available), format_bytes(memory.total))),
     ];
     rows.push(match memory.group {

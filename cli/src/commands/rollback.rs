@@ -7,6 +7,7 @@ use crate::args::{Global, RollbackArgs};
 use crate::error::{Outcome, input_error};
 use crate::output;
 use crate::run_dir::RunDir;
+use kfc_runtime::counted;
 use kfc_runtime::{RunError, files};
 
 /// Copies the snapshot of a run to `--out`, which must not exist and appears complete or not at all.
@@ -33,7 +34,7 @@ pub fn run(args: &RollbackArgs, global: &Global) -> anyhow::Result<Outcome> {
     if global.json {
         output::json_line(&serde_json::json!({ "out": output::shown(out), "files": copied }))?;
     } else {
-        output::stdout_line(&format!("restored {copied} files to {}", out.display()))?;
+        output::stdout_line(&format!("restored {} to {}", counted(copied, "file"), out.display()))?;
     }
     Ok(Outcome::Done)
 }

@@ -27,6 +27,9 @@ pub fn to_toml(job: &JobConfig) -> String {
     if let Some(report) = &job.report {
         print_section(&mut text, &schema::report(), report);
     }
+    if let Some(kernels) = &job.kernels {
+        print_section(&mut text, &schema::kernels(), kernels);
+    }
     text
 }
 

@@ -23,6 +23,7 @@ pub fn reference_markdown() -> String {
     markdown_section(&mut page, &schema::data(), "Required.");
     markdown_section(&mut page, &schema::train(), "Required.");
     markdown_section(&mut page, &schema::report(), "");
+    markdown_section(&mut page, &schema::kernels(), "");
     page
 }
 
@@ -50,6 +51,7 @@ pub fn reference_text() -> String {
     text_section(&mut text, &schema::data());
     text_section(&mut text, &schema::train());
     text_section(&mut text, &schema::report());
+    text_section(&mut text, &schema::kernels());
     text
 }
 

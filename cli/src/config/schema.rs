@@ -5,9 +5,9 @@ use super::field::{Bytes, Context, Field};
 use super::node::{Node, Value};
 use super::suggest::nearest;
 use kfc_runtime::config::{
-    DistillSection, Divergence, EwcMode, EwcSection, FeatureSection, Important, JobConfig, Length, LoraInit,
-    LoraSection, LoraTargets, ModelInit, ModelSection, RecomputePolicy, ReportSection, Schedule,
-    TrainSection,
+    DistillSection, Divergence, EwcMode, EwcSection, FeatureSection, Important, JobConfig, KernelsSection,
+    Length, LoraInit, LoraSection, LoraTargets, ModelInit, ModelSection, RecomputePolicy, ReportSection,
+    Schedule, TrainSection,
 };
 use std::path::PathBuf;
 
@@ -391,6 +391,23 @@ pub(super) fn report() -> Section<ReportSection> {
     }
 }
 
+pub(super) fn kernels() -> Section<KernelsSection> {
+    type S = KernelsSection;
+    Section {
+        name: "kernels",
+        doc: "How kernels of a GPU are compiled. Changes no result.",
+        defaults: || KernelsSection { python: None },
+        keys: vec![
+            key!(
+                S,
+                python,
+                "A Python with Triton 3.6, for kernels in Triton. `--python` and KFC_PYTHON go before it."
+            )
+            .otherwise("`.gpu-toolchain/bin/python` in the current folder, else `python3`"),
+        ],
+    }
+}
+
 /// `steps` and `epochs` fill one field; that exactly one is given is checked with the other relations.
 fn length_keys() -> Vec<Key<TrainSection>> {
     vec![
@@ -430,7 +447,7 @@ fn length_keys() -> Vec<Key<TrainSection>> {
 }
 
 /// Names of the sections at the top of a file.
-const SECTIONS: [&str; 7] = ["model", "lora", "distill", "ewc", "data", "train", "report"];
+const SECTIONS: [&str; 8] = ["model", "lora", "distill", "ewc", "data", "train", "report", "kernels"];
 
 /// Every key with its section, for "did you mean".
 fn all_keys() -> Vec<(&'static str, &'static str)> {
@@ -445,6 +462,7 @@ fn all_keys() -> Vec<(&'static str, &'static str)> {
         names(data()),
         names(train()),
         names(report()),
+        names(kernels()),
     ]
     .concat()
 }
@@ -485,6 +503,7 @@ pub(super) fn decode_job(root: &Node, context: &Context) -> Result<JobConfig, Co
         data: decode_required(&data(), root, context)?,
         train: decode_required(&train(), root, context)?,
         report: decode_optional(&report(), root, context)?,
+        kernels: decode_optional(&kernels(), root, context)?,
     })
 }
 

@@ -270,9 +270,10 @@ fn job() -> impl Strategy<Value = JobConfig> {
         prop::option::of(distill()),
         prop::option::of(ewc()),
         prop::option::of(report()),
+        prop::option::of(prop::option::of(path()).prop_map(|python| KernelsSection { python })),
     );
     (model, optional, data(), train()).prop_map(
-        |(model, (lora, distill, mut ewc, mut report), data, train)| {
+        |(model, (lora, distill, mut ewc, mut report, kernels), data, train)| {
             if lora.is_some() && model.init == ModelInit::Random {
                 report = None;
             }
@@ -285,7 +286,7 @@ fn job() -> impl Strategy<Value = JobConfig> {
                     ewc.important = Important::Keep;
                 }
             }
-            JobConfig { model, lora, distill, ewc, data, train, report }
+            JobConfig { model, lora, distill, ewc, data, train, report, kernels }
         },
     )
 }

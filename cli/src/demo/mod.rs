@@ -220,6 +220,7 @@ impl Demo<'_> {
             data: data_defaults(),
             train: train_defaults(),
             report: None,
+            kernels: None,
         };
         job.data.tokenizer = Some(world.tokenizer.clone());
         job.data.seq_len = Some(world.longest);

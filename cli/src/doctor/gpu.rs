@@ -18,7 +18,10 @@ pub(crate) struct Gpu {
 }
 
 /// Libraries that a CUDA device needs, or can use; the name that files begin with.
-const LIBRARIES: [&str; 3] = ["libcuda.so.1", "libnvrtc.so", "libcublasLt.so"];
+const LIBRARIES: [&str; 3] = ["libcuda.so.1", "libnvrtc.so", OPTIONAL];
+
+/// The one that is never needed.
+const OPTIONAL: &str = "libcublasLt.so";
 
 /// Where loaders look beside `LD_LIBRARY_PATH`.
 const FOLDERS: [&str; 10] = [
@@ -51,6 +54,7 @@ pub(crate) fn find() -> Gpu {
         .and_then(|v| v.lines().next().map(|l| l.trim_start_matches("NVRM version:").trim().to_owned()));
     let mut folders: Vec<PathBuf> =
         std::env::var_os("LD_LIBRARY_PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default();
+    folders.extend(std::env::var_os("KFC_CUBLASLT").map(PathBuf::from));
     folders.extend(FOLDERS.map(PathBuf::from));
     let locate = |library: &'static str| {
         let found = folders.iter().find_map(|folder| {
@@ -75,6 +79,7 @@ impl Gpu {
         for (name, path) in &self.libraries {
             parts.push(match path {
                 Some(path) => path.display().to_string(),
+                None if *name == OPTIONAL => format!("no {name} (products are done by kfc's own kernels)"),
                 None => format!("no {name}"),
             });
         }

@@ -2,6 +2,7 @@
 //! [`Builder::finish`], so that kernels read as straight lines.
 
 use super::ir::{Access, Binary, Carried, Compare, Elem, Fold, Inst, Param, Program, Stmt, Ty, Unary, Var};
+use super::plain::Plain;
 use super::tiling::{STAGES, Tiled};
 use super::{TileError, verify};
 
@@ -28,10 +29,26 @@ impl Builder {
             warps,
             stages: STAGES,
             tiled: None,
+            plain: None,
             body: Vec::new(),
             types: Vec::new(),
         };
         Builder { program, blocks: vec![Vec::new()], error: None }
+    }
+
+    /// Says that the program is the product of matrices `[m, k]` and `[k, n]` in these buffers and nothing else: `parts` of
+    /// them, one behind the other. Which of the factors are turned: kept as `[k, m]` or `[n, k]`.
+    pub(super) fn plain(
+        &mut self,
+        extents: [usize; 3],
+        parts: usize,
+        buffers: [Buffer; 3],
+        turned: [bool; 2],
+        adds: bool,
+    ) {
+        let params = buffers.map(|b| b.0);
+        let elems = [params[0], params[2]].map(|i| self.program.params[i].elem);
+        self.program.plain = Some(Plain { extents, parts, params, turned, elems, adds });
     }
 
     /// Says how what the program multiplies is cut.

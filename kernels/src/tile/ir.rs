@@ -1,5 +1,6 @@
 //! The tile language: what one kernel does, in terms of tiles of elements rather than threads.
 
+use super::plain::Plain;
 use super::tiling::Tiled;
 use kfc_graph::DType;
 use std::fmt;
@@ -341,6 +342,8 @@ pub struct Program {
     pub stages: usize,
     /// What it multiplies and how that is cut, if it can be cut in other ways.
     pub tiled: Option<Tiled>,
+    /// The product that it is, if it is nothing else ([`Plain::of`]).
+    pub(super) plain: Option<Plain>,
     /// What it does.
     pub body: Vec<Stmt>,
     pub(super) types: Vec<Ty>,

@@ -2,8 +2,10 @@
 
 use super::Program;
 use super::choice::{self, Choices};
+use super::chunk::Chunked;
 use super::header::Language;
-use super::programs::{Arg, EmitError, Sizes, emit_tiled};
+use super::plain::{Algorithm, Plain};
+use super::programs::{Arg, EmitError, emit_tiled};
 use crate::plan::{Place, Plan, Step};
 use kfc_graph::Op;
 use serde_json::{Value, json};
@@ -20,6 +22,8 @@ pub struct Kernel {
     pub key: String,
     /// The language that it is compiled from.
     pub language: Language,
+    /// How NVIDIA's library does it, if it is to.
+    pub library: Option<Algorithm>,
     /// How often all plans together launch it.
     pub launches: usize,
 }
@@ -28,7 +32,7 @@ impl Kernel {
     /// The kernel of a program as it is built in, launched once.
     pub fn of(program: Program) -> Kernel {
         let (name, key) = (program.name.clone(), choice::key(&program));
-        Kernel { name, program, key, language: Language::Cuda, launches: 1 }
+        Kernel { name, program, key, language: Language::Cuda, library: None, launches: 1 }
     }
 }
 
@@ -93,7 +97,8 @@ pub fn lower_chosen(plans: &[Plan], choices: &Choices) -> Result<Lowered, EmitEr
         let mut steps = Vec::new();
         for step in &plan.steps {
             let (inputs, outputs) = (&step.input_types, &step.output_types);
-            let emitted = emit_tiled(&step.op, inputs, outputs, &Sizes::default(), &choices.tilings)?;
+            let sizes = choices.sizes(&step.op, inputs, outputs);
+            let emitted = emit_tiled(&step.op, inputs, outputs, &sizes, &choices.tilings)?;
             let works = emitted.workspace_starts().0;
             let mut launches = Vec::new();
             for launch in emitted.launches {
@@ -112,7 +117,9 @@ pub fn lower_chosen(plans: &[Plan], choices: &Choices) -> Result<Lowered, EmitEr
                     };
                     let of = Kernel::of(launch.program);
                     let language = choices.language(&of.key);
-                    all.kernels.push(Kernel { name, language, launches: 0, ..of });
+                    // Others of these extents may add a bias.
+                    let library = choices.library(&of.key).filter(|_| Plain::of(&of.program).is_some());
+                    all.kernels.push(Kernel { name, language, library, launches: 0, ..of });
                     all.origins.push(origin);
                     all.kernels.len() - 1
                 });
@@ -183,10 +190,14 @@ impl Lowered {
         value
     }
 
-    /// The keys of the kernels of each step of a plan.
-    pub fn keys(&self, number: usize) -> Vec<Vec<String>> {
+    /// The keys of the kernels of each step of a plan, and before them that of the step if it is a head.
+    pub fn keys(&self, plan: &Plan, number: usize) -> Vec<Vec<String>> {
         let key = |l: &PlannedLaunch| self.kernels[l.kernel].key.clone();
-        self.launches[number].iter().map(|step| step.iter().map(key).collect()).collect()
+        let head = |s: &Step| Chunked::of(&s.op, &s.input_types, &s.output_types).map(|c| c.to_string());
+        let steps = plan.steps.iter().zip(&self.launches[number]);
+        steps
+            .map(|(step, launches)| head(step).into_iter().chain(launches.iter().map(key)).collect())
+            .collect()
     }
 
     fn launch_json(&self, l: &PlannedLaunch) -> Value {

@@ -11,11 +11,13 @@
 
 mod build;
 pub mod choice;
+pub mod chunk;
 pub mod cuda;
 pub mod header;
 pub mod interp;
 pub mod ir;
 pub mod lower;
+pub mod plain;
 pub mod programs;
 pub mod shortlist;
 pub mod tiling;

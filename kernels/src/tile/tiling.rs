@@ -96,6 +96,11 @@ impl Tilings {
         self.0.insert(shape, tiling);
     }
 
+    /// Goes back to what is built in for a shape.
+    pub fn forget(&mut self, shape: &Shape) {
+        self.0.remove(shape);
+    }
+
     /// The tiling of a shape.
     pub fn of(&self, shape: &Shape) -> Tiling {
         self.0.get(shape).copied().unwrap_or_else(|| Tiling::builtin(shape))

@@ -49,8 +49,8 @@ fn compile(arguments: &[&std::ffi::OsStr]) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// As driver.cc does.
-fn hash(bytes: &[u8]) -> String {
+/// What a binary is known by, as in driver.cc.
+pub fn hash(bytes: &[u8]) -> String {
     let step = |h: u64, b: &u8| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3);
     format!("{:016x}", bytes.iter().fold(0xcbf2_9ce4_8422_2325, step))
 }
@@ -168,6 +168,14 @@ impl Standin {
             std::fs::copy(entry.with_extension("cubin"), kernels.join(name).with_extension("cubin")).unwrap();
         }
         Standin::new(folder, emitted)
+    }
+
+    /// Puts a stand-in for cuBLASLt beside it (kernels/tests/cuda/cublaslt.cc). Returns the library's path.
+    pub fn with_cublaslt(&self) -> PathBuf {
+        let path = self.folder.join("libcublasLt.so.13");
+        let source = sources().join("cublaslt.cc");
+        compile(&["-o".as_ref(), path.as_os_str(), source.as_os_str(), "-ldl".as_ref()]);
+        path
     }
 
     /// Only the library: for what goes wrong before a kernel is loaded.

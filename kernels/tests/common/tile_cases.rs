@@ -98,7 +98,7 @@ pub(crate) fn large() -> Vec<Case> {
     ));
     let types = [f(&[1, 50, 20]), f(&[2100, 20]), t(DType::I32, &[1, 50])];
     let op = composite("linear_token_scores", &Attrs::new());
-    let sizes = Sizes { logits: 16 * 2100 };
+    let sizes = Sizes { logits: 16 * 2100, ..Sizes::default() };
     cases.push(Case { sizes, ..case("scores".into(), op, &types, unit(&types, 5)) });
     cases
 }
@@ -246,7 +246,7 @@ fn head(x: DType, kd: &str, divergence: &str) -> Vec<Case> {
         data[6] = (0..n * k).map(|i| (i * 13 % (v + 3)) as f64).collect();
         data[8].iter_mut().for_each(|lse| *lse = 2.5 + lse.abs());
     }
-    let sizes = Sizes { logits: 16 * (v + if kd == "topk" { 0 } else { vt }) };
+    let sizes = Sizes { logits: 16 * (v + if kd == "topk" { 0 } else { vt }), ..Sizes::default() };
     let label = |mode: &str| format!("chunks-{kd}-{divergence}-{mode}");
     let name = |mode: &str| composite(&format!("linear_cross_entropy_kd{mode}"), &attrs);
     vec![

@@ -47,7 +47,7 @@ enum : result {
 // What the driver knows how to do differently: version, devices, capability, processors, clock, free, total, shared, alloc (the error of an
 // allocation), init (that of starting), fault (ENTRY:N breaks at its Nth launch), parameters (so many fewer), order (1 for
 // descending warps), simulated (1: a kernel takes 10 to 106 us as its binary's hash has it, nothing else takes time); and what
-// the kernel does whose binary has this hash, or that is ENTRY/HIDDEN: faulty (breaks), idle (writes nothing), nudged (flips the last bit of each word of
+// the kernel does whose binary has this hash, or that is ENTRY/HIDDEN: faulty (breaks), idle (writes nothing), slow (takes 2 ms more of simulated time), nudged (flips the last bit of each word of
 // 32 bits that it changes: results are right, with other bits).
 static std::string setting(const std::string &name, const std::string &usual) {
     const char *all = getenv("KFC_STANDIN_SET");
@@ -454,6 +454,18 @@ API cuFuncGetParamInfo(Function *f, size_t i, size_t *offset, size_t *size) {
     *size = is_map ? 128 : 8;
     return SUCCESS;
 }
+// For cublaslt.cc: work in a stream that takes so many ms, and whether memory is there.
+extern "C" __attribute__((visibility("default"))) result kfc_standin_enqueue(Stream *s, double ms, void (*work)(void *), void *what) {
+    CURRENT;
+    driver.log << "library\n";
+    return enqueue(s, [=] {
+        driver.simulated += ms;
+        work(what);
+    });
+}
+extern "C" __attribute__((visibility("default"))) bool kfc_standin_inside(deviceptr at, size_t bytes) {
+    return inside(at, bytes);
+}
 API cuLaunchKernel(Function *f, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz, unsigned shared,
                    Stream *s, void **parameters, void **) {
     CURRENT;
@@ -488,6 +500,7 @@ API cuLaunchKernel(Function *f, unsigned x, unsigned y, unsigned z, unsigned tx,
             return;
         }
         driver.simulated += 0.01 + 0.001 * (double)(std::stoull(hash.substr(0, 8), nullptr, 16) % 97);
+        if (is_set("slow", hash, known)) driver.simulated += 2;
         if (is_set("idle", hash, known)) return;
         const auto run = (void (*)(unsigned, void **, unsigned, unsigned, unsigned, unsigned, bool))symbol("kfc_run");
         std::map<deviceptr, std::vector<uint32_t>> before;

@@ -14,7 +14,7 @@ use super::error::{DataError, Result};
 use super::rows::parse_row;
 use super::source::{Format, JsonRows, find, read_text};
 use super::tokenizer::Tokenizer;
-use crate::files::AtomicDir;
+use crate::files::{AtomicDir, FileError, write_json};
 
 const SPECIAL: [&str; 3] = ["<pad>", "<bos>", "<eos>"];
 /// The smallest vocabulary: special tokens and bytes.
@@ -55,7 +55,10 @@ pub fn train_byte_level(files: &[std::path::PathBuf], vocab: usize, out: &Path) 
             .map_err(failed)?;
     tokenizer.train(&mut trainer, texts.iter()).map_err(failed)?;
 
-    let file = |e: crate::files::FileError| config("tokenizer", e.to_string());
+    let file = |e: FileError| match e {
+        FileError::DiskFull { path, reason, .. } => DataError::Io { path, source: reason },
+        other => config("tokenizer", other.to_string()),
+    };
     crate::hf::folder::require_free(out).map_err(file)?;
     let dir = AtomicDir::create(out).map_err(file)?;
     let text = tokenizer.to_string(true).map_err(failed)?;
@@ -65,7 +68,7 @@ pub fn train_byte_level(files: &[std::path::PathBuf], vocab: usize, out: &Path) 
         "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": false, "pad_token": SPECIAL[0],
         "bos_token": SPECIAL[1], "eos_token": SPECIAL[2], "clean_up_tokenization_spaces": false,
     });
-    crate::files::write_json(&dir.path().join("tokenizer_config.json"), &settings).map_err(file)?;
+    write_json(&dir.path().join("tokenizer_config.json"), &settings).map_err(file)?;
     dir.commit().map_err(file)?;
     Tokenizer::load(out)
 }

@@ -1,5 +1,6 @@
 //! What reading a data set counts, for the user to see.
 
+use crate::counted;
 use std::fmt;
 
 /// How many examples are kept of each kind of trouble.
@@ -43,8 +44,13 @@ impl fmt::Display for DataReport {
         let full = 100.0 * self.tokens as f64 / (self.rows * self.seq_len).max(1) as f64;
         write!(
             f,
-            "{} rows of {} tokens ({full:.1} % full) from {} documents in {} files; {} tokens, {} trained",
-            self.rows, self.seq_len, self.documents, self.files, self.tokens, self.trained_tokens
+            "{} of {} tokens ({full:.1} % full) from {} in {}; {} tokens, {} trained",
+            counted(self.rows, "row"),
+            self.seq_len,
+            counted(self.documents, "document"),
+            counted(self.files, "file"),
+            self.tokens,
+            self.trained_tokens
         )?;
         let mut line = |count: usize, what: &str, examples: &[String]| match count {
             0 => Ok(()),

@@ -8,10 +8,12 @@ pub mod cuda;
 
 use crate::accounting::Account;
 use crate::calibration::Rates;
+use crate::config::JobConfig;
 use crate::edited::Edit;
 use crate::error::Result;
 use crate::exec::{BoundPlan, Copied, Store};
 use crate::profile::{Machine, PlanProfile, Stage, Startup};
+use crate::triton::Python;
 use crate::tuning::device::DeviceTuning;
 use crate::{memory, session};
 use cuda::{CudaMemory, CudaPlan, Gpu};
@@ -65,7 +67,10 @@ pub(crate) enum Opened {
         gpu: Arc<Gpu>,
         kernels: Option<PathBuf>,
         edits: Vec<Edit>,
-        choices: Choices,
+        choices: Box<Choices>,
+        python: Python,
+        /// What is to be said about choices.
+        notes: Vec<String>,
     },
 }
 
@@ -82,17 +87,31 @@ impl Opened {
                     true => Choices::default(),
                     false => DeviceTuning::load(&gpu.info.machine()).choices(),
                 };
-                Opened::Cuda { gpu, kernels: kernels.clone(), edits: edits.clone(), choices }
+                let (kernels, edits, notes) = (kernels.clone(), edits.clone(), Vec::new());
+                let choices = Box::new(choices);
+                Opened::Cuda { gpu, kernels, edits, choices, python: Python::default(), notes }
             }
         })
     }
 
     /// The same with other choices.
-    pub(crate) fn with_choices(self, choices: Choices) -> Opened {
-        match self {
-            Opened::Cpu => Opened::Cpu,
-            Opened::Cuda { gpu, kernels, edits, .. } => Opened::Cuda { gpu, kernels, edits, choices },
+    pub(crate) fn with_choices(mut self, other: Choices) -> Opened {
+        if let Opened::Cuda { choices, .. } = &mut self {
+            **choices = other;
         }
+        self
+    }
+
+    /// The same with the Python that a job names, and without choices for its plans that cannot be had here.
+    ///
+    /// # Errors
+    /// If an operation of the plans cannot run there.
+    pub(crate) fn settle(&mut self, job: &JobConfig, plans: &[Plan]) -> Result<()> {
+        if let Opened::Cuda { gpu, choices, python, notes, .. } = self {
+            *python = Python::of_job(job);
+            *notes = cuda::settle(gpu, plans, choices, python)?;
+        }
+        Ok(())
     }
 
     /// Kernels whose results have other bits than as built in, by key, and how they are made: those that plans with these
@@ -122,8 +141,10 @@ impl Opened {
                 let bound = session::bind_with(plans, store, copied)?;
                 (Memory::Host, bound.into_iter().map(|p| DevicePlan::Cpu(Box::new(p))).collect())
             }
-            Opened::Cuda { gpu, kernels, edits, choices } => {
-                let loaded = cuda::Loaded::new(gpu, plans, kernels.as_deref(), choices, edits)?;
+            Opened::Cuda { gpu, kernels, edits, choices, python, notes } => {
+                let folder = kernels.as_deref();
+                let mut loaded = cuda::Loaded::new(gpu, plans, folder, choices, edits, python)?;
+                loaded.notes.extend(notes.iter().cloned());
                 startup.lap(Stage::Compile);
                 let (memory, bound) = cuda::bind(gpu, plans, &loaded, store, account)?;
                 (Memory::Cuda(memory), bound.into_iter().map(|p| DevicePlan::Cuda(Box::new(p))).collect())

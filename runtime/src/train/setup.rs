@@ -24,7 +24,7 @@ use crate::tuning::device::DeviceTuning;
 use kfc_graph::{DType, InputKind, TensorType};
 use kfc_kernels::compile::Backend;
 use kfc_kernels::tile::Choices;
-use kfc_kernels::tile::lower::lower;
+use kfc_kernels::tile::lower::lower_chosen;
 use kfc_ops::model::LoraSpec;
 use kfc_ops::step::TrainedParam;
 use kfc_ops::step::train::{projector_input, trained_params};
@@ -213,9 +213,10 @@ pub fn predict(job: &JobConfig, seq: usize, target: &Target) -> Result<Profile> 
     let mut profile = Profile::predicted(model, shape, target.machine(), &plans, &account);
     if let Target::Gpu { stated, .. } = target {
         profile.stated = *stated;
-        let lowered = lower(&plans).map_err(|e| RunError::Failed(e.to_string()))?;
+        let choices = DeviceTuning::load(&profile.machine).choices();
+        let lowered = lower_chosen(&plans, &choices).map_err(|e| RunError::Failed(e.to_string()))?;
         let described = std::mem::take(&mut profile.plans).into_iter().enumerate();
-        profile.plans = described.map(|(i, p)| p.with_programs(&lowered.keys(i))).collect();
+        profile.plans = described.map(|(i, p)| p.with_programs(&lowered.keys(&plans[i], i))).collect();
     }
     Ok(profile)
 }
@@ -320,7 +321,7 @@ impl Trainer {
     /// # Errors
     /// As there.
     pub fn in_ways(device: &Device, job: &JobConfig, loader: Loader, ways: &Ways) -> Result<Trainer> {
-        Trainer::on_opened(device, &Opened::new(device)?, job, loader, ways)
+        Trainer::on_opened(device, Opened::new(device)?, job, loader, ways)
     }
 
     /// [`Trainer::in_ways`] with a GPU's kernels made as told, whatever `kfc tune` found.
@@ -335,12 +336,12 @@ impl Trainer {
         ways: &Ways,
     ) -> Result<Trainer> {
         let opened = Opened::new(device)?.with_choices(choices);
-        Trainer::on_opened(device, &opened, job, loader, ways)
+        Trainer::on_opened(device, opened, job, loader, ways)
     }
 
     fn on_opened(
         device: &Device,
-        opened: &Opened,
+        mut opened: Opened,
         job: &JobConfig,
         mut loader: Loader,
         ways: &Ways,
@@ -390,6 +391,7 @@ impl Trainer {
         if backend == Backend::Cpu {
             check_machine(&account)?;
         }
+        opened.settle(job, &plans)?;
         // Compiling, too, left holes behind.
         memory::release_unused();
         let (memory, bound) = opened.bind(&plans, &store, &copied, &account, &mut startup)?;

@@ -1,12 +1,12 @@
 //! Edited kernels on Triton's own interpreter, where there is no device: slow, and right.
 
-use super::worker;
+use super::Python;
 use crate::edited::Source;
 use crate::{Result, RunError, files};
 use kfc_kernels::tile::lower::{Kernel, Origin};
 use kfc_kernels::tile::trial::Trial;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -22,7 +22,7 @@ const LOG_TAIL: usize = 300;
 ///
 /// # Errors
 /// If it breaks or leaves something else; with the first difference.
-pub fn check(source: &Source, kernel: &Kernel, origin: &Origin, python: Option<&Path>) -> Result<String> {
+pub fn check(source: &Source, kernel: &Kernel, origin: &Origin, python: &Python) -> Result<String> {
     let wrong = |what: String| RunError::Input(format!("{}: {what}", source.edit));
     let p = &kernel.program;
     let mut said = String::new();
@@ -67,7 +67,7 @@ fn run(
     trial: &Trial,
     grid: [usize; 3],
     programs: &[usize],
-    python: Option<&Path>,
+    python: &Python,
 ) -> Result<(Vec<Vec<u8>>, usize)> {
     let folder = Scratch::new()?;
     let failed = |what: &str| RunError::Input(format!("{}: on Triton's interpreter: {what}", source.edit));
@@ -84,13 +84,13 @@ fn run(
     for k in (0..params.len()).filter(|&k| shared[k] == k) {
         std::fs::write(folder.0.join(k.to_string()), trial.bytes(k)).map_err(io)?;
     }
-    let python = worker::find(python);
-    let output = Command::new(&python)
+    let python = python.find();
+    let output = Command::new(&python.path)
         .args(["-c", SCRIPT])
         .arg(&folder.0)
         .stdin(Stdio::null())
         .output()
-        .map_err(|e| worker::missing(&python, &format!("cannot be started ({e})")))?;
+        .map_err(|e| python.missing(&format!("cannot be started ({e})")))?;
     let log = String::from_utf8_lossy(&output.stderr);
     let answer: Value = serde_json::from_slice(&output.stdout).map_err(|_| {
         let start = log.char_indices().rev().nth(LOG_TAIL).map_or(0, |(i, _)| i);

@@ -2,11 +2,13 @@
 //! that has them all needs no Python.
 
 pub mod interpret;
+mod python;
 mod worker;
+
+pub use python::Python;
 
 use crate::{Result, RunError, kernel_cache};
 use serde_json::{Map, Value, json};
-use std::path::PathBuf;
 use worker::Worker;
 
 /// The version of Triton that compiles, without its last part.
@@ -96,7 +98,7 @@ impl Cubin {
 
 /// Compiles kernels, or finds them in the cache.
 pub struct Compiler {
-    python: Option<PathBuf>,
+    python: Python,
     worker: Option<Worker>,
     /// Why there is none, if it was needed.
     missing: Option<String>,
@@ -105,8 +107,8 @@ pub struct Compiler {
 }
 
 impl Compiler {
-    /// `python` is the interpreter that the user chose, if any. It is started when it is first needed.
-    pub fn new(python: Option<PathBuf>) -> Compiler {
+    /// Python is started when it is first needed.
+    pub fn new(python: Python) -> Compiler {
         Compiler { python, worker: None, missing: None, found: 0 }
     }
 
@@ -132,7 +134,7 @@ impl Compiler {
                 if let Some(why) = &self.missing {
                     return Err(RunError::Input(why.clone()));
                 }
-                let started = Worker::start(self.python.as_deref());
+                let started = Worker::start(&self.python);
                 none.insert(started.inspect_err(|e| self.missing = Some(e.to_string()))?)
             }
         };

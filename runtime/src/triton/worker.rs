@@ -1,10 +1,9 @@
 //! A Python process that compiles kernels, one after the other. Starting it takes seconds, a kernel about one.
 
-use super::{Cubin, HIDDEN, Request};
+use super::{Cubin, HIDDEN, Python, Request};
 use crate::{Result, RunError};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
@@ -24,41 +23,20 @@ pub(super) struct Worker {
     answers: Receiver<String>,
 }
 
-/// Where Python is: what the user says, `KFC_PYTHON`, `.gpu-toolchain/bin/python` in the current folder, `python3`.
-pub(super) fn find(chosen: Option<&Path>) -> PathBuf {
-    let toolchain = PathBuf::from(".gpu-toolchain/bin/python");
-    chosen
-        .map(Path::to_path_buf)
-        .or_else(|| std::env::var_os("KFC_PYTHON").filter(|v| !v.is_empty()).map(PathBuf::from))
-        .or_else(|| toolchain.exists().then_some(toolchain))
-        .unwrap_or_else(|| PathBuf::from("python3"))
-}
-
-/// What to do about a Python that cannot compile.
-pub(super) fn missing(python: &Path, what: &str) -> RunError {
-    RunError::Input(format!(
-        "{}: {what}; compiling for Triton needs Python with Triton {}.x: pip install triton=={}.0 into a virtual \
-         environment and give its Python with --python PATH or KFC_PYTHON",
-        python.display(),
-        super::VERSION,
-        super::VERSION
-    ))
-}
-
 impl Worker {
     /// Starts it and checks the version of Triton.
     ///
     /// # Errors
     /// If there is no Python, no Triton or another one.
-    pub(super) fn start(chosen: Option<&Path>) -> Result<Worker> {
-        let python = find(chosen);
-        let spawned = Command::new(&python)
+    pub(super) fn start(python: &Python) -> Result<Worker> {
+        let python = python.find();
+        let spawned = Command::new(&python.path)
             .args(["-c", SCRIPT])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn();
-        let mut child = spawned.map_err(|e| missing(&python, &format!("cannot be started ({e})")))?;
+        let mut child = spawned.map_err(|e| python.missing(&format!("cannot be started ({e})")))?;
         let (Some(requests), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(RunError::Failed("no pipes to the compiler".into()));
         };
@@ -68,11 +46,11 @@ impl Worker {
             lines.map(|line| send.send(line)).take_while(std::result::Result::is_ok).for_each(drop);
         });
         let mut worker = Worker { child, requests, answers };
-        let hello = worker.answer().map_err(|e| missing(&python, &e))?;
+        let hello = worker.answer().map_err(|e| python.missing(&e))?;
         match hello["triton"].as_str() {
             Some(v) if v.starts_with(&format!("{}.", super::VERSION)) => Ok(worker),
-            Some(v) => Err(missing(&python, &format!("has Triton {v}"))),
-            None => Err(missing(&python, hello["error"].as_str().unwrap_or("gives no version of Triton"))),
+            Some(v) => Err(python.missing(&format!("has Triton {v}"))),
+            None => Err(python.missing(hello["error"].as_str().unwrap_or("gives no version of Triton"))),
         }
     }
 

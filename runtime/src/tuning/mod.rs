@@ -20,7 +20,7 @@ use crate::profile::Machine;
 use crate::{Result, RunError};
 use kfc_kernels::cpu::choice::Choice;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// Of the file's layout.
@@ -61,12 +61,20 @@ pub struct Tuning {
     machine: Machine,
     kernels: BTreeMap<String, Entry>,
     plans: BTreeMap<String, PlanEntry>,
+    /// Kernels and plans whose entries in the file are not kept.
+    forgotten: BTreeSet<String>,
 }
 
 impl Tuning {
     /// Nothing known.
     pub fn empty(machine: Machine) -> Tuning {
-        Tuning { machine, kernels: BTreeMap::new(), plans: BTreeMap::new() }
+        Tuning { machine, kernels: BTreeMap::new(), plans: BTreeMap::new(), forgotten: BTreeSet::new() }
+    }
+
+    /// Nothing known, and what is known now is not kept either.
+    pub fn forget(self) -> Tuning {
+        let forgotten = self.kernels.into_keys().chain(self.plans.into_keys()).collect();
+        Tuning { forgotten, ..Tuning::empty(self.machine) }
     }
 
     /// What was found on a machine like this one; empty if nothing was, or it cannot be used.
@@ -110,6 +118,8 @@ impl Tuning {
             }
             Err(_) => Tuning::empty(self.machine.clone()),
         };
+        all.kernels.retain(|key, _| !self.forgotten.contains(key));
+        all.plans.retain(|key, _| !self.forgotten.contains(key));
         all.kernels.extend(self.kernels.clone());
         all.plans.extend(self.plans.clone());
         if let Some(folder) = path.parent() {
@@ -235,7 +245,7 @@ fn found(v: &Value, machine: &Machine) -> Option<Tuning> {
             all.as_object()?.iter().map(plan).collect::<Option<_>>()?
         }
     };
-    Some(Tuning { machine: machine.clone(), kernels, plans })
+    Some(Tuning { machine: machine.clone(), kernels, plans, forgotten: BTreeSet::new() })
 }
 
 #[cfg(test)]

@@ -9,9 +9,9 @@ use kfc_kernels::tile::lower::{Lowered, program_json};
 use kfc_kernels::tile::{self, Program, triton};
 use kfc_runtime::device::cuda::source_hash;
 use kfc_runtime::edited::{self, Source};
-use kfc_runtime::files::write_json;
+use kfc_runtime::files::{FileError, write_json};
 use kfc_runtime::nvrtc;
-use kfc_runtime::triton::{Compiler, Request, interpret};
+use kfc_runtime::triton::{Compiler, Python, Request, interpret};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -36,6 +36,7 @@ struct Kernel {
 pub(super) fn write(
     args: &CompileArgs,
     lowered: &Lowered,
+    python: &Python,
     folder: &Path,
     global: &Global,
 ) -> anyhow::Result<(String, Vec<(String, String)>)> {
@@ -45,12 +46,12 @@ pub(super) fn write(
         Target::Cpu => return Ok((String::new(), Vec::new())),
     };
     let arch = arch.ok_or_else(|| input_error("no such architecture"))?;
-    std::fs::create_dir_all(folder)?;
-    let mut compiler = Compiler::new(args.python.clone());
+    std::fs::create_dir_all(folder).map_err(|e| FileError::io("create", folder, e))?;
+    let mut compiler = Compiler::new(python.clone());
     let (mut found, mut said) = (0, Vec::new());
     if language == Language::Cuda {
         for (name, text) in tile::cuda::HEADERS {
-            std::fs::write(folder.join(name), text)?;
+            super::write_file(&folder.join(name), text)?;
         }
     }
     let sources = edited::read(&args.edits, &lowered.kernels)?;
@@ -60,9 +61,7 @@ pub(super) fn write(
         let (text, cubin) = if let Some(source) = sources.iter().find(|s| s.kernel == k) {
             let compiled = edited(source, p, language, arch, &mut compiler, &mut about)?;
             let checked = match language {
-                Language::Triton => {
-                    interpret::check(source, kernel, &lowered.origins[k], args.python.as_deref())?
-                }
+                Language::Triton => interpret::check(source, kernel, &lowered.origins[k], python)?,
                 Language::Cuda => {
                     "compiles without spills; its numbers are compared with the original's on the device, \
                                    before the first step of a run"
@@ -92,8 +91,8 @@ pub(super) fn write(
             (header::with_header(kernel, origin, language, compiled.launch, &compiled.source), compiled.cubin)
         };
         add(&mut about, json!({"launches": kernel.launches}));
-        std::fs::write(folder.join(format!("{name}.{}", language.ending())), text)?;
-        std::fs::write(folder.join(format!("{name}.cubin")), &cubin)?;
+        super::write_file(&folder.join(format!("{name}.{}", language.ending())), text)?;
+        super::write_file(&folder.join(format!("{name}.cubin")), &cubin)?;
         write_json(&folder.join(format!("{name}.json")), &about)?;
     }
     let edited = if sources.is_empty() { String::new() } else { format!(", {} edited", sources.len()) };

@@ -10,9 +10,10 @@ use kfc_graph::{Graph, text};
 use kfc_kernels::compile::Backend;
 use kfc_kernels::plan::Plan;
 use kfc_kernels::tile::lower::lower;
-use kfc_runtime::files::{AtomicDir, write_json};
+use kfc_runtime::files::{AtomicDir, FileError, write_json};
 use kfc_runtime::models::Model;
 use kfc_runtime::train::{data, setup};
+use kfc_runtime::triton::Python;
 use serde_json::json;
 use std::path::Path;
 
@@ -62,14 +63,16 @@ pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
         Target::Cpu => compiled.plans.iter().map(Plan::to_json).collect(),
         Target::Cuda(_) | Target::Triton(_) => {
             let lowered = lower(&compiled.plans)?;
-            let (text, edited) = kernels::write(args, &lowered, &folder.path().join("kernels"), global)?;
+            let named = Python { on_command_line: args.python.clone(), ..Python::of_job(&job) };
+            let into = folder.path().join("kernels");
+            let (text, edited) = kernels::write(args, &lowered, &named, &into, global)?;
             summary["kernels"] = json!(lowered.kernels.len());
             if !edited.is_empty() {
                 summary["edited"] =
                     edited.into_iter().map(|(name, said)| json!({"kernel": name, "check": said})).collect();
             }
             // What the commands in the kernels' headers name.
-            std::fs::write(folder.path().join("job.toml"), config::to_toml(&job))?;
+            write_file(&folder.path().join("job.toml"), config::to_toml(&job))?;
             table.push(["kernels".into(), text, String::new(), String::new()].to_vec());
             compiled.plans.iter().enumerate().map(|(i, plan)| lowered.plan_json(plan, i)).collect()
         }
@@ -100,8 +103,13 @@ pub fn run(args: &CompileArgs, global: &Global) -> anyhow::Result<Outcome> {
 }
 
 /// The micro-batch graph goes to `ir/`, the update graph to `ir/update/`.
-fn write_graph(folder: &Path, name: &str, pass: &str, graph: &Graph) -> std::io::Result<()> {
+fn write_graph(folder: &Path, name: &str, pass: &str, graph: &Graph) -> Result<(), FileError> {
     let ir = if name == "train" { folder.join("ir") } else { folder.join("ir").join(name) };
-    std::fs::create_dir_all(&ir)?;
-    std::fs::write(ir.join(format!("{pass}.kir")), text::print(graph))
+    std::fs::create_dir_all(&ir).map_err(|e| FileError::io("create", &ir, e))?;
+    write_file(&ir.join(format!("{pass}.kir")), text::print(graph))
+}
+
+/// Writes a file of a folder that is not in its place yet.
+fn write_file(path: &Path, bytes: impl AsRef<[u8]>) -> Result<(), FileError> {
+    std::fs::write(path, bytes).map_err(|e| FileError::io("write", path, e))
 }

@@ -7,6 +7,7 @@ use crate::output;
 use crate::progress::Progress;
 use crate::stop;
 use kfc_runtime::RunError;
+use kfc_runtime::counted;
 use kfc_runtime::data::shards::{Limit, Manifest, Pattern, RowSource, ShardConfig, format_of, write_shards};
 use kfc_runtime::data::{Format, OnError, Tokenizer};
 use serde_json::json;
@@ -63,9 +64,9 @@ fn report(
     let name = pattern.map_or_else(|| manifest.display().to_string(), |p| p.display().to_string());
     let tokens = if made.tokens > 0 { format!(", {} tokens", made.tokens) } else { String::new() };
     let mut text = format!(
-        "wrote {name}: {} rows{tokens} in {} shards, {}; {:.1} s, {}/s",
-        made.rows(),
-        made.shards.len(),
+        "wrote {name}: {}{tokens} in {}, {}; {:.1} s, {}/s",
+        counted(made.rows() as usize, "row"),
+        counted(made.shards.len(), "shard"),
         format_bytes(made.bytes()),
         seconds,
         format_bytes((source.bytes() as f64 / seconds.max(1e-3)) as u64)

@@ -8,15 +8,17 @@ use crate::error::Outcome;
 use crate::output;
 use crate::progress::Progress;
 use crate::stop;
-use kfc_kernels::tile::Choices;
+use kfc_kernels::tile::{Choice, Choices};
 use kfc_runtime::RunError;
 use kfc_runtime::calibration::Calibration;
+use kfc_runtime::counted;
 use kfc_runtime::device::Device;
 use kfc_runtime::device::cuda::Gpu;
 use kfc_runtime::train::{Trainer, Ways};
-use kfc_runtime::tuning::device::{self, DeviceTuning, Settings};
+use kfc_runtime::triton::Python;
+use kfc_runtime::tuning::device::{self, DeviceTuning, Heads, Settings};
 use kfc_runtime::tuning::{Report, Status};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -46,21 +48,39 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
     let mut tell =
         |part: &str| progress.update((start.elapsed().as_secs() as usize).min(seconds as usize), part);
     let mut calibration = Calibration::of_device(&gpu)?;
-    let mut make = |ways: &Ways| -> Result<Trainer, RunError> {
+    let made = |choices: Choices, ways: &Ways| -> Result<Trainer, RunError> {
         let loader =
             loader(&job).map_err(|e| e.downcast().unwrap_or_else(|e| RunError::Failed(format!("{e:#}"))))?;
-        Trainer::with_choices(&device, &job, loader, Choices::default(), ways)
+        Trainer::with_choices(&device, &job, loader, choices, ways)
     };
+    let mut make = |ways: &Ways| made(Choices::default(), ways);
     let known = |key: &str| tuning.plan(key).cloned();
     let plan = Planned::of(&job, &device, &known, &mut make, budget.mul_f64(PLANS), &mut tell)?;
     let takes_other_bits = args.allow_other_bits;
-    let left = budget.saturating_sub(start.elapsed());
-    let settings = Settings { tilings: args.tilings, takes_other_bits, budget: left, stop: stop::flag() };
+    let settings = || Settings {
+        tilings: args.tilings,
+        takes_other_bits,
+        python: Python::of_job(&job),
+        budget: budget.saturating_sub(start.elapsed()),
+        stop: stop::flag(),
+    };
     let mut trainer = make(&plan.ways())?;
-    let (report, no_triton) = device::search(&mut trainer, &mut tuning, settings, &mut |s: Status| {
+    let heads = device::search_heads(&mut trainer, &mut tuning, &settings(), &mut tell)?;
+    if heads.steps > 0 || !heads.changed.is_empty() {
+        drop(trainer);
+        trainer = made(tuning.heads(), &plan.ways())?;
+    }
+    let settings = settings();
+    let (mut report, no_triton) = device::search(&mut trainer, &mut tuning, settings, &mut |s: Status| {
         tell(&format!("{}  {} of {} kernels settled", s.part, s.kernels[1], s.kernels[0]));
     })?;
     progress.finish();
+    report.steps += heads.steps;
+    report.settled &= heads.settled;
+    if !heads.losses.is_empty() {
+        // As built in, heads too.
+        report.losses.clone_from(&heads.losses);
+    }
     if let Some(why) = no_triton {
         output::stderr_line(&format!("note      kernels in Triton are not tried: {why}"));
     }
@@ -85,11 +105,13 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
         output::json_line(&json!({
             "steps": report.steps, "kernels": report.kernels, "with_choices": report.with_choices, "changed": report.changed,
             "settled": report.settled, "built_in_ms": report.step_ms.map(|ms| ms[0]),
-            "tuned_ms": report.step_ms.map(|ms| ms[1]), "other_bits": other_bits, "plan": plan.json(), "file": file,
+            "tuned_ms": report.step_ms.map(|ms| ms[1]), "other_bits": other_bits, "heads": heads_json(&heads),
+            "plan": plan.json(), "file": file,
         }))?;
         return Ok(Outcome::Done);
     }
     output::write_stdout(&told(&report, other_bits))?;
+    output::write_stdout(&heads_told(&heads))?;
     output::stdout_line(&plan.told())?;
     if let Some(file) = file {
         output::stdout_line(&format!("kept in {}", file.display()))?;
@@ -97,13 +119,43 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
     Ok(Outcome::Done)
 }
 
+fn heads_json(heads: &Heads) -> Value {
+    let one = |(key, choice, ms): &(String, Choice, Option<[f64; 2]>)| {
+        json!({
+            "key": key, "choice": choice.to_string(), "built_in_ms": ms.map(|ms| ms[0]), "tuned_ms": ms.map(|ms| ms[1]),
+        })
+    };
+    heads.changed.iter().map(one).collect()
+}
+
+/// What was found for heads, a line each.
+fn heads_told(heads: &Heads) -> String {
+    let one = |(key, choice, ms): &(String, Choice, Option<[f64; 2]>)| {
+        let tokens = |c: Choice| c.chunk.unwrap_or_default();
+        let gain = ms.map_or("as an earlier search found".into(), |[before, after]| {
+            format!("{before:.2} -> {after:.2} ms in kernels a step")
+        });
+        format!(
+            "logits of {} tokens at once, {} as built in: {gain}\n",
+            tokens(*choice),
+            tokens(Choice::builtin(key))
+        )
+    };
+    heads.changed.iter().map(one).collect()
+}
+
 /// The result in words.
 fn told(report: &Report, other_bits: usize) -> String {
     let Report { steps, kernels, with_choices, changed, .. } = report;
-    let mut text = format!("{kernels} kernels, {with_choices} of them with choices; {steps} steps taken\n");
+    let mut text = format!(
+        "{}, {with_choices} of them with choices; {} taken\n",
+        counted(*kernels, "kernel"),
+        counted(*steps, "step")
+    );
     match report.step_ms {
         Some([before, after]) => text.push_str(&format!(
-            "{changed} kernels are made in another way: {before:.2} -> {after:.2} ms in kernels a step, {:.1} % faster; {}\n",
+            "made in another way: {}, {before:.2} -> {after:.2} ms in kernels a step, {:.1} % faster; {}\n",
+            counted(*changed, "kernel"),
             (before / after - 1.0) * 100.0,
             match other_bits {
                 0 => "same bits".into(),

@@ -12,6 +12,7 @@ use crate::stop;
 use kfc_runtime::RunError;
 use kfc_runtime::calibration::Calibration;
 use kfc_runtime::config::{JobConfig, RecomputePolicy};
+use kfc_runtime::counted;
 use kfc_runtime::device::Device;
 use kfc_runtime::exec::Copies;
 use kfc_runtime::profile::Machine;
@@ -107,7 +108,7 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
 /// that the user named may be of use elsewhere.
 fn known(machine: &Machine, is_fresh: bool) -> anyhow::Result<Tuning> {
     match Tuning::open(machine) {
-        Ok(known) if !is_fresh => Ok(known),
+        Ok(known) => Ok(if is_fresh { known.forget() } else { known }),
         Err(why) if std::env::var_os(tuning::VARIABLE).is_some() => {
             Err(input_error(format!("{why}; {} names it: name another file", tuning::VARIABLE)))
         }
@@ -231,10 +232,15 @@ impl Planned {
 /// The result in words.
 fn told(report: &Report) -> String {
     let Report { steps, kernels, with_choices, changed, .. } = report;
-    let mut text = format!("{kernels} kernels, {with_choices} of them with choices; {steps} steps taken\n");
+    let mut text = format!(
+        "{}, {with_choices} of them with choices; {} taken\n",
+        counted(*kernels, "kernel"),
+        counted(*steps, "step")
+    );
     match report.step_ms {
         Some([before, after]) => text.push_str(&format!(
-            "{changed} kernels run in another way: {before:.2} -> {after:.2} ms a step, {:.1} % faster; same bits\n",
+            "in another way: {}, {before:.2} -> {after:.2} ms a step, {:.1} % faster; same bits\n",
+            counted(*changed, "kernel"),
             (before / after - 1.0) * 100.0
         )),
         None => text.push_str("nothing is faster than the built-in choices by more than the noise\n"),

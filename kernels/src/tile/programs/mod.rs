@@ -90,11 +90,13 @@ impl Emitted {
 pub struct Sizes {
     /// Logits, of student and teacher together, that stand in memory at once.
     pub logits: usize,
+    /// Tokens whose logits do, if that is chosen: no more than `logits` allows.
+    pub chunk: Option<usize>,
 }
 
 impl Default for Sizes {
     fn default() -> Sizes {
-        Sizes { logits: 1 << 26 }
+        Sizes { logits: 1 << 26, chunk: None }
     }
 }
 
@@ -159,6 +161,11 @@ pub fn emit_tiled(
 /// Whether there are programs for this composite.
 pub fn claims(c: &Composite) -> bool {
     NAMES.contains(&c.def.name())
+}
+
+/// Tokens that a head with operands of these types takes at once; `None` if the operation is none.
+pub fn head_chunk(c: &Composite, inputs: &[TensorType], sizes: &Sizes) -> Option<usize> {
+    head::chunk(c.def.name(), &c.attrs, inputs, sizes)
 }
 
 /// Names of composites that have programs.

@@ -315,6 +315,7 @@ fn matmul(o: &Operation<'_>, ta: bool, tb: bool) -> Result<Emitted, EmitError> {
     let mut k = Kernel::product(tiled, "A tile of c = a · b", batch);
     let (a, c, out) = (k.input(o, 0, "a"), k.input(o, 1, "b"), k.output(o, 0, "c"));
     let b = &mut k.b;
+    b.plain([m, n, inner], batch, [a, c, out], [ta, tb], false);
     let (row, column) = result_tile(b, t, m, n);
     let number = b.program_id(2);
     let part = |b: &mut Builder, buffer, elements: usize, columns: usize, is_transposed: bool| {

@@ -56,6 +56,11 @@ impl Matrix {
         Matrix { buffer, base: None, strides: (columns, 1) }
     }
 
+    /// Whether its columns lie together, not its rows.
+    fn is_turned(self) -> bool {
+        self.strides.1 != 1
+    }
+
     /// The transpose.
     pub(super) fn transposed(self) -> Matrix {
         Matrix { strides: (self.strides.1, self.strides.0), ..self }
@@ -161,6 +166,9 @@ pub(super) fn linear(o: &Operation<'_>) -> Result<Emitted, EmitError> {
     let bias = (o.inputs.len() > 2).then(|| k.input(o, 2, "bias"));
     let y = k.output(o, 0, "y");
     let b = &mut k.b;
+    if bias.is_none() {
+        b.plain([rows, outputs, inputs], 1, [x, w, y], [false, true], false);
+    }
     let (row, column) = result_tile(b, t, rows, outputs);
     let zero = b.full(0.0, &[t.m, t.n]);
     let depth = Depth::all(b, inputs, t.k);
@@ -212,6 +220,8 @@ impl Product {
     /// The program's body.
     pub(super) fn write(&self, b: &mut Builder, x: Matrix, y: Matrix, c: Buffer) {
         let (t, s) = (self.tiled.tiling, &self.tiled.shape);
+        let turned = [x.is_turned(), y.is_turned()];
+        b.plain([s.m, s.n, s.k], 1, [x.buffer, y.buffer, c], turned, self.adds);
         let (row, column) = result_tile(b, t, s.m, s.n);
         let c = Matrix::rows(c, s.n);
         let start = if self.adds {

@@ -8,6 +8,7 @@ use super::room::Room;
 use super::{check, kernels};
 use crate::edited::{self, Edit};
 use crate::error::{Result, RunError};
+use crate::triton::Python;
 use kfc_kernels::tile::ir::{Access, Elem, Inst, Program, Stmt};
 use kfc_kernels::tile::lower::Lowered;
 use kfc_kernels::tile::trial::Trial;
@@ -97,6 +98,7 @@ pub fn alone(
     name: &str,
     file: Option<&Path>,
     folder: Option<&Path>,
+    python: &Python,
 ) -> Result<Alone> {
     let Some(k) = lowered.kernels.iter().position(|k| k.name == name) else {
         let what = edited::no_such_kernel(name, &lowered.kernels);
@@ -114,7 +116,7 @@ pub fn alone(
     if let Some(file) = file {
         let edit = Edit { kernel: name.into(), file: file.into() };
         let from = edit.to_string();
-        for loaded in kernels::load_edited(gpu, only, None, &[edit])? {
+        for loaded in kernels::load_edited(gpu, only, None, &[edit], python)? {
             said = Some(check::check(gpu, kernel, origin, &loaded, &from)?);
             both.push(loaded);
         }

@@ -4,6 +4,7 @@
 //! reset are timed step by step with events. From then on the plan runs as one graph.
 
 use super::driver::{Event, Graph, Pinned};
+use super::head::{self, Calls, Head};
 use super::memory::{CudaMemory, Place};
 use super::trial::{self, Site, Trial};
 use super::{CudaError, Loaded, kernels};
@@ -66,8 +67,12 @@ pub struct CudaPlan {
     kernels: Arc<Vec<kernels::Loaded>>,
     /// Kernels that run instead, by position.
     instead: HashMap<usize, Arc<kernels::Loaded>>,
+    /// Launches that run instead of those of a step.
+    steps_instead: HashMap<usize, Arc<Calls>>,
     /// The first launch of each kernel that there are others for.
     sites: Vec<Site>,
+    /// Steps that are heads.
+    heads: Vec<Head>,
     /// Keys of the kernels of each step.
     programs: Vec<Vec<String>>,
     trial: Option<Trial>,
@@ -118,7 +123,8 @@ impl CudaPlan {
                 Read { name: o.name.clone(), from: place(&o.place).0, at }
             })
             .collect();
-        let sites = trial::sites(plan, launches, kernels, &address);
+        let sites = trial::sites(plan, launches, kernels, &loaded.choices, &address);
+        let heads = head::heads(plan, &|i| memory.at(input(i)), memory.at(memory.arena()));
         let StepData { parts, start, bytes } = step_data(plan, memory, store)?;
         let gpu = memory.gpu();
         Ok(CudaPlan {
@@ -134,8 +140,10 @@ impl CudaPlan {
             events: (0..=plan.steps.len()).map(|_| Event::new(gpu)).collect::<Result<_, CudaError>>()?,
             kernels: Arc::clone(&loaded.functions),
             instead: HashMap::new(),
+            steps_instead: HashMap::new(),
             sites,
-            programs: loaded.lowered.keys(number),
+            heads,
+            programs: loaded.lowered.keys(plan, number),
             trial: None,
             memory: Arc::clone(memory),
             spent: vec![0; plan.steps.len()],
@@ -182,13 +190,17 @@ impl CudaPlan {
         let mut trial = self.trial.take();
         let mut last = Instant::now();
         for (i, step) in self.steps.iter().enumerate() {
-            for (j, work) in step.work.iter().enumerate() {
-                if let (Some(trial), Work::Launch { kernel, args }) = (&mut trial, work)
-                    && trial.site.at == (i, j)
-                {
-                    trial.run(&self.memory, &self.kernels[*kernel], args)?;
+            if let Some(trial) = trial.as_mut().filter(|t| t.at.0 == i) {
+                let (before, after) = step.work.split_at(trial.at.1);
+                before.iter().try_for_each(|w| self.issue(w))?;
+                if let (false, Some(Work::Launch { args, .. })) = (trial.is_whole_step, after.first()) {
+                    trial.run(&self.memory, &|| self.issue(&after[0]), args)?;
+                } else if trial.is_whole_step {
+                    trial.run(&self.memory, &|| after.iter().try_for_each(|w| self.issue(w)), &[])?;
                 }
-                self.issue(work)?;
+                after.iter().try_for_each(|w| self.issue(w))?;
+            } else {
+                self.issue_step(i)?;
             }
             self.memory.finish(&self.name, Some(&step.what))?;
             self.spent[i] += last.elapsed().as_nanos() as u64;
@@ -202,8 +214,8 @@ impl CudaPlan {
     fn run_timed(&mut self) -> Result<(), CudaError> {
         let stream = self.memory.stream();
         stream.record(&self.events[0])?;
-        for (step, event) in self.steps.iter().zip(&self.events[1..]) {
-            step.work.iter().try_for_each(|w| self.issue(w))?;
+        for (i, event) in self.events[1..].iter().enumerate() {
+            self.issue_step(i)?;
             stream.record(event)?;
         }
         self.issue_rest()?;
@@ -219,7 +231,7 @@ impl CudaPlan {
     fn run_graph(&mut self) -> Result<(), CudaError> {
         if self.graph.is_none() {
             let work = || {
-                self.steps.iter().flat_map(|s| &s.work).try_for_each(|w| self.issue(w))?;
+                (0..self.steps.len()).try_for_each(|i| self.issue_step(i))?;
                 self.issue_rest()
             };
             self.graph = Some(self.memory.stream().capture(work)?);
@@ -243,6 +255,19 @@ impl CudaPlan {
         Ok(())
     }
 
+    /// What a step does.
+    fn issue_step(&self, i: usize) -> Result<(), CudaError> {
+        let (work, calls) = (&self.steps[i].work, self.steps_instead.get(&i));
+        work.iter()
+            .filter(|w| calls.is_none() || matches!(w, Work::Copy { .. }))
+            .try_for_each(|w| self.issue(w))?;
+        match calls {
+            // SAFETY: they were made for this step of this plan.
+            Some(calls) => unsafe { calls.launch(self.memory.stream(), &[]) },
+            None => Ok(()),
+        }
+    }
+
     fn issue(&self, work: &Work) -> Result<(), CudaError> {
         match work {
             // SAFETY: the memory plan gives both places so many bytes.
@@ -260,7 +285,18 @@ impl CudaPlan {
         &self.sites
     }
 
-    /// Keys of the kernels of each step.
+    /// Steps that are heads.
+    pub(crate) fn heads(&self) -> &[Head] {
+        &self.heads
+    }
+
+    /// Runs other launches in place of those of heads from now on, by their step.
+    pub(crate) fn run_steps_instead(&mut self, instead: HashMap<usize, Arc<Calls>>) {
+        self.steps_instead = instead;
+        self.graph = None;
+    }
+
+    /// Keys of the kernels of each step, and of the step itself if it is a head.
     pub(crate) fn programs(&self) -> &[Vec<String>] {
         &self.programs
     }

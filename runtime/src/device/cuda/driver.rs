@@ -272,6 +272,11 @@ impl Stream {
         &self.gpu
     }
 
+    /// The driver's handle, for other libraries.
+    pub(super) fn raw(&self) -> *mut c_void {
+        self.handle.cast()
+    }
+
     /// Copies the first `bytes` of page-locked memory to the device.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //!
 //! - `driver`: the driver's objects with owners;
 //! - `kernels`: binaries of a plan's kernels, compiled, cached or from a folder, and loaded;
+//! - `library`: NVIDIA's cuBLASLt, for products that are nothing else;
 //! - `memory`: one plain allocation for all tensors and the arena, filled from the host through page-locked buffers;
 //! - `bound`: a plan bound to it, run kernel by kernel at first and then as one graph;
 //! - `info`: what a device is and does at best, from what its driver says;
@@ -10,6 +11,7 @@
 //! - `check`: kernels that people wrote, tried before they are used;
 //! - `alone`: one kernel, timed;
 //! - `trial`: other kernels for a launch of a plan, checked and timed where it runs;
+//! - `head`: heads that take other numbers of tokens at once;
 //! - `folder`: kernels that `kfc compile --emit` wrote.
 //!
 //! Invariants: a step allocates nothing; everything runs in one stream, in the plan's order, so that results are the same
@@ -21,8 +23,10 @@ mod check;
 mod driver;
 mod error;
 mod folder;
+mod head;
 mod info;
 mod kernels;
+mod library;
 mod maps;
 mod memory;
 mod programs;
@@ -35,8 +39,10 @@ pub use bound::CudaPlan;
 pub use driver::{Gpu, start};
 pub use error::CudaError;
 pub use folder::source_hash;
+pub(crate) use head::Calls;
 pub use info::{Info, describe_one, devices};
 pub(crate) use kernels::{Loaded as Launchable, Triton, load_one as load_trial};
+pub(crate) use library::algorithms;
 pub(crate) use memory::ALIGN;
 pub use memory::CudaMemory;
 pub use programs::Programs;
@@ -47,9 +53,12 @@ use crate::accounting::Account;
 use crate::edited::Edit;
 use crate::error::Result;
 use crate::exec::Store;
+use crate::triton::Python;
 use kfc_kernels::plan::Plan;
 use kfc_kernels::tile::Choices;
-use kfc_kernels::tile::lower::{Lowered, lower_chosen};
+use kfc_kernels::tile::header::Language;
+use kfc_kernels::tile::lower::{Kernel, Lowered, lower_chosen};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -61,9 +70,10 @@ pub(crate) const DRIVER: u32 = 580;
 /// The kernels and launches of plans, in the driver.
 pub(crate) struct Loaded {
     lowered: Lowered,
+    choices: Choices,
     functions: Arc<Vec<kernels::Loaded>>,
-    /// What is to be said about edited kernels.
-    notes: Vec<String>,
+    /// What is to be said about kernels.
+    pub(crate) notes: Vec<String>,
 }
 
 impl Loaded {
@@ -78,9 +88,10 @@ impl Loaded {
         folder: Option<&Path>,
         choices: &Choices,
         edits: &[Edit],
+        python: &Python,
     ) -> Result<Loaded> {
         let lowered = lower_chosen(plans, choices).map_err(|e| CudaError::Source(e.to_string()))?;
-        let functions = kernels::load_edited(gpu, &lowered.kernels, folder, edits)?;
+        let functions = kernels::load_edited(gpu, &lowered.kernels, folder, edits, python)?;
         let mut notes = Vec::new();
         for (k, loaded) in functions.iter().enumerate() {
             if let Some(from) = &loaded.edited {
@@ -88,8 +99,50 @@ impl Loaded {
                 notes.push(format!("{from}: {said}"));
             }
         }
-        Ok(Loaded { lowered, functions: Arc::new(functions), notes })
+        Ok(Loaded { lowered, choices: choices.clone(), functions: Arc::new(functions), notes })
     }
+}
+
+/// Leaves out of `choices` what cannot be had on this machine: kernels in Triton that are not in the cache where there is no
+/// Python with Triton, and products of a library that is missing or another one. They are made as built in. Returns what is to be
+/// said of it.
+///
+/// # Errors
+/// If an operation has no programs.
+pub(crate) fn settle(
+    gpu: &Arc<Gpu>,
+    plans: &[Plan],
+    choices: &mut Choices,
+    python: &Python,
+) -> Result<Vec<String>> {
+    let lowered = lower_chosen(plans, choices).map_err(|e| CudaError::Source(e.to_string()))?;
+    let triton = Triton::new(python);
+    let mut notes = Vec::new();
+    let by_library = lowered.kernels.iter().filter(|k| k.library.is_some());
+    let mut refused = Vec::new();
+    for k in by_library {
+        let made = kernels::compile(gpu, k, &triton).and_then(|c| kernels::load_one(gpu, k, &c));
+        refused.extend(made.err().map(|why| (k.key.as_str(), why.to_string())));
+    }
+    if let Some((_, why)) = refused.first() {
+        let what = match refused.len() {
+            1 => "a product that `kfc tune` found faster by cuBLASLt is".to_string(),
+            n => format!("{n} products that `kfc tune` found faster by cuBLASLt are"),
+        };
+        notes.push(format!("{what} done by kfc's own kernels: {why}"));
+    }
+    refused.iter().for_each(|(key, _)| choices.forget(key));
+    let in_triton = lowered.kernels.iter().filter(|k| k.language == Language::Triton);
+    let is_missing = |k: &&Kernel| matches!(kernels::compile(gpu, k, &triton), Err(CudaError::Source(_)));
+    let gone: BTreeSet<&str> = in_triton.filter(is_missing).map(|k| k.key.as_str()).collect();
+    gone.iter().for_each(|key| choices.forget(key));
+    let Some(why) = triton.missing().filter(|_| !gone.is_empty()) else { return Ok(notes) };
+    let what = match gone.len() {
+        1 => "a kernel that `kfc tune` found faster in Triton is".to_string(),
+        n => format!("{n} kernels that `kfc tune` found faster in Triton are"),
+    };
+    notes.push(format!("{what} made in CUDA C++ as built in: {why}"));
+    Ok(notes)
 }
 
 /// Moves the tensors of `store` that plans are bound to onto the device, and binds the plans.

@@ -2,7 +2,8 @@
 //! a step. What they write is put back as it was, so that the step goes on as if nothing had been tried.
 
 use super::CudaError;
-use super::driver::{DeviceBytes, Event, Gpu, Pinned};
+use super::driver::{DeviceBytes, Event, Gpu, Pinned, Stream};
+use super::head::{Calls, Head};
 use super::kernels::{self, Compiled, Loaded, Triton};
 use super::memory::{ALIGN, CudaMemory};
 use crate::calibration::median;
@@ -13,6 +14,7 @@ use kfc_kernels::plan::Plan;
 use kfc_kernels::tile::header::Language;
 use kfc_kernels::tile::ir::{Access, Elem};
 use kfc_kernels::tile::lower::{Address, Kernel, PlannedLaunch};
+use kfc_kernels::tile::plain::Plain;
 use kfc_kernels::tile::programs::{Launch, Sizes, emit_tiled};
 use kfc_kernels::tile::trial::{LEAST, decode, tolerance};
 use kfc_kernels::tile::{Choice, Choices, Tilings};
@@ -40,12 +42,12 @@ const PART: usize = 8 << 20;
 
 /// What a launch writes.
 #[derive(Clone)]
-struct Written {
-    at: CUdeviceptr,
-    bytes: usize,
-    elem: Elem,
+pub(super) struct Written {
+    pub(super) at: CUdeviceptr,
+    pub(super) bytes: usize,
+    pub(super) elem: Elem,
     /// How far results may be from the built-in kernel's, relative to the largest.
-    tolerance: f64,
+    pub(super) tolerance: f64,
 }
 
 /// The first launch of a kernel.
@@ -65,6 +67,8 @@ pub(crate) struct Site {
     op: Op,
     inputs: Vec<TensorType>,
     outputs: Vec<TensorType>,
+    /// What the step is cut by.
+    sizes: Sizes,
     /// What it writes.
     written: Vec<Written>,
 }
@@ -74,6 +78,7 @@ pub(super) fn sites(
     plan: &Plan,
     launches: &[Vec<PlannedLaunch>],
     kernels: &[Kernel],
+    choices: &Choices,
     address: &dyn Fn(&Address) -> CUdeviceptr,
 ) -> Vec<Site> {
     let mut sites: Vec<Site> = Vec::new();
@@ -104,11 +109,19 @@ pub(super) fn sites(
                 op: step.op.clone(),
                 inputs: step.input_types.clone(),
                 outputs: step.output_types.clone(),
+                sizes: choices.sizes(&step.op, &step.input_types, &step.output_types),
                 written,
             });
         }
     }
     sites
+}
+
+impl Site {
+    /// The product that it is, if it is nothing else.
+    pub(crate) fn plain(&self) -> Option<Plain> {
+        Plain::of(&self.built_in.program)
+    }
 }
 
 /// Why a choice is not tried.
@@ -136,7 +149,7 @@ pub(crate) fn compile(
     triton: &Triton,
 ) -> Result<(Kernel, Compiled), Unfit> {
     let launch = |tilings: &Tilings| -> Result<(Launch, usize), String> {
-        let emitted = emit_tiled(&site.op, &site.inputs, &site.outputs, &Sizes::default(), tilings)
+        let emitted = emit_tiled(&site.op, &site.inputs, &site.outputs, &site.sizes, tilings)
             .map_err(|e| e.to_string())?;
         let bytes = emitted.workspace_bytes();
         let launch = emitted.launches.into_iter().nth(site.launch).ok_or("it has no such launch")?;
@@ -153,7 +166,12 @@ pub(crate) fn compile(
     if bytes > allowed {
         return Err(Unfit::Out(format!("its workspace has {bytes} bytes, {allowed} are planned")));
     }
-    let kernel = Kernel { program: launch.program, language: choice.language, ..site.built_in.clone() };
+    let kernel = Kernel {
+        program: launch.program,
+        language: choice.language,
+        library: choice.library,
+        ..site.built_in.clone()
+    };
     let compiled = kernels::compile(gpu, &kernel, triton).map_err(|e| match e {
         CudaError::Source(_) if choice.language == Language::Triton => Unfit::NoCompiler,
         e => Unfit::Out(e.to_string()),
@@ -196,10 +214,45 @@ pub(crate) struct Outcomes {
 /// Told before one of the others runs for the first time, and after it.
 pub(crate) type Journal = Box<dyn FnMut(Option<usize>) + Send>;
 
-/// Kernels to be tried in place of a launch.
+/// What is tried in place of something.
+pub(crate) enum Contender {
+    /// A kernel in place of a launch.
+    Kernel(Arc<Loaded>),
+    /// Launches in place of those of a step.
+    Calls(Arc<Calls>),
+}
+
+impl Contender {
+    /// Starts it with the arguments of the launch that it stands for.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Safety
+    /// It was made for this place of a plan, whose memory lives until the stream has passed this.
+    unsafe fn launch(&self, stream: &Stream, args: &[CUdeviceptr]) -> Result<(), CudaError> {
+        match self {
+            // SAFETY: see the function's own condition.
+            Contender::Kernel(kernel) => unsafe { kernel.launch(stream, args) },
+            // SAFETY: as above.
+            Contender::Calls(calls) => unsafe { calls.launch(stream, args) },
+        }
+    }
+}
+
+/// What a trial stands in for: starts it as it is built in.
+pub(super) type BuiltIn<'a> = &'a dyn Fn() -> Result<(), CudaError>;
+
+/// Kernels to be tried in place of a launch, or launches in place of a step's.
 pub(crate) struct Trial {
-    pub(super) site: Site,
-    others: Vec<Arc<Loaded>>,
+    /// Step of the plan, and position among what the step does.
+    pub(super) at: (usize, usize),
+    /// Whether it is all launches of the step from there on.
+    pub(super) is_whole_step: bool,
+    /// What messages call it.
+    what: String,
+    written: Vec<Written>,
+    others: Vec<Contender>,
     deadline: Instant,
     /// Whether a kernel with other bits may win.
     takes_other_bits: bool,
@@ -216,20 +269,48 @@ impl Trial {
         takes_other_bits: bool,
         journal: Journal,
     ) -> (Trial, Arc<Mutex<Outcomes>>) {
+        let others = others.into_iter().map(Contender::Kernel).collect();
+        let what = format!("kernel {}", site.built_in.name);
+        let place = (site.at, false, what, site.written.clone());
+        Trial::of(place, others, deadline, takes_other_bits, journal)
+    }
+
+    /// [`Trial::new`] for all launches of a head.
+    pub(crate) fn of_head(
+        head: &Head,
+        others: Vec<Arc<Calls>>,
+        deadline: Instant,
+        takes_other_bits: bool,
+        journal: Journal,
+    ) -> (Trial, Arc<Mutex<Outcomes>>) {
+        let others = others.into_iter().map(Contender::Calls).collect();
+        let place = ((head.step, head.copies), true, "the head".to_string(), head.written.clone());
+        Trial::of(place, others, deadline, takes_other_bits, journal)
+    }
+
+    fn of(
+        (at, is_whole_step, what, written): ((usize, usize), bool, String, Vec<Written>),
+        others: Vec<Contender>,
+        deadline: Instant,
+        takes_other_bits: bool,
+        journal: Journal,
+    ) -> (Trial, Arc<Mutex<Outcomes>>) {
         let all = vec![Outcome::default(); others.len() + 1];
         let outcomes = Arc::new(Mutex::new(Outcomes { all, ..Outcomes::default() }));
         let shared = Arc::clone(&outcomes);
-        (Trial { site: site.clone(), others, deadline, takes_other_bits, journal, outcomes }, shared)
+        let trial =
+            Trial { at, is_whole_step, what, written, others, deadline, takes_other_bits, journal, outcomes };
+        (trial, shared)
     }
 
-    /// Runs it where the launch is to run next; `args` are the launch's.
+    /// Runs it where `built_in` is to run next; `args` are those of the launch, if it is one.
     ///
     /// # Errors
     /// If a kernel breaks the device, or the driver fails.
     pub(super) fn run(
         &mut self,
         memory: &CudaMemory,
-        built_in: &Loaded,
+        built_in: BuiltIn<'_>,
         args: &[CUdeviceptr],
     ) -> Result<(), CudaError> {
         let mut outcomes = std::mem::take(&mut *lock(&self.outcomes));
@@ -241,13 +322,13 @@ impl Trial {
     fn run_all(
         &mut self,
         memory: &CudaMemory,
-        built_in: &Loaded,
+        built_in: BuiltIn<'_>,
         args: &[CUdeviceptr],
         outcomes: &mut Outcomes,
     ) -> Result<(), CudaError> {
-        let what = format!("kernel {}", self.site.built_in.name);
+        let what = self.what.clone();
         memory.finish("", Some(&what))?;
-        let kept = match Kept::new(memory, &self.site.written) {
+        let kept = match Kept::new(memory, &self.written) {
             Ok(kept) => kept,
             Err(e @ CudaError::OutOfMemory { .. }) => {
                 outcomes.skipped = Some(e.to_string());
@@ -257,14 +338,13 @@ impl Trial {
         };
         let stream = memory.stream();
         kept.save(memory, 0)?;
-        // SAFETY: the launch's own kernel and arguments; memory lives until the stream is waited for.
-        unsafe { built_in.launch(stream, args) }?;
+        built_in()?;
         kept.save(memory, 1)?;
         memory.finish("", Some(&what))?;
         for (i, other) in self.others.iter().enumerate() {
             (self.journal)(Some(i));
             kept.restore(memory)?;
-            // SAFETY: it takes the parameters of the launch's own kernel (`compile`).
+            // SAFETY: it takes the parameters of the launch's own kernel (`compile`), or was made for this step.
             if let Err(e) = unsafe { other.launch(stream, args) } {
                 outcomes.all[i + 1].out = Some(e.to_string());
             } else if let Err(e) = memory.finish("", Some(&what)) {
@@ -298,7 +378,7 @@ impl Trial {
     fn race(
         &self,
         memory: &CudaMemory,
-        built_in: &Loaded,
+        built_in: BuiltIn<'_>,
         args: &[CUdeviceptr],
         outcomes: &mut Outcomes,
     ) -> Result<(), CudaError> {
@@ -318,14 +398,16 @@ impl Trial {
             alive.rotate_left(first);
             stream.record(&events[0])?;
             for (i, event) in alive.iter().zip(&events[1..]) {
-                let kernel = if *i == 0 { built_in } else { &self.others[i - 1] };
                 for _ in 0..repeats {
-                    // SAFETY: as in `run_all`.
-                    unsafe { kernel.launch(stream, args) }?;
+                    match i.checked_sub(1) {
+                        None => built_in()?,
+                        // SAFETY: as in `run_all`.
+                        Some(other) => unsafe { self.others[other].launch(stream, args) }?,
+                    }
                 }
                 stream.record(event)?;
             }
-            memory.finish("", Some(&format!("kernel {}", self.site.built_in.name)))?;
+            memory.finish("", Some(&self.what))?;
             for (i, pair) in alive.iter().zip(events.windows(2)) {
                 outcomes.all[*i].times.push(pair[1].ns_since(&pair[0])? as f64 / repeats as f64);
             }

@@ -6,20 +6,26 @@
 //! choice is marked, and a run's checkpoints record it. A kernel that broke the device, or that ran when the process was
 //! ended, is never launched again.
 
+mod heads;
 mod search;
 
-pub use search::{Settings, search, verify};
+pub use heads::{Heads, search_heads};
+pub use search::{search, verify};
 
 use super::{PlanEntry, file, recompute};
 use crate::files::{self, write_json};
 use crate::profile::Machine;
+use crate::triton::Python;
 use crate::{Result, RunError};
 use kfc_kernels::cuda::{Arch, Nvrtc};
+use kfc_kernels::tile::chunk::Chunked;
 use kfc_kernels::tile::tiling::{Shape, candidates};
 use kfc_kernels::tile::{Choice, Choices};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 /// Of the file's layout.
 const FORMAT: &str = "kernels 1";
@@ -30,8 +36,26 @@ const BROKE: &str = "the device broke, or the process was ended, while it ran";
 /// What is said of a choice with other bits where they were not allowed.
 const OTHER_BITS: &str = "other bits than built in; --allow-other-bits would let it win";
 
+/// What is said of a choice that won alone and not in the step.
+const WHOLE_STEP: &str = "the whole step is not faster";
+
 /// What is said of a choice that lost.
 pub(crate) const SLOWER: &str = "slower";
+
+/// How a search goes.
+#[derive(Clone, Debug)]
+pub struct Settings<'a> {
+    /// Tilings of a kernel that are tried at most, the built-in one among them.
+    pub tilings: usize,
+    /// Whether kernels may win whose results have other bits, within the tolerance.
+    pub takes_other_bits: bool,
+    /// What compiles kernels in Triton.
+    pub python: Python,
+    /// About how long.
+    pub budget: Duration,
+    /// Set from outside to end it early.
+    pub stop: &'a AtomicBool,
+}
 
 /// A choice that was tried.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,13 +112,16 @@ pub struct DeviceTuning {
     kernels: BTreeMap<String, Entry>,
     /// What jobs make again in the backward pass.
     plans: BTreeMap<String, PlanEntry>,
+    /// Kernels and plans whose entries in the file are not kept.
+    forgotten: BTreeSet<String>,
 }
 
 impl DeviceTuning {
     /// Nothing known.
     pub fn empty(machine: Machine) -> DeviceTuning {
         let compiler = compiler().unwrap_or_default();
-        DeviceTuning { machine, compiler, kernels: BTreeMap::new(), plans: BTreeMap::new() }
+        let (kernels, plans, forgotten) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        DeviceTuning { machine, compiler, kernels, plans, forgotten }
     }
 
     /// What was found on a device like this one with this compiler; empty if nothing was, or it cannot be read. Where there is
@@ -108,6 +135,7 @@ impl DeviceTuning {
     /// Nothing known but what must never be launched again.
     pub fn fresh(machine: &Machine) -> DeviceTuning {
         let mut tuning = DeviceTuning::load(machine);
+        tuning.forgotten = tuning.kernels.keys().chain(tuning.plans.keys()).cloned().collect();
         for (key, entry) in &mut tuning.kernels {
             entry.tried.retain(|t| t.out.as_deref() == Some(BROKE));
             entry.settled = false;
@@ -125,6 +153,8 @@ impl DeviceTuning {
     pub fn save(&self) -> Result<PathBuf> {
         let path = self.place()?;
         let mut all = DeviceTuning::load(&self.machine);
+        all.kernels.retain(|key, _| !self.forgotten.contains(key));
+        all.plans.retain(|key, _| !self.forgotten.contains(key));
         all.kernels.extend(self.kernels.clone());
         all.plans.extend(self.plans.clone());
         write_json(&path, &to_json(&all))?;
@@ -156,6 +186,17 @@ impl DeviceTuning {
     pub fn choices(&self) -> Choices {
         let mut choices = Choices::default();
         for (key, entry) in self.kernels.iter().filter(|(key, e)| e.choice != Choice::builtin(key)) {
+            choices.choose(key, entry.choice, entry.other_bits());
+        }
+        choices
+    }
+
+    /// What is chosen for heads that is not built in.
+    pub fn heads(&self) -> Choices {
+        let mut choices = Choices::default();
+        let is_head =
+            |(key, e): &(&String, &Entry)| e.choice.chunk.is_some() && e.choice != Choice::builtin(key);
+        for (key, entry) in self.kernels.iter().filter(is_head) {
             choices.choose(key, entry.choice, entry.other_bits());
         }
         choices
@@ -215,6 +256,11 @@ impl DeviceTuning {
         entry.tried.retain(|t| t.choice != choice);
         entry.tried.push(Tried { out: Some(BROKE.into()), ..Tried::new(choice) });
     }
+}
+
+/// The time that a choice is sorted by.
+fn never_last(t: &Tried) -> f64 {
+    if t.samples == 0 { f64::INFINITY } else { t.ns }
 }
 
 impl Tried {
@@ -281,8 +327,12 @@ fn from_json(v: &Value, machine: &Machine) -> Option<DeviceTuning> {
             tried: e["tried"].as_array()?.iter().map(tried).collect::<Option<_>>()?,
         };
         let is_legal = match (Shape::named(name), choice.tiling) {
+            (shape, None) if choice.library.is_some() => shape.is_some(),
             (Some(shape), Some(tiling)) => candidates(&shape, arch).contains(&tiling),
             (shape, tiling) => shape.is_none() && tiling.is_none(),
+        } && match (Chunked::named(name), choice.chunk) {
+            (Some(chunked), Some(tokens)) => chunked.candidates().contains(&tokens),
+            (chunked, tokens) => chunked.is_none() && tokens.is_none(),
         };
         let is_out = entry.tried(choice).is_some_and(|t| t.out.is_some());
         let says_so = e["other_bits"].as_bool() == Some(entry.other_bits());
@@ -292,7 +342,7 @@ fn from_json(v: &Value, machine: &Machine) -> Option<DeviceTuning> {
     let plan = |(key, e): (&String, &Value)| Some((key.clone(), recompute::from_json(e)?));
     let plans = v["plans"].as_object()?.iter().map(plan).collect::<Option<_>>()?;
     let compiler = v["compiler"].as_str()?.into();
-    Some(DeviceTuning { machine: machine.clone(), compiler, kernels, plans })
+    Some(DeviceTuning { machine: machine.clone(), compiler, kernels, plans, forgotten: BTreeSet::new() })
 }
 
 /// What is being launched for the first time, in a file beside that of the tuning: it stays when the process is ended.
@@ -349,7 +399,7 @@ mod tests {
         tuning.compiler = "13.0".into();
         let all = vec![tried(choice, None), tried(builtin, Some("slower"))];
         tuning.insert(KEY.into(), Entry { choice, settled: true, tried: all });
-        let other = Choice { tiling: None, language: Language::Triton };
+        let other = Choice { tiling: None, language: Language::Triton, chunk: None, library: None };
         let all = vec![Tried { other_bits: true, ..tried(other, None) }, tried(Choice::builtin(NORM), None)];
         tuning.insert(NORM.into(), Entry { choice: other, settled: true, tried: all });
         tuning.insert_plan("0123, no budget".into(), PlanEntry { choice: None, tried: Vec::new() });

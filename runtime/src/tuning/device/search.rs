@@ -7,9 +7,11 @@
 //!    in. One with other bits within the tolerance is timed, too, and may win if the user said so.
 //! 3. Steps with all winners alternate with steps as built in: if they are not faster, nothing is kept.
 
-use super::{DeviceTuning, Diary, Entry, OTHER_BITS, Tried};
+use super::{DeviceTuning, Diary, Entry, OTHER_BITS, Settings, Tried, WHOLE_STEP, never_last};
 use crate::calibration::median;
-use crate::device::cuda::{Launchable, Outcomes, Site, Trial, Triton, Unfit, compile_trial, load_trial};
+use crate::device::cuda::{
+    Launchable, Outcomes, Site, Trial, Triton, Unfit, algorithms, compile_trial, load_trial,
+};
 use crate::train::Trainer;
 use crate::tuning::{Report, Status};
 use crate::{Result, RunError};
@@ -21,7 +23,7 @@ use kfc_kernels::tile::tiling::Shape;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,10 +34,10 @@ const WARM_UP: usize = 3;
 const WORTH: f64 = 0.001;
 
 /// Share of the time after which no more kernels are tried.
-const RACE: f64 = 0.8;
+pub(super) const RACE: f64 = 0.8;
 
 /// Time over the built-in choice's that a winner must stay below.
-const FASTER: f64 = 0.98;
+pub(super) const FASTER: f64 = 0.98;
 
 /// One of so many tilings is tried in Triton, too.
 const TRITON: usize = 4;
@@ -47,19 +49,6 @@ const LOSS: f64 = 2e-2;
 const LEAST_PAIRS: usize = 5;
 const MOST_PAIRS: usize = 50;
 const PAIRS_WON: f64 = 0.7;
-
-/// How a search goes.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings<'a> {
-    /// Tilings of a kernel that are tried at most, the built-in one among them.
-    pub tilings: usize,
-    /// Whether kernels may win whose results have other bits, within the tolerance.
-    pub takes_other_bits: bool,
-    /// About how long.
-    pub budget: Duration,
-    /// Set from outside to end it early.
-    pub stop: &'a AtomicBool,
-}
 
 /// What is chosen for, and the launches that it concerns.
 struct Subject {
@@ -95,12 +84,11 @@ pub fn search(
     progress: &mut dyn FnMut(Status),
 ) -> Result<(Report, Option<String>)> {
     let file = tuning.place()?;
-    if let Some((key, choice)) = Diary::of(&file).take() {
-        tuning.refuse(&key, choice);
-        tuning.save()?;
-    }
-    let mut s = Search { start: Instant::now(), settings, steps: 0, triton: Triton::default() };
-    let losses = s.warm_up(trainer)?;
+    tuning.refuse_what_broke(&file)?;
+    let triton = Triton::new(&settings.python);
+    let mut s = Search { run: BuiltInSteps::new(&settings), triton };
+    let losses = s.run.warm_up(trainer)?;
+    s.run.steps += 1;
     let mut subjects = subjects(trainer)?;
     let all = subjects.len();
     let mut settled = 0;
@@ -109,10 +97,10 @@ pub fn search(
         settled += usize::from(subject.settled);
         progress(s.status("trying", [all, settled]));
     }
-    let step_ms =
-        s.compare(trainer, &mut subjects, &mut |s| progress(s.status("comparing", [all, settled])))?;
+    progress(s.status("comparing", [all, settled]));
+    let step_ms = s.compare(trainer, &mut subjects)?;
     let report = Report {
-        steps: s.steps,
+        steps: s.run.steps,
         kernels: all,
         with_choices: subjects.iter().filter(|p| p.tries.len() > 1).count(),
         changed: subjects.iter().filter(|p| p.winner != p.builtin()).count(),
@@ -163,7 +151,8 @@ fn subjects(trainer: &mut Trainer) -> Result<Vec<Subject>> {
         let times = plan.times();
         total += times.iter().sum::<u64>() as f64;
         for (keys, ns) in plan.programs().iter().zip(&times) {
-            for key in keys {
+            // Heads are searched before (`heads`).
+            for key in keys.iter().filter(|key| Choice::builtin(key).chunk.is_none()) {
                 all.entry(key.clone()).or_insert_with(|| Subject::new(key)).ns += *ns as f64;
             }
         }
@@ -177,28 +166,83 @@ fn subjects(trainer: &mut Trainer) -> Result<Vec<Subject>> {
     Ok(all)
 }
 
-struct Search<'a> {
+/// Steps of a trainer that runs as built in, and how long they may go on.
+pub(super) struct BuiltInSteps<'a> {
     start: Instant,
-    settings: Settings<'a>,
-    steps: usize,
+    pub(super) settings: &'a Settings<'a>,
+    /// Steps taken.
+    pub(super) steps: usize,
+}
+
+impl<'a> BuiltInSteps<'a> {
+    /// The time runs from now on.
+    pub(super) fn new(settings: &'a Settings<'a>) -> BuiltInSteps<'a> {
+        BuiltInSteps { start: Instant::now(), settings, steps: 0 }
+    }
+
+    pub(super) fn goes_on(&self, share: f64) -> bool {
+        !self.settings.stop.load(Ordering::SeqCst) && !self.left(share).is_zero()
+    }
+
+    /// What is left of this share of the time.
+    pub(super) fn left(&self, share: f64) -> Duration {
+        self.settings.budget.mul_f64(share).saturating_sub(self.start.elapsed())
+    }
+
+    /// The first steps. Returns the bits of their losses.
+    pub(super) fn warm_up(&mut self, trainer: &mut Trainer) -> Result<Vec<u64>> {
+        self.steps += WARM_UP;
+        (0..WARM_UP).map(|_| Ok(trainer.step()?.loss.to_bits())).collect()
+    }
+
+    /// Steps with something else beside steps as built in; `turn` turns to it, or back. Returns the milliseconds of their kernels
+    /// if it is faster.
+    pub(super) fn compare(
+        &mut self,
+        trainer: &mut Trainer,
+        turn: &mut dyn FnMut(&mut Trainer, bool),
+    ) -> Result<Option<[f64; 2]>> {
+        let mut times = [Vec::new(), Vec::new()];
+        // The first pair warms up.
+        for pair in 0..=MOST_PAIRS {
+            let is_short = pair <= LEAST_PAIRS && !self.settings.stop.load(Ordering::SeqCst);
+            if !is_short && !self.goes_on(1.0) {
+                break;
+            }
+            let order = if pair % 2 == 0 { [0, 1] } else { [1, 0] };
+            for side in order {
+                turn(trainer, side == 1);
+                let ns = self.timed_step(trainer)?;
+                if pair > 0 {
+                    times[side].push(ns);
+                }
+            }
+        }
+        turn(trainer, false);
+        let won = times[0].iter().zip(&times[1]).filter(|(built_in, tuned)| tuned < built_in).count();
+        let is_mostly = won as f64 >= PAIRS_WON * times[1].len() as f64;
+        let [before, after] = times.map(|mut t| median(&mut t).unwrap_or(0.0));
+        Ok((after < before && is_mostly).then_some([before * 1e-6, after * 1e-6]))
+    }
+
+    /// Nanoseconds of a step's kernels, by events.
+    fn timed_step(&mut self, trainer: &mut Trainer) -> Result<f64> {
+        trainer.forget_times();
+        trainer.step()?;
+        self.steps += 1;
+        let plans = trainer.gpu_plans_mut();
+        Ok(plans.iter().map(|(_, plan)| plan.times().iter().sum::<u64>() as f64).sum())
+    }
+}
+
+struct Search<'a> {
+    run: BuiltInSteps<'a>,
     triton: Triton,
 }
 
 impl Search<'_> {
-    fn goes_on(&self, share: f64) -> bool {
-        !self.settings.stop.load(Ordering::SeqCst)
-            && self.start.elapsed() < self.settings.budget.mul_f64(share)
-    }
-
     fn status(&self, part: &'static str, kernels: [usize; 2]) -> Status {
-        Status { part, elapsed: self.start.elapsed(), kernels }
-    }
-
-    /// Steps as built in. Returns the bits of their losses.
-    fn warm_up(&mut self, trainer: &mut Trainer) -> Result<Vec<u64>> {
-        let losses = (0..WARM_UP).map(|_| Ok(trainer.step()?.loss.to_bits())).collect();
-        self.steps += WARM_UP + 1;
-        losses
+        Status { part, elapsed: self.run.start.elapsed(), kernels }
     }
 
     /// Tries one kernel, of so many that are left, unless an earlier search settled it.
@@ -210,7 +254,7 @@ impl Search<'_> {
         subject: &mut Subject,
         left: usize,
     ) -> Result<()> {
-        let takes_other_bits = self.settings.takes_other_bits;
+        let takes_other_bits = self.run.settings.takes_other_bits;
         if !takes_other_bits {
             tuning.hold_back(&subject.key);
         }
@@ -218,15 +262,14 @@ impl Search<'_> {
         if let Some(entry) = before.as_ref().filter(|e| !e.is_open(takes_other_bits)) {
             return subject.go_on_from(trainer, entry, &self.triton);
         }
-        if !self.goes_on(RACE) {
+        if !self.run.goes_on(RACE) {
             // What was found before holds.
             return before.map_or(Ok(()), |entry| subject.go_on_from(trainer, &entry, &self.triton));
         }
-        subject.compile(trainer, &self.settings, before.as_ref(), &self.triton)?;
-        let until = self.start + self.settings.budget.mul_f64(RACE);
+        subject.compile(trainer, self.run.settings, before.as_ref(), &self.triton)?;
         let mut all_settled = true;
         for site in 0..subject.sites.len() {
-            let share = until.saturating_duration_since(Instant::now()) / left.max(1) as u32;
+            let share = self.run.left(RACE) / left.max(1) as u32;
             let deadline = Instant::now() + share / subject.sites.len() as u32;
             all_settled &= self.try_site(trainer, tuning, file, subject, site, deadline)?;
         }
@@ -256,80 +299,38 @@ impl Search<'_> {
         let journal =
             Box::new(move |i: Option<usize>| diary.write(i.map(|i| (asked.0.as_str(), asked.1[i]))));
         let (plan, site) = &subject.sites[number];
-        let (trial, outcomes) = Trial::new(site, kernels, deadline, self.settings.takes_other_bits, journal);
+        let (trial, outcomes) =
+            Trial::new(site, kernels, deadline, self.run.settings.takes_other_bits, journal);
         if let Some((_, plan)) = trainer.gpu_plans_mut().into_iter().nth(*plan) {
             plan.try_out(trial);
         }
         let step = trainer.step();
-        self.steps += 1;
+        self.run.steps += 1;
         let outcomes = std::mem::take(&mut *outcomes.lock().unwrap_or_else(PoisonError::into_inner));
         if let Err(error) = step {
             let Some(broke) = outcomes.broke else { return Err(error) };
-            tuning.refuse(&key, choices[broke]);
-            tuning.save()?;
-            Diary::of(file).write(None);
-            return Err(RunError::Failed(format!(
-                "{error}; {key} ran as {}, which is written down and not tried again: give the same command to go on",
-                choices[broke]
-            )));
+            return Err(tuning.broke(file, &key, choices[broke], &error));
         }
         Ok(subject.learn(number, &others, outcomes))
     }
 
     /// Steps with all winners beside steps as built in. Returns the milliseconds of their kernels, if there are winners and
     /// they are faster; else there are none any more.
-    fn compare(
-        &mut self,
-        trainer: &mut Trainer,
-        subjects: &mut [Subject],
-        tell: &mut dyn FnMut(&Self),
-    ) -> Result<Option<[f64; 2]>> {
+    fn compare(&mut self, trainer: &mut Trainer, subjects: &mut [Subject]) -> Result<Option<[f64; 2]>> {
         let instead: HashMap<usize, Arc<Launchable>> =
             subjects.iter().flat_map(|p| p.kernels.iter().cloned()).collect();
         if instead.is_empty() {
             return Ok(None);
         }
-        let mut times = [Vec::new(), Vec::new()];
-        // The first pair warms up.
-        for pair in 0..=MOST_PAIRS {
-            let is_short = pair <= LEAST_PAIRS && !self.settings.stop.load(Ordering::SeqCst);
-            if !is_short && !self.goes_on(1.0) {
-                break;
+        let ms = self.run.compare(trainer, &mut |trainer, with| {
+            for (_, plan) in trainer.gpu_plans_mut() {
+                plan.run_instead(if with { instead.clone() } else { HashMap::new() });
             }
-            let order = if pair % 2 == 0 { [0, 1] } else { [1, 0] };
-            for side in order {
-                let kernels = if side == 0 { HashMap::new() } else { instead.clone() };
-                let ns = self.timed_step(trainer, &kernels)?;
-                if pair > 0 {
-                    times[side].push(ns);
-                }
-            }
-            tell(self);
-        }
-        let won = times[0].iter().zip(&times[1]).filter(|(built_in, tuned)| tuned < built_in).count();
-        let is_mostly = won as f64 >= PAIRS_WON * times[1].len() as f64;
-        let [before, after] = times.map(|mut t| median(&mut t).unwrap_or(0.0));
-        if after >= before || !is_mostly {
+        })?;
+        if ms.is_none() {
             subjects.iter_mut().for_each(Subject::drop_winner);
-            return Ok(None);
         }
-        Ok(Some([before * 1e-6, after * 1e-6]))
-    }
-
-    /// Nanoseconds of a step's kernels, by events.
-    fn timed_step(
-        &mut self,
-        trainer: &mut Trainer,
-        instead: &HashMap<usize, Arc<Launchable>>,
-    ) -> Result<f64> {
-        for (_, plan) in trainer.gpu_plans_mut() {
-            plan.run_instead(instead.clone());
-        }
-        trainer.forget_times();
-        trainer.step()?;
-        self.steps += 1;
-        let plans = trainer.gpu_plans_mut();
-        Ok(plans.iter().map(|(_, plan)| plan.times().iter().sum::<u64>() as f64).sum())
+        Ok(ms)
     }
 }
 
@@ -357,7 +358,9 @@ impl Subject {
             None => vec![None],
         };
         let in_triton = &cuts[..cuts.len().min((tilings / TRITON).max(1))];
-        let of = |language| move |tiling: &Option<_>| Choice { tiling: *tiling, language };
+        let of = |language| {
+            move |tiling: &Option<_>| Choice { tiling: *tiling, language, chunk: None, library: None }
+        };
         let all = cuts.iter().map(of(Language::Cuda)).chain(in_triton.iter().map(of(Language::Triton)));
         all.collect()
     }
@@ -372,7 +375,11 @@ impl Subject {
     ) -> Result<()> {
         let Some((_, plan)) = trainer.gpu_plans_mut().into_iter().next() else { return Ok(()) };
         let gpu = Arc::clone(plan.memory().gpu());
-        let list = self.shortlist(gpu.arch, gpu.info.processors.max(1) as usize, settings.tilings);
+        let mut list = self.shortlist(gpu.arch, gpu.info.processors.max(1) as usize, settings.tilings);
+        // Where the library is missing, it is not tried: `kfc doctor` says so.
+        if let Some(plain) = self.sites.first().and_then(|(_, site)| site.plain()) {
+            list.extend(algorithms(&gpu, &plain).unwrap_or_default().into_iter().map(Choice::by_library));
+        }
         let (sites, builtin) = (&self.sites, self.builtin());
         let stays_out = |t: &&Tried| {
             let is_held_back = settings.takes_other_bits && t.out.as_deref() == Some(OTHER_BITS);
@@ -393,7 +400,7 @@ impl Subject {
         let compiled: Vec<(Tried, Vec<_>)> = list.par_iter().filter_map(one).collect();
         let mut binaries: Vec<Vec<u8>> = Vec::new();
         for (mut tried, all) in compiled {
-            let binary: Vec<u8> = all.iter().flat_map(|(_, c)| c.binary().to_vec()).collect();
+            let binary: Vec<u8> = all.iter().flat_map(|(_, c)| c.binary()).collect();
             tried.uses =
                 all.iter().fold(tried.uses, |[r, s], (_, c)| [r.max(c.registers), s.max(c.shared_bytes)]);
             let mut loaded = Vec::new();
@@ -483,8 +490,9 @@ impl Subject {
         });
         match made.collect::<std::result::Result<Vec<_>, Unfit>>() {
             Ok(kernels) => (self.kernels, self.winner) = (kernels, entry.choice),
-            Err(Unfit::Out(why)) => self.put_out(entry.choice, &why),
-            Err(Unfit::NoCompiler) => self.put_out(entry.choice, "there is no Triton to compile it with"),
+            Err(Unfit::Out(why)) if entry.choice.library.is_none() => self.put_out(entry.choice, &why),
+            // What was found holds where there is a compiler or library for it.
+            Err(_) => self.tries.clear(),
         }
         Ok(())
     }
@@ -497,7 +505,7 @@ impl Subject {
     fn drop_winner(&mut self) {
         let builtin = self.builtin();
         if self.winner != builtin {
-            self.put_out(self.winner, "the whole step is not faster");
+            self.put_out(self.winner, WHOLE_STEP);
         }
         (self.winner, self.kernels) = (builtin, Vec::new());
     }
@@ -505,7 +513,6 @@ impl Subject {
     /// What is kept of it.
     fn entry(self) -> (String, Entry) {
         let mut tried: Vec<Tried> = self.tries.into_iter().map(|t| t.tried).collect();
-        let never_last = |t: &Tried| if t.samples == 0 { f64::INFINITY } else { t.ns };
         tried.sort_by(|a, b| never_last(a).total_cmp(&never_last(b)));
         (self.key, Entry { choice: self.winner, settled: self.settled, tried })
     }

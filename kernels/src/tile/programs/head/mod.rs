@@ -10,6 +10,7 @@ use super::sums::total;
 use super::{Arg, EmitError, Emitted, Kernel, Launch, Operation, Sizes};
 use crate::tile::Buffer;
 use crate::tile::ir::{Access, Elem};
+use kfc_graph::{Attrs, TensorType};
 use kfc_ops::head::{HeadAttrs, KdKind};
 
 /// What is computed.
@@ -61,7 +62,37 @@ struct Chunk {
 fn chunk_rows(tokens: usize, logits: usize, sizes: &Sizes) -> usize {
     let rows = (sizes.logits / logits.max(1)).max(16);
     let rows = if rows >= 128 { rows / 128 * 128 } else { rows / 16 * 16 };
-    rows.min(tokens.max(1))
+    let most = rows.min(tokens.max(1));
+    sizes.chunk.map_or(most, |n| n.clamp(1, most))
+}
+
+/// The attributes of a head that is called `name`, and where h is among its operands.
+fn attributes(name: &str, attrs: &Attrs, mode: Mode) -> Result<(HeadAttrs, usize), EmitError> {
+    let attrs = HeadAttrs::parse(name, attrs)?;
+    let first = match (mode, attrs.distils()) {
+        (Mode::Forward, _) => 0,
+        (_, false) => 1,
+        (_, true) => 2,
+    };
+    Ok((attrs, first))
+}
+
+/// Vocabulary of a teacher with logits.
+fn teacher_vocab(attrs: &HeadAttrs, inputs: &[TensorType], first: usize) -> usize {
+    if attrs.kd == KdKind::Logits { inputs[first + 5].dims[0] } else { 0 }
+}
+
+/// Tokens of a chunk of the operation of this name; `None` if it has no chunks.
+pub(super) fn chunk(name: &str, attrs: &Attrs, inputs: &[TensorType], sizes: &Sizes) -> Option<usize> {
+    let mode = match name {
+        "linear_cross_entropy_kd" => Mode::Forward,
+        "linear_cross_entropy_kd_bwd" => Mode::Backward,
+        "linear_cross_entropy_kd_fused" => Mode::Fused,
+        _ => return None,
+    };
+    let (attrs, first) = attributes(name, attrs, mode).ok()?;
+    let logits = inputs[first + 1].dims[0] + teacher_vocab(&attrs, inputs, first);
+    Some(chunk_rows(inputs[first].rows(), logits, sizes))
 }
 
 impl Head {
@@ -86,15 +117,10 @@ impl Head {
 
 /// `linear_cross_entropy_kd` and its siblings; `name` is the operation's.
 pub(super) fn head(name: &str, o: &Operation<'_>, mode: Mode, sizes: &Sizes) -> Result<Emitted, EmitError> {
-    let attrs = HeadAttrs::parse(name, o.attrs)?;
-    let first = match (mode, attrs.distils()) {
-        (Mode::Forward, _) => 0,
-        (_, false) => 1,
-        (_, true) => 2,
-    };
+    let (attrs, first) = attributes(name, o.attrs, mode)?;
     let (h, w) = (&o.inputs[first], &o.inputs[first + 1]);
     let (tokens, vocab) = (h.rows(), w.dims[0]);
-    let teacher_vocab = if attrs.kd == KdKind::Logits { o.inputs[first + 5].dims[0] } else { 0 };
+    let teacher_vocab = teacher_vocab(&attrs, o.inputs, first);
     let chunk = chunk_rows(tokens, vocab + teacher_vocab, sizes);
     let mut e = Emitted::default();
     let mut work = |len: usize| {
