@@ -132,7 +132,7 @@ impl Tape<'_> {
                 Some(g) => prim_vjp(&mut self.b, p, &node.inputs, node.outputs[0], g, &needs)?,
                 None => return Ok(()),
             },
-            Op::Group(_) => return self.via_decompose(node, grads, depth),
+            Op::Group(_) | Op::Fused(_) => return self.via_decompose(node, grads, depth),
             Op::Composite(c) => match c.def.vjp() {
                 Vjp::Zero => return Err(GraphError::Gradient("this operation has no gradient".into())),
                 Vjp::ViaDecompose => return self.via_decompose(node, grads, depth),
@@ -164,6 +164,7 @@ impl Tape<'_> {
         let results = match &node.op {
             Op::Composite(c) => c.def.decompose(&mut self.b, &c.attrs, &node.inputs)?,
             Op::Group(g) => g.inline(&mut self.b, &node.inputs)?,
+            Op::Fused(f) => f.inline(&mut self.b, &node.inputs)?,
             Op::Prim(_) => return Ok(()),
         };
         let body = start..self.b.graph().nodes().len();

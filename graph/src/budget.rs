@@ -34,6 +34,9 @@ const PARTS: usize = 8;
 /// Classes whose values take less than one part in so many of all saved bytes go with their larger siblings only.
 const MINOR: usize = 500;
 
+/// What is done to a graph in which values are made again.
+pub type Finish<'a> = dyn Fn(Graph) -> Graph + Sync + 'a;
+
 /// One way to run a graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
@@ -71,9 +74,11 @@ pub struct TooSmall {
 }
 
 impl Frontier {
-    /// Tries policies and classes on an optimised graph. Deterministic.
-    pub fn new(graph: &Graph, facts: &FactsOf<'_>, seconds: &SecondsOf<'_>) -> Frontier {
-        let search = Search { graph, cut: Cut::new(graph), facts, seconds: seconds_of_works(graph, seconds) };
+    /// Tries policies and classes on an optimised graph. `finish` is what is done to a graph behind recomputation, before it
+    /// is ordered and placed. Deterministic.
+    pub fn new(graph: &Graph, finish: &Finish<'_>, facts: &FactsOf<'_>, seconds: &SecondsOf<'_>) -> Frontier {
+        let seconds = seconds_of_works(graph, seconds);
+        let search = Search { graph, cut: Cut::new(graph), finish, facts, seconds };
         let named = search.named();
         let mut tried = named.clone();
         let ladder = search.ladder();
@@ -150,6 +155,7 @@ impl Class {
 struct Search<'a> {
     graph: &'a Graph,
     cut: Cut,
+    finish: &'a Finish<'a>,
     facts: &'a FactsOf<'a>,
     /// Seconds of each work.
     seconds: BTreeMap<Work, f64>,
@@ -196,14 +202,11 @@ impl Search<'_> {
 
     fn planned(&self, name: String, dropped: BTreeSet<ValueId>) -> Choice {
         let graph = recompute::run(self.graph, &self.cut, &dropped);
+        let extra_seconds = self.seconds(&graph);
+        let graph = (self.finish)(graph);
         let memory = plan(&graph, &schedule(&graph), self.facts);
-        Choice {
-            name,
-            dropped,
-            arena_bytes: memory.arena_bytes,
-            live_bytes: memory.lower_bound,
-            extra_seconds: self.seconds(&graph),
-        }
+        let (arena_bytes, live_bytes) = (memory.arena_bytes, memory.lower_bound);
+        Choice { name, dropped, arena_bytes, live_bytes, extra_seconds }
     }
 
     fn measured(&self, name: String, dropped: BTreeSet<ValueId>) -> Candidate {

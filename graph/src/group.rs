@@ -13,7 +13,8 @@
 
 use crate::builder::Builder;
 use crate::error::{GraphError, Result};
-use crate::graph::{Def, Graph, InputKind, Node, Phase, ValueId};
+use crate::fused::{self, body_types, check_ends};
+use crate::graph::{Def, Graph, Node, Phase, ValueId};
 use crate::op::{Cost, Op};
 use crate::prim::Prim;
 use crate::types::TensorType;
@@ -55,16 +56,7 @@ impl Group {
     /// [`GraphError::Type`] if the operands are others.
     pub fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
         let body = &self.body;
-        if inputs.len() != body.inputs().len() {
-            let m = format!("takes {} operands, got {}", body.inputs().len(), inputs.len());
-            return Err(GraphError::ty(NAME, m));
-        }
-        for (i, (input, ty)) in body.inputs().iter().zip(inputs).enumerate() {
-            let want = body.ty(input.value);
-            if want != ty {
-                return Err(GraphError::ty(NAME, format!("operand {i} must be {want}, is {ty}")));
-            }
-        }
+        body_types(NAME, body, inputs)?;
         Ok(body.outputs().iter().map(|o| body.ty(o.value).clone()).collect())
     }
 
@@ -79,15 +71,7 @@ impl Group {
     /// # Errors
     /// If the operands do not fit.
     pub fn inline(&self, b: &mut Builder<'_>, operands: &[ValueId]) -> Result<Vec<ValueId>> {
-        let body = &self.body;
-        let mut map = vec![ValueId(u32::MAX); body.value_count()];
-        body.inputs().iter().zip(operands).for_each(|(input, &v)| map[input.value.index()] = v);
-        for node in body.nodes() {
-            let inputs: Vec<ValueId> = node.inputs.iter().map(|v| map[v.index()]).collect();
-            let results = b.op(node.op.clone(), &inputs)?;
-            node.outputs.iter().zip(results).for_each(|(old, new)| map[old.index()] = new);
-        }
-        Ok(body.outputs().iter().map(|o| map[o.value.index()]).collect())
+        fused::inline(&self.body, b, operands)
     }
 }
 
@@ -112,22 +96,7 @@ fn shape(body: &Graph) -> Option<&[usize]> {
 fn check(body: &Graph) -> std::result::Result<(), String> {
     verify(body).map_err(|e| e.to_string())?;
     let Some(shape) = shape(body) else { return Err("the body has no nodes".into()) };
-    if body.inputs().is_empty() || body.outputs().is_empty() {
-        return Err("the body needs an operand and a result".into());
-    }
-    for (i, input) in body.inputs().iter().enumerate() {
-        if input.value.index() != i || input.kind != InputKind::Data || input.name != i.to_string() {
-            return Err(format!("operand {i} of the body is \"{}\", %{}", input.name, input.value.0));
-        }
-    }
-    let mut seen = vec![false; body.value_count()];
-    for (i, output) in body.outputs().iter().enumerate() {
-        let v = output.value;
-        let again = std::mem::replace(&mut seen[v.index()], true);
-        if output.updates.is_some() || output.name != i.to_string() || again || made_by(body, v).is_none() {
-            return Err(format!("result {i} of the body is \"{}\", %{}", output.name, v.0));
-        }
-    }
+    check_ends(body)?;
     body.nodes().iter().try_for_each(|node| check_node(body, node, shape))
 }
 

@@ -1,8 +1,9 @@
-//! Operations: primitives, composites behind one trait, and fused groups of primitives.
+//! Operations: primitives, composites behind one trait, fused groups of primitives, and operations that one kernel runs.
 
 use crate::attrs::Attrs;
 use crate::builder::Builder;
 use crate::error::{GraphError, Result};
+use crate::fused::{self, Fused};
 use crate::graph::{Graph, InputKind, ValueId};
 use crate::group::{self, Group};
 use crate::prim::Prim;
@@ -19,6 +20,8 @@ pub enum Op {
     Composite(Composite),
     /// Primitives fused into one node.
     Group(Group),
+    /// Operations that one kernel runs.
+    Fused(Fused),
 }
 
 impl Op {
@@ -28,6 +31,7 @@ impl Op {
             Op::Prim(p) => p.name(),
             Op::Composite(c) => c.def.name(),
             Op::Group(_) => group::NAME,
+            Op::Fused(_) => fused::NAME,
         }
     }
 
@@ -40,6 +44,7 @@ impl Op {
             Op::Prim(p) => p.infer(inputs).map(|t| vec![t]),
             Op::Composite(c) => c.def.infer(&c.attrs, inputs),
             Op::Group(g) => g.infer(inputs),
+            Op::Fused(f) => f.infer(inputs),
         }
     }
 }

@@ -55,6 +55,7 @@ impl Op {
             Op::Prim(p) => p.cost(inputs, outputs),
             Op::Composite(Composite { def, attrs }) => def.cost(attrs, inputs, outputs),
             Op::Group(g) => g.cost(inputs, outputs),
+            Op::Fused(f) => f.cost(),
         }
     }
 }

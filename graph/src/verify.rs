@@ -8,7 +8,7 @@
 //!   old value of an updated state is not an output at the same time;
 //! - attributes are finite and words.
 //!
-//! The body of a group was checked when the group was made ([`crate::group`]).
+//! The body of a group or of a fused node was checked when that was made ([`crate::group`], [`crate::fused`]).
 
 use crate::attrs::AttrValue;
 use crate::error::{GraphError, Result};
@@ -125,7 +125,7 @@ fn check_constants(node: &Node) -> std::result::Result<(), String> {
             if exact { Ok(()) } else { Err(format!("{value:?} is no 32-bit integer")) }
         }
         Op::Prim(Prim::Const { value, .. }) if value.is_nan() => Err("a constant is NaN".into()),
-        Op::Prim(_) | Op::Group(_) => Ok(()),
+        Op::Prim(_) | Op::Group(_) | Op::Fused(_) => Ok(()),
         Op::Composite(c) => c.attrs.iter().try_for_each(|(name, value)| check_attr(name, value)),
     }
 }

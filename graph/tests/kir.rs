@@ -7,11 +7,12 @@ mod common;
 use common::{check_plan, defs, facts, random_inputs};
 use kfc_graph::interp::run;
 use kfc_graph::memory::{Place, plan};
+use kfc_graph::passes::fuse_products::{self, Fuses};
 use kfc_graph::passes::{canonicalise, cse, dce, decompose, fuse_head, fuse_pointwise, optimise, recompute};
 use kfc_graph::schedule::schedule;
 use kfc_graph::text::{parse, print};
 use kfc_graph::verify::verify;
-use kfc_graph::{Graph, NodeId, Result};
+use kfc_graph::{Composite, Fused, Graph, NodeId, Result};
 use std::fs;
 use std::path::Path;
 
@@ -60,6 +61,7 @@ fn execute(source: &str, commands: &str) -> Result<String> {
             "dce" => dce::run(&graph),
             "fuse_head" => fuse_head::run(&graph, &defs())?,
             "fuse_pointwise" => fuse_pointwise::run(&graph)?,
+            "fuse_products" => fuse_products::run(&graph, &Gates)?,
             "decompose" => decompose::run(&graph, &|c, _| c.def.name() == "accumulate")?,
             "recompute" => recompute_every_layer(&graph),
             "optimise" => optimise(&graph, &defs(), &|_, _| false, &mut |_, _| ())?,
@@ -69,6 +71,22 @@ fn execute(source: &str, commands: &str) -> Result<String> {
     }
     same_results(&original, &graph);
     Ok(print(&graph))
+}
+
+/// A backend for which gates are products, and `nested` and pointwise operations can be done to one of them; `nested` to two.
+struct Gates;
+
+impl Fuses for Gates {
+    fn is_product(&self, c: &Composite) -> bool {
+        c.def.name() == "gate"
+    }
+    fn is_epilogue(&self, c: &Composite) -> bool {
+        c.def.name() == "nested"
+    }
+    fn claims(&self, f: &Fused) -> bool {
+        let count = |name: &str| f.body().nodes().iter().filter(|n| n.op.name() == name).count();
+        count("gate") == 1 || count("nested") == 1
+    }
 }
 
 fn recompute_every_layer(graph: &Graph) -> Graph {

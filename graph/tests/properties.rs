@@ -42,7 +42,7 @@ proptest! {
             prop_assert_eq!(seen.len(), 9);
             let left = new.nodes().iter().filter_map(|n| match &n.op {
                 kfc_graph::Op::Composite(c) => Some(c.def.name()),
-                kfc_graph::Op::Prim(_) | kfc_graph::Op::Group(_) => None,
+                kfc_graph::Op::Prim(_) | kfc_graph::Op::Group(_) | kfc_graph::Op::Fused(_) => None,
             });
             let unclaimed: Vec<_> = left.filter(|name| !claimed.contains(name)).collect();
             prop_assert_eq!(unclaimed, Vec::<&str>::new());
@@ -92,7 +92,7 @@ proptest! {
     #[test]
     fn budgets_are_monotone(seed: u64, size in 10usize..60) {
         let g = random_training(seed, size);
-        let frontier = Frontier::new(&g, &facts, &Rates::default().seconds_of());
+        let frontier = Frontier::new(&g, &|g| g, &facts, &Rates::default().seconds_of());
         let cut = recompute::Cut::new(&g);
         let (fast, small) = (frontier.choices.first().unwrap(), frontier.choices.last().unwrap());
         prop_assert!(frontier.within(usize::MAX).unwrap().extra_seconds <= frontier.free_seconds);
@@ -123,7 +123,8 @@ proptest! {
 fn without_a_backward_pass_there_is_one_choice() {
     let text = "graph g {\n %0: f32[4] = data \"x\"\n %1: f32[4] = exp(%0) @forward \"layers.0\"\n \
                 %2: f32[4] = neg(%1) @forward \"layers.1\"\n output \"y\" = %2\n}\n";
-    let frontier = Frontier::new(&parse(text, &defs()).unwrap(), &facts, &Rates::default().seconds_of());
+    let frontier =
+        Frontier::new(&parse(text, &defs()).unwrap(), &|g| g, &facts, &Rates::default().seconds_of());
     assert_eq!(frontier.choices.len(), 1);
     assert_eq!((frontier.choices[0].name.as_str(), frontier.choices[0].extra_seconds), ("none", 0.0));
     assert_eq!(frontier.within(64).unwrap_err().smallest, frontier.choices[0].arena_bytes);

@@ -7,6 +7,7 @@ use crate::tile;
 use kfc_graph::budget::{Decision, Frontier, decisions};
 use kfc_graph::cost::{Rates, SecondsOf};
 use kfc_graph::memory::{self, Facts, FactsOf, MemoryPlan};
+use kfc_graph::passes::fuse_products;
 use kfc_graph::passes::recompute::{self, Cut, Policy};
 use kfc_graph::{
     Composite, Def, Graph, Node, NodeId, Op, Prim, TensorType, ValueId, passes, schedule, verify,
@@ -93,23 +94,33 @@ pub fn compile_with(
     let (dropped, frontier) = match &options.recompute {
         Recompute::Off => (BTreeSet::new(), None),
         Recompute::Named(policy) => (recompute::dropped(&graph, &Cut::new(&graph), policy), None),
-        Recompute::Values(values, bytes) if fits(&graph, values, *bytes, &facts_of) => (values.clone(), None),
+        Recompute::Values(values, bytes) if fits(&graph, values, *bytes, options.backend, &facts_of) => {
+            (values.clone(), None)
+        }
         Recompute::WithinBudget(bytes) | Recompute::Values(_, bytes) => {
-            let frontier = Frontier::new(&graph, &facts_of, options.seconds);
+            let finish = |graph| finished(graph, options.backend);
+            let frontier = Frontier::new(&graph, &finish, &facts_of, options.seconds);
             (frontier.within(*bytes)?.dropped.clone(), Some(frontier))
         }
     };
     let decisions = decisions(&graph, &dropped, options.seconds);
     let graph = if dropped.is_empty() { graph } else { recomputed(&graph, &dropped, observer)? };
+    let graph = fused(graph, options.backend, observer)?;
     Ok(Compiled { plan: lower(&graph, &facts_of, decisions), frontier })
 }
 
 /// Whether these are saved values of the graph, and what is left fits into so many bytes when they are made again.
-fn fits(graph: &Graph, values: &BTreeSet<ValueId>, bytes: usize, facts_of: &FactsOf<'_>) -> bool {
+fn fits(
+    graph: &Graph,
+    values: &BTreeSet<ValueId>,
+    bytes: usize,
+    backend: Backend,
+    facts_of: &FactsOf<'_>,
+) -> bool {
     let cut = Cut::new(graph);
     let is_saved = |v: &ValueId| v.index() < graph.value_count() && cut.is_saved(*v);
     let arena = || {
-        let graph = recompute::run(graph, &cut, values);
+        let graph = finished(recompute::run(graph, &cut, values), backend);
         memory::plan(&graph, &schedule::schedule(&graph), facts_of).arena_bytes
     };
     values.iter().all(is_saved) && arena() <= bytes
@@ -122,7 +133,8 @@ fn fits(graph: &Graph, values: &BTreeSet<ValueId>, bytes: usize, facts_of: &Fact
 pub fn frontier(graph: &Graph, backend: Backend, seconds: &SecondsOf<'_>) -> Result<Frontier, KernelError> {
     let facts = FactsTable::new(backend);
     let graph = optimised(graph, backend, &mut |_, _| ())?;
-    Ok(Frontier::new(&graph, &|graph, node| facts.of(graph, node), seconds))
+    let finish = |graph| finished(graph, backend);
+    Ok(Frontier::new(&graph, &finish, &|graph, node| facts.of(graph, node), seconds))
 }
 
 /// The graph after the device-independent passes; every operation in it has a kernel.
@@ -149,6 +161,30 @@ fn recomputed(
     verify::verify(&graph)?;
     observer("10-recompute", &graph);
     Ok(graph)
+}
+
+/// The graph with what this backend runs as one kernel fused, if it is one that does: the CPU's kernels stay apart.
+fn fused(
+    graph: Graph,
+    backend: Backend,
+    observer: &mut dyn FnMut(&str, &Graph),
+) -> Result<Graph, KernelError> {
+    if backend == Backend::Cpu {
+        return Ok(graph);
+    }
+    let graph = fuse_products::run(&graph, &tile::programs::TileFuses)?;
+    verify::verify(&graph)?;
+    observer("11-fuse-products", &graph);
+    graph.nodes().iter().try_for_each(|n| kernel_facts(&graph, n, backend).map(|_| ()))?;
+    Ok(graph)
+}
+
+/// [`fused`] of a graph whose memory is to be known. A pass that fails does so again where the graph is compiled.
+fn finished(graph: Graph, backend: Backend) -> Graph {
+    match backend {
+        Backend::Cpu => graph,
+        Backend::Tile => fuse_products::run(&graph, &tile::programs::TileFuses).unwrap_or(graph),
+    }
 }
 
 /// Orders and places a graph whose every operation has a kernel.

@@ -134,7 +134,7 @@ fn step_json(s: &Step) -> Value {
             .iter()
             .map(|(n, v)| (n.to_string(), json!(v.to_string())))
             .collect::<serde_json::Map<_, _>>(),
-        Op::Group(_) => {
+        Op::Group(_) | Op::Fused(_) => {
             kfc_graph::text::attrs(&s.op).iter().map(|(n, v)| (n.to_string(), json!(v.to_string()))).collect()
         }
         Op::Prim(_) => serde_json::Map::new(),

@@ -9,6 +9,8 @@ mod tile_cases;
 
 mod common;
 
+use kfc_graph::Op;
+use kfc_kernels::tile::Tilings;
 use kfc_kernels::tile::programs::NAMES;
 use kfc_kernels::tile::trial::Trial;
 use kfc_kernels::tile::triton;
@@ -28,6 +30,33 @@ fn samples_agree_with_the_interpreter() {
 #[test]
 fn larger_operands_agree_with_the_interpreter() {
     assert!(check(&tile_cases::large()) > 100);
+}
+
+/// What a fused node's operations compute one after the other, each by its own programs.
+fn one_by_one(case: &programs::Case) -> Vec<Vec<f64>> {
+    let Op::Fused(f) = &case.op else { panic!("{} is not fused", case.label) };
+    let body = f.body();
+    let mut values: Vec<Vec<f64>> = vec![vec![]; body.value_count()];
+    body.inputs().iter().zip(&case.data).for_each(|(i, data)| values[i.value.index()] = data.clone());
+    for node in body.nodes() {
+        let types = node.inputs.iter().map(|v| body.ty(*v).clone()).collect();
+        let data = node.inputs.iter().map(|v| values[v.index()].clone()).collect();
+        let part = programs::Case { op: node.op.clone(), types, data, ..case.clone() };
+        let results = programs::run_cut(&part, &Tilings::new(), &mut |_, _, _, _| ());
+        node.outputs.iter().zip(results).for_each(|(v, r)| values[v.index()] = r);
+    }
+    body.outputs().iter().map(|o| values[o.value.index()].clone()).collect()
+}
+
+#[test]
+fn fused_operations_leave_the_bits_that_they_leave_one_by_one() {
+    let mut cases = tile_cases::large();
+    cases.retain(|case| matches!(case.op, Op::Fused(_)));
+    assert!(cases.len() > 30, "{}", cases.len());
+    for case in cases {
+        let together = programs::run_cut(&case, &Tilings::new(), &mut |_, _, _, _| ());
+        assert!(together == one_by_one(&case), "{}", case.label);
+    }
 }
 
 #[test]

@@ -20,6 +20,7 @@ pub(crate) fn fused(kind: &Kind) -> &'static str {
             "gradients of A, B and the input share their reads of dy; no gradient of the frozen weight"
         }
         "linear" => "product and bias in one kernel",
+        "fused" => "a product and what is done to its result before it is written; its body says what",
         "attention" => "scores, mask, softmax and values tile by tile: scores of all pairs never exist",
         "attention_bwd" => "scores are made again tile by tile from the saved log-sum-exp",
         "rms_norm" | "rms_norm_bwd" => "sum of squares, scale and the residual in one pass",

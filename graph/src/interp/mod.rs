@@ -154,6 +154,10 @@ fn eval(
             })?;
             Ok(vec![t])
         }
+        Op::Fused(f) => {
+            let wanted: Vec<ValueId> = f.body().outputs().iter().map(|o| o.value).collect();
+            run_at_depth(f.body(), operands, &wanted, depth + 1)
+        }
         Op::Group(g) => {
             let wanted: Vec<ValueId> = g.body().outputs().iter().map(|o| o.value).collect();
             run_at_depth(g.body(), operands, &wanted, depth + 1)

@@ -22,7 +22,7 @@ pub fn run(graph: &Graph) -> Result<Graph> {
     graph.outputs().iter().for_each(|o| is_output[o.value.index()] = true);
     for node in graph.nodes() {
         match &node.op {
-            Op::Composite(_) | Op::Group(_) => r.keep(node),
+            Op::Composite(_) | Op::Group(_) | Op::Fused(_) => r.keep(node),
             Op::Prim(prim) => {
                 let operands = r.values(&node.inputs);
                 let ty = graph.ty(node.outputs[0]);
@@ -85,7 +85,7 @@ fn made_by(g: &Graph, v: ValueId) -> Option<(&Prim, &[ValueId])> {
         Def::Input(_) => None,
         Def::Node(id, _) => match &g.node(id).op {
             Op::Prim(p) => Some((p, &g.node(id).inputs)),
-            Op::Composite(_) | Op::Group(_) => None,
+            Op::Composite(_) | Op::Group(_) | Op::Fused(_) => None,
         },
     }
 }

@@ -1,5 +1,6 @@
 //! Replaces the composites that no backend claims by their decompositions, down to primitives and claimed composites.
-//! What comes out keeps the phase and the scope of the composite.
+//! What comes out keeps the phase and the scope of the composite. Fused nodes are taken apart first:
+//! they are made for a backend behind this pass ([`super::fuse_products`]).
 
 use super::{Claims, Rewriter};
 use crate::error::{GraphError, Result};
@@ -15,6 +16,8 @@ const MAX_DEPTH: usize = 32;
 /// # Errors
 /// If a decomposition fails, contradicts its definition or does not end.
 pub fn run(graph: &Graph, claims: &Claims<'_>) -> Result<Graph> {
+    let apart = apart(graph)?;
+    let graph = apart.as_ref().unwrap_or(graph);
     let mut r = Rewriter::new(graph);
     for node in graph.nodes() {
         match &node.op {
@@ -27,6 +30,25 @@ pub fn run(graph: &Graph, claims: &Claims<'_>) -> Result<Graph> {
         }
     }
     Ok(r.finish())
+}
+
+/// The graph without fused nodes, if it has any.
+fn apart(graph: &Graph) -> Result<Option<Graph>> {
+    if !graph.nodes().iter().any(|n| matches!(n.op, Op::Fused(_))) {
+        return Ok(None);
+    }
+    let mut r = Rewriter::new(graph);
+    for node in graph.nodes() {
+        match &node.op {
+            Op::Fused(f) => {
+                let operands = r.values(&node.inputs);
+                let results = f.inline(&mut r.at(node), &operands)?;
+                node.outputs.iter().zip(results).for_each(|(&old, new)| r.replace(old, new));
+            }
+            _ => r.keep(node),
+        }
+    }
+    Ok(Some(r.finish()))
 }
 
 fn claimed(graph: &Graph, node: &Node, c: &Composite, claims: &Claims<'_>) -> bool {

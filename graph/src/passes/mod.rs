@@ -10,6 +10,7 @@ pub mod dce;
 pub mod decompose;
 pub mod fuse_head;
 pub mod fuse_pointwise;
+pub mod fuse_products;
 pub mod recompute;
 mod rewriter;
 

@@ -27,6 +27,8 @@
 //!   }
 //! ```
 //!
+//! Operations that one kernel runs are written in the same way, as `fused`, with composites among them.
+//!
 //! A text that parses is not yet a valid graph: [`crate::verify::verify`] says that.
 
 mod lexer;
@@ -40,13 +42,14 @@ pub use printer::print;
 use crate::attrs::Attrs;
 use crate::op::Op;
 
-/// The attributes of an operation as the text form writes them; what the result type says is not among them. A group's
-/// body is one, on one line.
+/// The attributes of an operation as the text form writes them; what the result type says is not among them. The body
+/// of a group or of a fused node is one, on one line.
 pub fn attrs(op: &Op) -> Attrs {
     match op {
         Op::Prim(p) => prim::prim_attrs(p),
         Op::Composite(c) => c.attrs.clone(),
-        Op::Group(g) => Attrs::new().with("body", printer::body_line(g).as_str()),
+        Op::Group(g) => Attrs::new().with("body", printer::body_line(g.body()).as_str()),
+        Op::Fused(f) => Attrs::new().with("body", printer::body_line(f.body()).as_str()),
     }
 }
 

@@ -4,6 +4,7 @@ use super::lexer::{Lexer, Place, Token, shorten};
 use super::prim::{prim_from, unknown_attr};
 use crate::attrs::{AttrValue, Attrs};
 use crate::error::{GraphError, Result};
+use crate::fused::{self, Fused};
 use crate::graph::{Graph, InputKind, Phase, ValueId};
 use crate::group::{self, Group};
 use crate::op::{Composite, Op, Registry};
@@ -89,7 +90,7 @@ impl Parser<'_> {
                 let [only] = &declared[..] else { return place.error("an input is one value") };
                 vec![self.graph.add_input(input, kind, only.ty.clone())]
             }
-            None if name == group::NAME => self.group(&declared)?,
+            None if name == group::NAME || name == fused::NAME => self.with_body(&name, &declared)?,
             None => self.node(&name, place, &declared)?,
         };
         self.define(&declared, values)
@@ -170,23 +171,27 @@ impl Parser<'_> {
         Ok((phase, self.scope(scope)))
     }
 
-    /// The operands, place and body of a group.
-    fn group(&mut self, declared: &[Declared]) -> Result<Vec<ValueId>> {
+    /// The operands, place and body of a group or of a fused node.
+    fn with_body(&mut self, name: &str, declared: &[Declared]) -> Result<Vec<ValueId>> {
         let operands = self.operands()?;
         let (phase, scope) = self.phase_and_scope()?;
         let place = self.place;
         self.symbol('{')?;
-        let outer = std::mem::replace(&mut self.graph, Graph::new(group::NAME));
+        let outer = std::mem::replace(&mut self.graph, Graph::new(name));
         let names = std::mem::take(&mut self.values);
-        self.body()?;
+        self.body(name == fused::NAME)?;
         let body = std::mem::replace(&mut self.graph, outer);
         self.values = names;
-        let group = Group::new(body).or_else(|e| place.error(e.to_string()))?;
-        Ok(self.graph.add_node(Op::Group(group), operands, types(declared), phase, scope))
+        let op = match name == fused::NAME {
+            true => Fused::new(body).map(Op::Fused),
+            false => Group::new(body).map(Op::Group),
+        };
+        let op = op.or_else(|e| place.error(e.to_string()))?;
+        Ok(self.graph.add_node(op, operands, types(declared), phase, scope))
     }
 
-    /// The statements of a group's body, up to and with its closing brace.
-    fn body(&mut self) -> Result<()> {
+    /// The statements of a body, up to and with its closing brace; whether there may be composites.
+    fn body(&mut self, composites: bool) -> Result<()> {
         while self.token != Token::Word("results".into()) {
             let mut declared = vec![self.declared()?];
             while self.token == Token::Symbol(',') {
@@ -205,11 +210,17 @@ impl Parser<'_> {
                 let operands = self.operands()?;
                 let attrs_place = self.place;
                 let attrs = if self.token == Token::Symbol('{') { self.attrs()? } else { Attrs::new() };
-                let Some(prim) = prim_from(&name, &attrs, &declared[0].ty) else {
-                    return place.error(format!("there is no primitive `{}`", shorten(&name)));
+                let op = match prim_from(&name, &attrs, &declared[0].ty) {
+                    Some(prim) => Op::Prim(checked_prim(prim, &attrs, &declared, attrs_place)?),
+                    None => match self.registry.get(&name).filter(|_| composites) {
+                        Some(def) => Op::Composite(Composite { def, attrs }),
+                        None => {
+                            let what = if composites { "operation" } else { "primitive" };
+                            return place.error(format!("there is no {what} `{}`", shorten(&name)));
+                        }
+                    },
                 };
-                let prim = checked_prim(prim, &attrs, &declared, attrs_place)?;
-                self.graph.add_node(Op::Prim(prim), operands, types(&declared), Phase::Forward, 0)
+                self.graph.add_node(op, operands, types(&declared), Phase::Forward, 0)
             };
             self.define(&declared, values)?;
         }

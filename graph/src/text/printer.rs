@@ -3,7 +3,6 @@
 use super::prim::prim_attrs;
 use crate::attrs::Attrs;
 use crate::graph::{Graph, Node, ValueId};
-use crate::group::Group;
 use crate::op::Op;
 use std::fmt::Write;
 
@@ -47,9 +46,14 @@ fn write_node(out: &mut String, graph: &Graph, node: &Node) -> std::fmt::Result 
     out.push_str("  ");
     write_application(out, graph, node)?;
     write!(out, " @{} {}", node.phase.name(), quoted(graph.scope(node)))?;
-    if let Op::Group(g) = &node.op {
+    let body = match &node.op {
+        Op::Group(g) => Some(g.body()),
+        Op::Fused(f) => Some(f.body()),
+        Op::Prim(_) | Op::Composite(_) => None,
+    };
+    if let Some(body) = body {
         out.push_str(" {\n");
-        for statement in body_statements(g)? {
+        for statement in body_statements(body)? {
             writeln!(out, "    {statement}")?;
         }
         out.push_str("  }");
@@ -68,7 +72,7 @@ fn write_application(out: &mut String, graph: &Graph, node: &Node) -> std::fmt::
     match &node.op {
         Op::Prim(p) => write_attrs(out, &prim_attrs(p)),
         Op::Composite(c) => write_attrs(out, &c.attrs),
-        Op::Group(_) => Ok(()),
+        Op::Group(_) | Op::Fused(_) => Ok(()),
     }
 }
 
@@ -79,9 +83,8 @@ fn write_typed(out: &mut String, graph: &Graph, values: &[ValueId]) -> std::fmt:
     Ok(())
 }
 
-/// The body of a group, one statement a line.
-fn body_statements(group: &Group) -> Result<Vec<String>, std::fmt::Error> {
-    let body = group.body();
+/// The body of a group or of a fused node, one statement a line.
+fn body_statements(body: &Graph) -> Result<Vec<String>, std::fmt::Error> {
     let inputs: Vec<ValueId> = body.inputs().iter().map(|i| i.value).collect();
     let mut operands = String::new();
     write_typed(&mut operands, body, &inputs)?;
@@ -96,10 +99,10 @@ fn body_statements(group: &Group) -> Result<Vec<String>, std::fmt::Error> {
     Ok(statements)
 }
 
-/// The body of a group on one line.
-pub(super) fn body_line(group: &Group) -> String {
+/// A body on one line.
+pub(super) fn body_line(body: &Graph) -> String {
     // Writing to a string cannot fail.
-    body_statements(group).unwrap_or_default().join("; ")
+    body_statements(body).unwrap_or_default().join("; ")
 }
 
 fn write_attrs(out: &mut String, attrs: &Attrs) -> std::fmt::Result {

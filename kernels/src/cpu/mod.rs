@@ -210,6 +210,7 @@ pub fn build(op: &Op, inputs: &[TensorType], outputs: &[TensorType]) -> Result<B
     match op {
         Op::Prim(p) => prim(p, inputs, outputs),
         Op::Group(g) => Ok(Box::new(group::GroupKernel::new(g)?)),
+        Op::Fused(_) => Err(KernelError::Unclaimed(op.name().to_string())),
         Op::Composite(c) => composite::build(c, inputs, outputs)
             .unwrap_or_else(|| Err(KernelError::Unclaimed(c.def.name().to_string()))),
     }

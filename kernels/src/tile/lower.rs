@@ -39,7 +39,7 @@ impl Kernel {
 /// What a kernel is for, beside what its program says: that of its first launch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
-    /// The operation with its attributes; of a group, a line a statement of its body.
+    /// The operation with its attributes; of a group or a fused node, a line a statement of its body.
     pub operation: Vec<String>,
     /// For each parameter, which operand or result of the operation it is, and its type.
     pub operands: Vec<String>,
@@ -142,10 +142,10 @@ pub fn lower_chosen(plans: &[Plan], choices: &Choices) -> Result<Lowered, EmitEr
 fn origin(step: &Step, args: &[Arg]) -> Origin {
     let attrs = kfc_graph::text::attrs(&step.op);
     let operation = match &step.op {
-        Op::Group(_) => {
+        Op::Group(_) | Op::Fused(_) => {
             let body = attrs.iter().map(|(_, v)| v.to_string()).collect::<String>();
             let lines = body.trim_matches('"').split("; ").map(|line| format!("  {line}"));
-            std::iter::once("group".to_string()).chain(lines).collect()
+            std::iter::once(step.op.name().to_string()).chain(lines).collect()
         }
         op => {
             let words: Vec<String> = attrs.iter().map(|(name, v)| format!("{name}={v}")).collect();

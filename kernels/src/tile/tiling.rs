@@ -28,7 +28,17 @@ pub struct Shape {
     pub elem: Elem,
 }
 
+/// Ends of names of kernels that walk the depth once for two products, each with `n` columns: see [`Shape::sums`].
+pub(super) const GATED: &str = "_swiglu";
+/// The same for the halves of heads, of which `n` is one half and `parts` is how many there are.
+pub(super) const ROTATED: &str = "_rope";
+
 impl Shape {
+    /// Tiles of sums that a block has, of one left factor.
+    pub fn sums(&self) -> usize {
+        if [GATED, ROTATED].iter().any(|end| self.kernel.ends_with(end)) { 2 } else { 1 }
+    }
+
     /// What [`Display`](fmt::Display) wrote; `None` if it is nothing that it writes.
     pub fn named(name: &str) -> Option<Shape> {
         let words: Vec<&str> = name.split(' ').collect();
@@ -129,6 +139,10 @@ pub(super) fn extent(n: usize, most: usize) -> usize {
     n.next_power_of_two().clamp(16, most)
 }
 
+/// Kernels whose tiles may be 128 x 256 or two of 128 x 128.
+const WIDE: [&str; 7] =
+    ["head_logits", "head_teacher_logits", "linear", "linear_add", "linear_rope", "linear_swiglu", "matmul"];
+
 /// Blocks that keep nearly every multiprocessor of a device at work: seven eighths of the 132 of an H100.
 const WAVE: usize = 116;
 
@@ -163,55 +177,58 @@ impl Tiling {
         if let Some(part) = attention::part(s) {
             return attention::builtin(s, part);
         }
-        let sizes: &[[usize; 2]] = match s.elem {
-            Elem::F32 => &[[64, 64], [32, 64], [32, 32]],
-            _ => &[[128, 256], [128, 128], [64, 128], [64, 64], [32, 64], [32, 32]],
+        let sums = s.sums();
+        let sizes: &[[usize; 2]] = match (s.elem, sums) {
+            (Elem::F32, 1) => &[[64, 64], [32, 64], [32, 32]],
+            (Elem::F32, _) => &[[64, 32], [32, 32]],
+            (_, 1) => &[[128, 256], [128, 128], [64, 128], [64, 64], [32, 64], [32, 32]],
+            (_, _) => &[[128, 128], [256, 64], [128, 64], [64, 64], [64, 32], [32, 32]],
         };
         let cut = |&[m, n]: &[usize; 2]| {
             let (m, n) = (extent(s.m, m), extent(s.n, n));
-            (m, n, s.m.div_ceil(m) * s.n.div_ceil(n))
+            (m, n, s.m.div_ceil(m) * s.n.div_ceil(n) * s.parts)
         };
-        // What works on results as they are written takes registers that 128 x 256 has not.
-        let is_plain =
-            ["linear", "matmul", "head_logits", "head_teacher_logits"].contains(&s.kernel.as_str());
+        // What adds an adapter's part to its sums takes registers that 128 x 256 has not.
+        let is_plain = WIDE.contains(&s.kernel.as_str());
         let mut tiles = sizes
             .iter()
             .map(cut)
-            .filter(|(m, n, blocks)| m * n <= 1 << 14 || is_plain && *blocks >= 2 * WAVE);
+            .filter(|(m, n, blocks)| sums * m * n <= 1 << 14 || is_plain && *blocks >= 2 * WAVE);
         let smallest = sizes.last().map_or((16, 16, 1), cut);
         let (m, n, _) = tiles.find(|(_, _, blocks)| *blocks >= WAVE).unwrap_or(smallest);
-        let (deep, stages) = match (s.elem, m * n > 1 << 14) {
+        let (deep, stages) = match (s.elem, sums * m * n > 1 << 14) {
             (Elem::F32, _) => (32, STAGES),
             (_, true) => (32, STAGES + 1),
             (_, false) => (64, STAGES),
         };
-        Tiling { m, n, k: extent(s.k, deep), warps: if m * n >= 1 << 13 { 8 } else { 4 }, stages }
+        Tiling { m, n, k: extent(s.k, deep), warps: if sums * m * n >= 1 << 13 { 8 } else { 4 }, stages }
     }
 
     /// Bytes of shared memory that the operands of all stages take, if both are copied as they are.
-    pub fn shared_bytes(&self, elem: Elem) -> usize {
+    pub fn shared_bytes(&self, s: &Shape) -> usize {
+        let elem = s.elem;
         // Rows of 32-bit factors are padded by 16 bytes; they are as long as the shorter extent in the worst case.
         let padding = if elem == Elem::F32 { 16 / elem.bytes() } else { 0 };
         let tile = |x: usize| x * self.k + padding * x.max(self.k);
-        let operands = tile(self.m) + tile(self.n);
+        let operands = tile(self.m) + s.sums() * tile(self.n);
         self.stages * operands * elem.bytes()
     }
 
     /// Registers of a thread: sums, operands of two steps, and some for the rest. An estimate from above for plain products.
-    pub fn registers(&self, elem: Elem) -> usize {
+    pub fn registers(&self, s: &Shape) -> usize {
         let (wm, wn) = super::cuda::warp_grid(self.m, self.n, self.warps);
         let (rows, columns) = (self.m / wm, self.n / wn);
-        let sums = rows * columns / 32;
-        let operands = match elem {
+        let sums = s.sums() * rows * columns / 32;
+        let operands = match s.elem {
             Elem::F32 => rows / 8 + columns / 4,
             _ => 2 * (rows / 4 + columns / 8),
         };
         sums + operands + OTHER_REGISTERS
     }
 
-    /// Whether blocks of it can be launched on an architecture.
-    pub fn is_legal(&self, elem: Elem, arch: Arch) -> bool {
-        let registers = self.registers(elem);
+    /// Whether blocks of it can be launched for a shape on an architecture.
+    pub fn is_legal(&self, s: &Shape, arch: Arch) -> bool {
+        let registers = self.registers(s);
         [self.m, self.n, self.k].iter().all(|x| x.is_power_of_two() && *x >= 16)
             && self.warps.is_power_of_two()
             && self.warps * 32 <= 1024
@@ -220,7 +237,7 @@ impl Tiling {
             && self.m.max(self.n) * self.k.max(self.m.min(self.n)) <= 1 << 16
             && registers <= MOST_REGISTERS
             && registers * self.warps * 32 <= ALL_REGISTERS
-            && self.shared_bytes(elem) <= arch.usual_shared_memory()
+            && self.shared_bytes(s) <= arch.usual_shared_memory()
     }
 }
 
@@ -249,10 +266,10 @@ impl Work {
         Work {
             blocks: s.m.div_ceil(t.m) * s.n.div_ceil(t.n) * s.parts,
             rounds: s.k.div_ceil(t.k),
-            flops: 2 * t.m * t.n * t.k,
-            loaded: (t.m + t.n) * t.k,
-            shared_bytes: t.shared_bytes(s.elem),
-            registers: t.registers(s.elem),
+            flops: 2 * s.sums() * t.m * t.n * t.k,
+            loaded: (t.m + s.sums() * t.n) * t.k,
+            shared_bytes: t.shared_bytes(s),
+            registers: t.registers(s),
         }
     }
 }
@@ -278,8 +295,7 @@ pub fn candidates(shape: &Shape, arch: Arch) -> Vec<Tiling> {
                     for stages in 2..=5 {
                         let t = Tiling { m, n, k, warps, stages };
                         let is_like = in_groups(&t) == in_groups(&builtin);
-                        if t != builtin && is_like && k <= extent(shape.k, 64) && t.is_legal(shape.elem, arch)
-                        {
+                        if t != builtin && is_like && k <= extent(shape.k, 64) && t.is_legal(shape, arch) {
                             all.push(t);
                         }
                     }
@@ -306,7 +322,7 @@ mod tests {
                 for arch in Arch::ALL {
                     let all = candidates(&s, arch);
                     assert_eq!(all[0], Tiling::builtin(&s));
-                    let legal = |t: &Tiling| t.is_legal(elem, arch) || t.m * t.n < 256 * t.warps;
+                    let legal = |t: &Tiling| t.is_legal(&s, arch) || t.m * t.n < 256 * t.warps;
                     assert!(all.iter().all(legal), "{s:?} {arch}");
                     let mut unique = all.clone();
                     unique.sort_unstable();
@@ -355,8 +371,16 @@ mod tests {
     #[test]
     fn more_shared_memory_allows_more_stages() {
         let t = Tiling { m: 128, n: 256, k: 64, warps: 8, stages: 4 };
-        assert!(!t.is_legal(Elem::Bf16, Arch::Sm80) && t.is_legal(Elem::Bf16, Arch::Sm90a));
-        assert!(!Tiling { m: 256, n: 256, ..t }.is_legal(Elem::Bf16, Arch::Sm90a));
+        let s = shape(4096, 4096, 4096, Elem::Bf16);
+        assert!(!t.is_legal(&s, Arch::Sm80) && t.is_legal(&s, Arch::Sm90a));
+        assert!(!Tiling { m: 256, n: 256, ..t }.is_legal(&s, Arch::Sm90a));
+        // Two tiles of sums take as much as one that is twice as wide.
+        let two = Shape { kernel: format!("linear{GATED}"), ..s.clone() };
+        let half = Tiling { n: 128, ..t };
+        assert_eq!(
+            (half.shared_bytes(&two), half.registers(&two) >= t.registers(&s) - 32),
+            (t.shared_bytes(&s), true)
+        );
     }
 
     #[test]

@@ -29,10 +29,22 @@ pub(crate) fn check(case: &Case, visit: &mut Visit<'_>) {
 pub(crate) fn check_cut(case: &Case, tilings: &Tilings, visit: &mut Visit<'_>) {
     let (op, types, label) = (&case.op, &case.types, &case.label);
     let outputs = op.infer(types).unwrap();
-    // Values that the operands' types hold.
-    let inputs: Vec<Vec<f64>> =
-        types.iter().zip(&case.data).map(|(t, data)| decode(t, &encode(t, data))).collect();
-    let exact = common::run_interp(op, types, &inputs);
+    let exact = common::run_interp(op, types, &inputs(case));
+    let results = run_cut(case, tilings, visit);
+    for (j, ((got, exact), ty)) in results.iter().zip(&exact).zip(&outputs).enumerate() {
+        compare(&format!("{label} result {j}"), got, exact, tolerance(op, types, ty));
+    }
+}
+
+/// Values that the operands' types hold.
+fn inputs(case: &Case) -> Vec<Vec<f64>> {
+    case.types.iter().zip(&case.data).map(|(t, data)| decode(t, &encode(t, data))).collect()
+}
+
+/// What the programs of a case compute, cut as `tilings` say.
+pub(crate) fn run_cut(case: &Case, tilings: &Tilings, visit: &mut Visit<'_>) -> Vec<Vec<f64>> {
+    let (op, types, label) = (&case.op, &case.types, &case.label);
+    let (outputs, inputs) = (op.infer(types).unwrap(), inputs(case));
     let emitted = emit_tiled(op, types, &outputs, &case.sizes, tilings).unwrap();
     // What nobody writes is seen.
     let mut results: Vec<Vec<f64>> = outputs.iter().map(|t| vec![f64::NAN; t.elements()]).collect();
@@ -63,9 +75,7 @@ pub(crate) fn check_cut(case: &Case, tilings: &Tilings, visit: &mut Visit<'_>) {
             all[start..start + buffer.len()].copy_from_slice(&buffer);
         }
     }
-    for (j, ((got, exact), ty)) in results.iter().zip(&exact).zip(&outputs).enumerate() {
-        compare(&format!("{label} result {j}"), got, exact, tolerance(op, types, ty));
-    }
+    results
 }
 
 /// Largest error allowed, relative to the largest element. It depends on the result's type; gradients of logits are rounded

@@ -1,6 +1,9 @@
 //! What tile programs are tested with: the samples of every operation, cases with several tiles, runs and chunks, and
 //! primitives.
 
+#[path = "fused_cases.rs"]
+mod fused_cases;
+
 use crate::common;
 use crate::programs::Case;
 use kfc_graph::{Attrs, CmpOp, Composite, DType, Op, Prim, SampleInput, TensorType};
@@ -14,7 +17,7 @@ fn composite(name: &str, attrs: &Attrs) -> Op {
 /// Whether an operation is among those that steps spend their time in: products, attention, the head.
 #[allow(dead_code)] // only tests that compile ask
 pub(crate) fn is_heavy(op: &Op) -> bool {
-    ["linear", "lora", "attention"].iter().any(|name| op.name().starts_with(name))
+    ["linear", "lora", "attention", "fused"].iter().any(|name| op.name().starts_with(name))
 }
 
 /// Every sample of every composite.
@@ -74,6 +77,10 @@ pub(crate) fn large() -> Vec<Case> {
     let types = [vec![f(&[1])], param(40_001), param(17_000)].concat();
     cases.push(case("big-norm".into(), composite("penalised_norm", &Attrs::new()), &types, unit(&types, 9)));
     cases.extend(groups());
+    for x in [DType::F32, DType::Bf16, DType::F16] {
+        cases.extend(fused(x, fused_cases::ODD, 32));
+    }
+    cases.extend(fused(DType::Bf16, fused_cases::ALIGNED, 128));
     let attrs = Attrs::new().with("scale", 0.5);
     for (o, i) in [(1100, 40), (40, 1100)] {
         let types = [f(&[1]), f(&[8, i]), f(&[o, 8]), t(DType::Bf16, &[o, i])];
@@ -158,6 +165,17 @@ fn group(number: usize, operands: &str, body: &str, types: &str, results: &str) 
     let graph = kfc_graph::text::parse(&text, &kfc_ops::registry()).unwrap_or_else(|e| panic!("{e}\n{text}"));
     let types: Vec<TensorType> = graph.inputs().iter().map(|i| graph.ty(i.value).clone()).collect();
     case(format!("group-{number}"), graph.nodes()[0].op.clone(), &types, unit(&types, 10))
+}
+
+/// Products with what is done to their results.
+fn fused(x: DType, layer: fused_cases::Layer, head: usize) -> Vec<Case> {
+    let pairs = fused_cases::pairs(x, layer, head);
+    let nodes = fused_cases::pointwise(x, layer).into_iter().chain(pairs);
+    let of = |n: fused_cases::Node| {
+        let label = format!("{}-{}", n.label, layer.tokens);
+        case(label, n.op, &n.types, unit(&n.types, 11))
+    };
+    nodes.map(of).collect()
 }
 
 /// More tokens than one program adds up for a gradient.
@@ -385,6 +403,9 @@ pub(crate) fn realistic() -> Vec<(Op, Vec<TensorType>)> {
         all.push((composite("attention", &attrs), [&qkv[..], &rows].concat()));
         all.push((composite("attention_bwd", &attrs), [&out[..1], &qkv, &out, &rows].concat()));
     }
+    let layer = fused_cases::Layer { tokens: n, inputs: h, outputs: i, rank: r };
+    let fused = fused_cases::pointwise(x, layer).into_iter().chain(fused_cases::pairs(x, layer, 128));
+    all.extend(fused.map(|n| (n.op, n.types)));
     for kd in ["logits", "topk"] {
         let attrs = Attrs::new()
             .with("kd", kd)

@@ -14,7 +14,7 @@ pub(crate) use startup::{Stage, Startup};
 use crate::accounting::Account;
 use crate::calibration::Rates;
 use kfc_graph::budget::Decision;
-use kfc_graph::{Cost, Op, Phase, TensorType};
+use kfc_graph::{Cost, Node, Op, Phase, TensorType};
 use kfc_kernels::cpu::simd;
 use kfc_kernels::cuda::Arch;
 use kfc_kernels::plan::{Place, Plan, Step};
@@ -136,16 +136,29 @@ pub struct Kind {
     pub cost: Cost,
 }
 
+/// Attributes that say what an operation's work is.
+fn attributes(op: &Op) -> String {
+    let attrs = kfc_graph::text::attrs(op);
+    let shown = attrs.iter().filter(|(name, _)| !NO_WORK.contains(name)).map(|(n, v)| format!("{n}={v}"));
+    shown.collect::<Vec<_>>().join(", ")
+}
+
 impl Kind {
     /// The work of an operation on operands and results of these types.
     pub fn of(op: &Op, inputs: &[TensorType], outputs: &[TensorType]) -> Kind {
         let types = |types: &[TensorType]| types.iter().map(ToString::to_string).collect();
-        let attrs = kfc_graph::text::attrs(op);
-        let shown = attrs.iter().filter(|(name, _)| !NO_WORK.contains(name)).map(|(n, v)| format!("{n}={v}"));
+        // Of operations that run as one, the body's own: where their operands come from makes no difference to their work.
+        let shown = match op {
+            Op::Fused(f) => {
+                let part = |n: &Node| format!("{} {{{}}}", n.op.name(), attributes(&n.op));
+                f.body().nodes().iter().map(part).collect::<Vec<_>>().join(" + ").replace(" {}", "")
+            }
+            op => attributes(op),
+        };
         Kind {
             op: op.name().to_string(),
             prim: matches!(op, Op::Prim(_)),
-            attrs: shown.collect::<Vec<_>>().join(", "),
+            attrs: shown,
             inputs: types(inputs),
             outputs: types(outputs),
             cost: op.cost(inputs, outputs),

@@ -7,6 +7,8 @@
 //! products of one round are under way while those of the next one begin. A slot's phases have parities 0, 1, 0, …; a wait for
 //! `free` begins with parity 1, that of the phase before the first one, which is over.
 //!
+//! Several products of a round, over one ring, are begun one after the other; a round's are waited for together.
+//!
 //! The order over the depth is that of other loops, so results have the same bits.
 //!
 //! What a matrix must be for that is known from its shape: 16-bit elements in rows of multiples of 16 bytes, with a window
@@ -41,8 +43,8 @@ pub(super) struct Loop<'a> {
     from: Var,
     to: Var,
     step: i64,
-    carried: Carried,
-    dot: &'a Stmt,
+    /// Sums, and the product that adds to each.
+    sums: Vec<(Carried, &'a Stmt)>,
     operands: Vec<Operand>,
     slots: usize,
 }
@@ -55,11 +57,13 @@ impl<'a> Printer<'a> {
         if !self.plan.in_groups || slots < 2 {
             return None;
         }
-        let [carried] = carried[..] else { return None };
-        let mut dots = body.iter().filter(|s| matches!(s.inst, Inst::Dot { .. }));
-        let (dot, None) = (dots.next()?, dots.next()) else { return None };
-        let Inst::Dot { a, b, acc } = dot.inst else { return None };
-        if acc != carried.inner || Some(carried.next) != dot.result || carried.next == carried.inner {
+        let dots: Vec<&Stmt> = body.iter().filter(|s| matches!(s.inst, Inst::Dot { .. })).collect();
+        let sums: Vec<(Carried, &Stmt)> = carried.iter().copied().zip(dots.iter().copied()).collect();
+        let is_sum = |(c, dot): &(Carried, &Stmt)| match dot.inst {
+            Inst::Dot { acc, .. } => acc == c.inner && Some(c.next) == dot.result && c.next != c.inner,
+            _ => false,
+        };
+        if dots.is_empty() || dots.len() != carried.len() || !sums.iter().all(is_sum) {
             return None;
         }
         let known = |v: Var| v == *index || self.expression(v).is_some();
@@ -73,7 +77,7 @@ impl<'a> Printer<'a> {
             _ => None,
         };
         let mut operands: Vec<Operand> = Vec::new();
-        for side in [a, b] {
+        for side in dots.iter().flat_map(|dot| factors(dot)) {
             let v = self.plan.upright(side).0;
             if operands.iter().all(|o| o.result != v) {
                 operands.push(self.operand(body.iter().find(|s| s.result == Some(v))?, &known, &most)?);
@@ -81,13 +85,14 @@ impl<'a> Printer<'a> {
         }
         let is_else = |s: &&Stmt| {
             let is_operand = operands.iter().any(|o| Some(o.result) == s.result);
+            let is_dot = dots.iter().any(|dot| dot.result == s.result);
             let kind = s.result.map(|v| self.plan.kinds[v.index()]);
-            !is_operand && s.result != dot.result && matches!(kind, None | Some(Kind::Held))
+            !is_operand && !is_dot && matches!(kind, None | Some(Kind::Held))
         };
         if body.iter().any(|s| is_else(&s)) || [from, to].iter().any(|v| self.expression(**v).is_none()) {
             return None;
         }
-        Some(Loop { index: *index, from: *from, to: *to, step: *step, carried, dot, operands, slots })
+        Some(Loop { index: *index, from: *from, to: *to, step: *step, sums, operands, slots })
     }
 
     /// The part of a kernel that makes the barriers of its rings, and sends a warp off to copy.
@@ -175,26 +180,32 @@ impl<'a> Printer<'a> {
 
     /// Prints the loop, and adds what copies for it to the warp that does.
     pub(super) fn repeat_bulk(&mut self, l: &Loop<'a>) {
-        let Some(dot) = l.dot.result else { return };
-        let (n, layout) = (l.index.index(), self.plan.layout(l.carried.inner));
-        let (name, index, registers) = (self.name(l.carried.inner), self.name(l.index), layout.registers());
+        let (n, index) = (l.index.index(), self.name(l.index));
+        let sum = |c: &Carried| (self.name(c.inner), self.plan.layout(c.inner).registers());
+        let sums: Vec<(String, usize)> = l.sums.iter().map(|(c, _)| sum(c)).collect();
         for o in &l.operands {
             self.shared.regions.insert(o.result, Region { slots: l.slots, ..o.region.clone() });
             self.rings.insert(o.result, format!("slot{n}"));
         }
         self.shared.bulk.push(Slots { number: n, slots: l.slots, warps: self.p.warps });
         self.most_stages = self.most_stages.max(l.slots);
-        self.names.insert(dot, name.clone());
+        for ((_, dot), (name, _)) in l.sums.iter().zip(&sums) {
+            dot.result.map(|r| self.names.insert(r, name.clone()));
+        }
         let (from, to) = (self.scalar(l.from), self.scalar(l.to));
         let last = l.slots - 1;
         self.line(&format!("int slot{n} = 0, parity{n} = 0;"));
-        self.line(&format!("kfc_keep<{registers}>({name});"));
+        for (name, registers) in &sums {
+            self.line(&format!("kfc_keep<{registers}>({name});"));
+        }
         self.line(&format!("for (int {index} = {from}; {index} < {to}; {index} += {}) {{", l.step));
         self.depth += 1;
         self.line(&format!("kfc_await(full{n} + slot{n}, parity{n});"));
-        let product = self.product(l, dot);
-        self.line(&format!("kfc_dot_on<{product};"));
-        self.line("kfc_wgmma_wait_but<1>();");
+        for ((_, dot), (name, _)) in l.sums.iter().zip(&sums) {
+            let product = self.product(dot, name);
+            self.line(&format!("kfc_dot_on<{product};"));
+        }
+        self.line(&format!("kfc_wgmma_wait_but<{}>();", sums.len()));
         self.line(&format!(
             "if ({index} != {from}) kfc_arrive(free{n} + (slot{n} == 0 ? {last} : slot{n} - 1));"
         ));
@@ -202,18 +213,21 @@ impl<'a> Printer<'a> {
         self.line(&format!("slot{n} = slot{n} == {last} ? 0 : slot{n} + 1;"));
         self.depth -= 1;
         self.line("}");
-        self.line(&format!("kfc_wgmma_wait<{registers}>({name});"));
+        for (name, registers) in &sums {
+            self.line(&format!("kfc_wgmma_wait<{registers}>({name});"));
+        }
         self.copies_of(l);
     }
 
-    /// Template arguments and arguments of the product.
-    fn product(&self, l: &Loop<'a>, dot: Var) -> String {
-        let Inst::Dot { a, b, .. } = l.dot.inst else { return String::new() };
-        let (m, n) = (self.p.ty(dot).dims[0], self.p.ty(dot).dims[1]);
+    /// Template arguments and arguments of a product that adds to the sums of this name.
+    fn product(&self, dot: &Stmt, sums: &str) -> String {
+        let (Inst::Dot { a, b, acc }, sums) = (&dot.inst, sums.to_string()) else { return String::new() };
+        let (a, b) = (*a, *b);
+        let (m, n) = (self.p.ty(*acc).dims[0], self.p.ty(*acc).dims[1]);
         let (gm, gn) = group_grid(m, n, self.p.warps);
         let extents = [m, n, self.p.ty(a).dims[1], gm, gn];
         let mut arguments: Vec<String> = extents.iter().map(usize::to_string).collect();
-        let mut tiles = vec![self.name(l.carried.inner)];
+        let mut tiles = vec![sums];
         for (which, side) in [a, b].into_iter().enumerate() {
             let (v, turned) = self.plan.upright(side);
             arguments.push(self.operand_form(v, turned, which));
@@ -267,6 +281,14 @@ impl<'a> Printer<'a> {
             sum.push(s.constant.to_string());
         }
         sum.join(" + ")
+    }
+}
+
+/// The factors of a product.
+fn factors(dot: &Stmt) -> Vec<Var> {
+    match dot.inst {
+        Inst::Dot { a, b, .. } => vec![a, b],
+        _ => Vec::new(),
     }
 }
 

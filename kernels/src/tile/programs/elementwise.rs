@@ -35,11 +35,28 @@ pub(super) fn swiglu(o: &Operation<'_>) -> Result<Emitted, EmitError> {
     let b = &mut k.b;
     let (at, mask) = tile(b, n);
     let (g, u) = (b.load_float(gate, at, mask), b.load_float(up, at, mask));
-    let s = b.unary(Unary::Sigmoid, g);
-    let silu = b.mul(g, s);
-    let value = b.mul(silu, u);
+    let value = gated(b, g, u);
     b.store(y, at, value, mask);
     one(k)
+}
+
+/// `silu(gate) · up` of `f32` elements.
+pub(super) fn gated(b: &mut Builder, gate: Var, up: Var) -> Var {
+    let s = b.unary(Unary::Sigmoid, gate);
+    let silu = b.mul(gate, s);
+    b.mul(silu, up)
+}
+
+/// Gradients of gate and up, of `f32` elements.
+pub(super) fn gated_bwd(b: &mut Builder, dy: Var, gate: Var, up: Var) -> [Var; 2] {
+    let s = b.unary(Unary::Sigmoid, gate);
+    let one = b.float(1.0);
+    let rest = b.sub(one, s);
+    let rest = b.mul(gate, rest);
+    let rest = b.add(one, rest);
+    let ds = b.mul(dy, s);
+    let du = b.mul(ds, up);
+    [b.mul(du, rest), b.mul(ds, gate)]
 }
 
 /// Gradients of gate and up.
@@ -52,17 +69,9 @@ pub(super) fn swiglu_bwd(o: &Operation<'_>) -> Result<Emitted, EmitError> {
     let b = &mut k.b;
     let (at, mask) = tile(b, n);
     let [d, g, u] = [dy, gate, up].map(|p| b.load_float(p, at, mask));
-    let s = b.unary(Unary::Sigmoid, g);
-    let one_ = b.float(1.0);
-    let rest = b.sub(one_, s);
-    let rest = b.mul(g, rest);
-    let rest = b.add(one_, rest);
-    let ds = b.mul(d, s);
-    let du = b.mul(ds, u);
-    let dg = b.mul(du, rest);
-    let dup_ = b.mul(ds, g);
+    let [dg, du] = gated_bwd(b, d, g, u);
     b.store(dgate, at, dg, mask);
-    b.store(dup, at, dup_, mask);
+    b.store(dup, at, du, mask);
     one(k)
 }
 
@@ -162,10 +171,15 @@ pub(super) fn rope(o: &Operation<'_>) -> Result<Emitted, EmitError> {
     let first = b.add(first, token);
     let second = b.add(first, halves);
     let (x1, x2) = (b.load_float(x_, first, mask), b.load_float(x_, second, mask));
-    let (x1c, x2s) = (b.mul(x1, c), b.mul(x2, s));
-    let (x2c, x1s) = (b.mul(x2, c), b.mul(x1, s));
-    let (y1, y2) = (b.sub(x1c, x2s), b.add(x2c, x1s));
+    let [y1, y2] = rotated(b, [x1, x2], c, s);
     b.store(y, first, y1, mask);
     b.store(y, second, y2, mask);
     one(k)
+}
+
+/// Pairs of `f32` elements rotated by angles of these cosines and sines.
+pub(super) fn rotated(b: &mut Builder, [x1, x2]: [Var; 2], c: Var, s: Var) -> [Var; 2] {
+    let (x1c, x2s) = (b.mul(x1, c), b.mul(x2, s));
+    let (x2c, x1s) = (b.mul(x2, c), b.mul(x1, s));
+    [b.sub(x1c, x2s), b.add(x2c, x1s)]
 }

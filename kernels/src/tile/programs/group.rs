@@ -1,13 +1,15 @@
 //! Fused groups: a program walks the body for a tile of elements, so that values between primitives stay in registers. With a
 //! reduction at the end, a program takes a row.
 
-use super::elementwise::{flat, tile};
+use super::elementwise::{flat, gated, gated_bwd, tile};
+use super::epilogue::Spread;
 use super::prims::{apply, offsets, strides};
+use super::products::Axis;
 use super::row::Row;
 use super::{EmitError, Emitted, Kernel, Operation, warps, width};
 use crate::tile::ir::{Binary, Elem, Fold, Var};
 use crate::tile::{Buffer, Builder};
-use kfc_graph::{DType, Graph, Group, Op, Prim, ValueId};
+use kfc_graph::{DType, Graph, Group, Node, Op, Prim, ValueId};
 use std::collections::HashMap;
 
 /// Elements of a tile of a row: bodies have many values.
@@ -49,13 +51,20 @@ fn buffers(k: &mut Kernel, o: &Operation<'_>) -> (Vec<Buffer>, Vec<Buffer>) {
     (inputs, outputs)
 }
 
+/// The buffer of each operand of a body.
+fn of_operands(g: &Group, inputs: &[Buffer]) -> HashMap<ValueId, Buffer> {
+    g.body().inputs().iter().zip(inputs).map(|(i, b)| (i.value, *b)).collect()
+}
+
 fn by_element(g: &Group, o: &Operation<'_>) -> Result<Emitted, EmitError> {
     let n = g.dims().iter().product();
     let mut k = flat("group", "Pointwise operations in one pass", n);
     let (inputs, outputs) = buffers(&mut k, o);
     let b = &mut k.b;
     let (at, mask) = tile(b, n);
-    let values = walk(b, g, &inputs, at, mask)?;
+    let buffers = of_operands(g, &inputs);
+    let elements = Elements { at, mask, axes: None, buffers: &buffers };
+    let values = walk(b, g.body(), g.body().nodes().iter(), &elements, HashMap::new())?;
     for (y, out) in outputs.into_iter().zip(g.body().outputs()) {
         b.store(y, at, values[&out.value], mask);
     }
@@ -81,9 +90,11 @@ fn by_row(g: &Group, o: &Operation<'_>, folds: &[Option<(Fold, ValueId)>]) -> Re
         folds.iter().enumerate().filter_map(|(j, f)| f.map(|(fold, v)| (j, fold, v))).collect();
     let init: Vec<Var> = reduced.iter().map(|&(_, fold, _)| b.full(start(fold), &[wide])).collect();
     let row = Row::prefix(b, h, h, wide);
+    let buffers = of_operands(g, &inputs);
     let mut failed = None;
     let ends = row.tiles(b, &init, |b, _, at, mask, now| {
-        let values = match walk(b, g, &inputs, at, mask) {
+        let elements = Elements { at, mask, axes: None, buffers: &buffers };
+        let values = match walk(b, g.body(), g.body().nodes().iter(), &elements, HashMap::new()) {
             Ok(values) => values,
             Err(e) => {
                 failed = Some(e);
@@ -114,48 +125,73 @@ fn by_row(g: &Group, o: &Operation<'_>, folds: &[Option<(Fold, ValueId)>]) -> Re
     Ok(Emitted::one(k.finish()?))
 }
 
-/// The values of the body at these elements of the group's shape, each in its own type; without reductions.
-fn walk(
+/// Elements of a shape: their indices, which of them there are, and the buffers of operands that are read.
+pub(super) struct Elements<'a> {
+    pub(super) at: Var,
+    pub(super) mask: Option<Var>,
+    /// Rows and columns, if they are those of a tile of a matrix.
+    pub(super) axes: Option<(Axis, Axis)>,
+    pub(super) buffers: &'a HashMap<ValueId, Buffer>,
+}
+
+/// The values that nodes of a body make at these elements, each in its own type, beside those that are known; without
+/// reductions.
+pub(super) fn walk<'a>(
     b: &mut Builder,
-    g: &Group,
-    inputs: &[Buffer],
-    at: Var,
-    mask: Option<Var>,
+    body: &Graph,
+    nodes: impl Iterator<Item = &'a Node> + Clone,
+    e: &Elements<'_>,
+    known: HashMap<ValueId, Var>,
 ) -> Result<HashMap<ValueId, Var>, EmitError> {
-    let body = g.body();
+    let (at, mask) = (e.at, e.mask);
     let tile = b.ty(at).dims.clone();
-    let mut values = HashMap::new();
-    for (input, &x) in body.inputs().iter().zip(inputs) {
+    let mut values = known;
+    for input in body.inputs() {
         let v = input.value;
-        let is_whole = |n: &kfc_graph::Node| !matches!(n.op, Op::Prim(Prim::Broadcast { .. }));
-        if body.nodes().iter().any(|n| n.inputs.contains(&v) && is_whole(n)) {
+        let is_whole = |n: &Node| !matches!(n.op, Op::Prim(Prim::Broadcast { .. }));
+        if let Some(&x) = e.buffers.get(&v)
+            && nodes.clone().any(|n| n.inputs.contains(&v) && is_whole(n))
+        {
             values.insert(v, b.load(x, at, mask));
         }
     }
-    for node in body.nodes() {
-        let Op::Prim(p) = &node.op else { return Err(EmitError::Unclaimed(node.op.name().into())) };
-        let elem = Elem::from(body.ty(node.outputs[0]).dtype);
-        let value = match p {
-            Prim::ReduceSum { .. } | Prim::ReduceMax { .. } => continue,
-            Prim::Const { ty, value } => {
+    for node in nodes {
+        let made = match &node.op {
+            Op::Prim(Prim::ReduceSum { .. } | Prim::ReduceMax { .. }) => continue,
+            Op::Prim(Prim::Const { ty, value }) => {
                 let v =
                     if ty.dtype == DType::I32 { b.integer(*value as i32) } else { b.float(*value as f32) };
-                b.splat(v, &tile)
+                vec![b.splat(v, &tile)]
             }
-            Prim::Broadcast { dims } => {
+            Op::Prim(Prim::Broadcast { dims }) => {
                 let operand = node.inputs[0];
                 let from = &body.ty(operand).dims;
+                if let (Some(axes), Some(spread)) = (e.axes, Spread::of(from, dims)) {
+                    let value = spread.load(b, e.buffers[&operand], axes);
+                    values.insert(node.outputs[0], b.broadcast(value, &tile));
+                    continue;
+                }
                 let steps: Vec<usize> =
                     strides(from).iter().zip(from).map(|(&s, &d)| if d == 1 { 0 } else { s }).collect();
                 let place = offsets(b, at, dims, &[(&steps, 0)])[0];
-                b.load(inputs[operand.index()], place, mask)
+                vec![b.load(e.buffers[&operand], place, mask)]
             }
-            p => {
+            Op::Prim(p) => {
                 let operands: Vec<Var> = node.inputs.iter().map(|v| values[v]).collect();
-                apply(b, p, &operands)?
+                vec![apply(b, p, &operands)?]
+            }
+            op => {
+                let operands: Vec<Var> = node.inputs.iter().map(|v| b.cast(values[v], Elem::F32)).collect();
+                match (op.name(), &operands[..]) {
+                    ("swiglu", &[gate, up]) => vec![gated(b, gate, up)],
+                    ("swiglu_bwd", &[dy, gate, up]) => gated_bwd(b, dy, gate, up).into(),
+                    (other, _) => return Err(EmitError::Unclaimed(other.into())),
+                }
             }
         };
-        values.insert(node.outputs[0], b.cast(value, elem));
+        for (&v, value) in node.outputs.iter().zip(made) {
+            values.insert(v, b.cast(value, Elem::from(body.ty(v).dtype)));
+        }
     }
     Ok(values)
 }

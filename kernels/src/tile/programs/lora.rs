@@ -1,10 +1,11 @@
 //! `lora_linear` and its gradient. The factors of the adapter are `f32`; where a result is of a 16-bit type, the adapter's
 //! part of it is multiplied in that type, as one product of greater depth with the base weight's.
 
+use super::epilogue::Epilogue;
 use super::philox::Dropout;
 use super::products::{Axis, Depth, Matrix, add_bias, extent, result_tile, sum_products};
 use super::sums::column_sums;
-use super::{Arg, EmitError, Emitted, Kernel, Operation};
+use super::{EmitError, Emitted, Kernel, Operation};
 use crate::tile::ir::{Access, Elem, Var};
 use crate::tile::{Buffer, Builder};
 
@@ -12,19 +13,19 @@ use crate::tile::{Buffer, Builder};
 const RUN: usize = 1024;
 
 /// Extents, and what is done to x.
-struct Lora {
+pub(super) struct Lora {
     rows: usize,
     inputs: usize,
     outputs: usize,
-    rank: usize,
-    scale: f32,
+    pub(super) rank: usize,
+    pub(super) scale: f32,
     elem: Elem,
     dropout: Option<Dropout>,
 }
 
 impl Lora {
     /// `x` is the position of x among the operands; w, a and b follow.
-    fn new(o: &Operation<'_>, x: usize) -> Result<Lora, EmitError> {
+    pub(super) fn new(o: &Operation<'_>, x: usize) -> Result<Lora, EmitError> {
         Ok(Lora {
             rows: o.inputs[x].rows(),
             inputs: o.inputs[x].last(),
@@ -55,14 +56,14 @@ fn dropped(b: &mut Builder, x: Matrix, seed: Option<(Dropout, Buffer)>, i: Axis,
     }
 }
 
-/// Launches: s, then y.
-pub(super) fn lora_linear(o: &Operation<'_>) -> Result<Emitted, EmitError> {
+/// Launches: s, then y and what is done to it.
+pub(super) fn lora_linear(o: &Operation<'_>, epilogue: Epilogue<'_>) -> Result<Emitted, EmitError> {
     let l = Lora::new(o, 0)?;
-    Ok(Emitted { launches: vec![down(o, &l)?, up(o, &l)?], ..Emitted::default() })
+    Ok(Emitted { launches: vec![down(o, &l)?, up(o, &l, epilogue)?], ..Emitted::default() })
 }
 
 /// `s = dropout(x)·aᵀ`.
-fn down(o: &Operation<'_>, l: &Lora) -> Result<super::Launch, EmitError> {
+pub(super) fn down(o: &Operation<'_>, l: &Lora) -> Result<super::Launch, EmitError> {
     let tiled = o.tiled("lora_down", l.rows, l.rank, l.inputs, Elem::F32);
     let t = tiled.tiling;
     let mut k = Kernel::product(tiled, "A tile of s = dropout(x) · aᵀ", 1);
@@ -81,15 +82,15 @@ fn down(o: &Operation<'_>, l: &Lora) -> Result<super::Launch, EmitError> {
 }
 
 /// `y = x·wᵀ + scale · s·bᵀ (+ bias)`.
-fn up(o: &Operation<'_>, l: &Lora) -> Result<super::Launch, EmitError> {
-    let tiled = o.tiled("lora_linear", l.rows, l.outputs, l.inputs, l.elem);
+fn up(o: &Operation<'_>, l: &Lora, epilogue: Epilogue<'_>) -> Result<super::Launch, EmitError> {
+    let tiled = o.tiled(&epilogue.name("lora_linear"), l.rows, l.outputs, l.inputs, l.elem);
     let t = tiled.tiling;
     let doc = "A tile of y = x · wᵀ + scale · s · bᵀ (+ bias): the rank continues the depth of the product";
-    let mut k = Kernel::product(tiled, doc, 1);
+    let mut k = Kernel::product(tiled, &epilogue.doc(doc), 1);
     let (x, w, lora_b) = (k.input(o, 0, "x"), k.input(o, 1, "w"), k.input(o, 3, "b"));
     let bias = if o.attrs.bool("bias")? { Some(k.input(o, 4, "bias")) } else { None };
-    let s = k.bind(Arg::Output(1), 0, "s", Elem::F32, l.rows * l.rank, Access::Read);
-    let y = k.output(o, 0, "y");
+    let s = k.bind(o.result(1), 0, "s", Elem::F32, l.rows * l.rank, Access::Read);
+    let y = epilogue.bind(&mut k, o, 0, "y");
     let b = &mut k.b;
     let (row, column) = result_tile(b, t, l.rows, l.outputs);
     let (x, w) = (Matrix::rows(x, l.inputs), Matrix::rows(w, l.inputs).transposed());
@@ -106,12 +107,12 @@ fn up(o: &Operation<'_>, l: &Lora) -> Result<super::Launch, EmitError> {
     if let Some(bias) = bias {
         value = add_bias(b, bias, column, value);
     }
-    Matrix::rows(y, l.outputs).store(b, row, column, value);
+    y.write(b, (row, column), l.outputs, value)?;
     k.finish()
 }
 
-/// Launches: ds into workspace 0, da and db (in two stages if there are many tokens), dx.
-pub(super) fn lora_linear_bwd(o: &Operation<'_>) -> Result<Emitted, EmitError> {
+/// Launches: ds into workspace 0, da and db (in two stages if there are many tokens), dx and what is done to it.
+pub(super) fn lora_linear_bwd(o: &Operation<'_>, epilogue: Epilogue<'_>) -> Result<Emitted, EmitError> {
     let l = Lora::new(o, 1)?;
     let need_dx = o.attrs.bool("need_dx")?;
     let mut e = Emitted { workspaces: vec![(Elem::F32, l.rows * l.rank)], ..Emitted::default() };
@@ -120,7 +121,7 @@ pub(super) fn lora_linear_bwd(o: &Operation<'_>) -> Result<Emitted, EmitError> {
     adapter_gradient(o, &l, &mut e, Factor::A, usize::from(need_dx))?;
     adapter_gradient(o, &l, &mut e, Factor::B, usize::from(need_dx) + 1)?;
     if need_dx {
-        let last = dx(o, &l, &e)?;
+        let last = dx(o, &l, &e, epilogue)?;
         e.launches.push(last);
     }
     Ok(e)
@@ -206,30 +207,30 @@ fn adapter_gradient(
 }
 
 /// `dx = dy·w + dropout'(ds·a)`.
-fn dx(o: &Operation<'_>, l: &Lora, e: &Emitted) -> Result<super::Launch, EmitError> {
-    let tiled = o.tiled("lora_dx", l.rows, l.inputs, l.outputs, l.elem);
+fn dx(o: &Operation<'_>, l: &Lora, e: &Emitted, epilogue: Epilogue<'_>) -> Result<super::Launch, EmitError> {
+    let tiled = o.tiled(&epilogue.name("lora_dx"), l.rows, l.inputs, l.outputs, l.elem);
     let t = tiled.tiling;
     let doc = "A tile of dx = dy · w + ds · a, the second part where the adapter's input was kept";
-    let mut k = Kernel::product(tiled, doc, 1);
+    let mut k = Kernel::product(tiled, &epilogue.doc(doc), 1);
     let (dy, w, a) = (k.input(o, 0, "dy"), k.input(o, 2, "w"), k.input(o, 3, "a"));
     let seed = l.seed(&mut k, o);
     let ds = k.work(e, 0, "ds", Access::Read);
-    let dx = k.output(o, 0, "dx");
+    let dx = epilogue.bind(&mut k, o, 0, "dx");
     let b = &mut k.b;
     let (row, column) = result_tile(b, t, l.rows, l.inputs);
     let zero = b.full(0.0, &[t.m, t.n]);
     let (ds, a) = (Matrix::rows(ds, l.rank), Matrix::rows(a, l.inputs));
     let depth = Depth::all(b, l.rank, extent(l.rank, 32));
     let mut start = sum_products(b, &depth, l.elem, zero, |b, k| (ds.load(b, row, k), a.load(b, k, column)));
-    let out = Matrix::rows(dx, l.inputs);
     if let Some((dropout, seed)) = seed {
-        let (index, _) = out.place(b, row, column);
+        // Elements of dx stand where those of x do.
+        let (index, _) = Matrix::rows(a.buffer, l.inputs).place(b, row, column);
         let factor = dropout.factor(b, seed, index);
         start = b.mul(start, factor);
     }
     let (dy, w) = (Matrix::rows(dy, l.outputs), Matrix::rows(w, l.inputs));
     let depth = Depth::all(b, l.outputs, t.k);
     let value = sum_products(b, &depth, l.elem, start, |b, k| (dy.load(b, row, k), w.load(b, k, column)));
-    out.store(b, row, column, value);
+    dx.write(b, (row, column), l.inputs, value)?;
     k.finish()
 }

@@ -7,21 +7,27 @@ mod adamw;
 mod attention;
 mod attention_bwd;
 mod elementwise;
+mod epilogue;
 mod ewc_delta;
 mod feature;
+mod fused;
 mod group;
 mod head;
 mod index;
 mod lora;
 mod norm;
+mod pairs;
 mod philox;
 mod prims;
 mod products;
 mod row;
 mod sums;
 
+pub use fused::TileFuses;
+
 use super::tiling::{Shape, Tiled, Tilings};
 use super::{Buffer, Builder, Program, TileError, ir::Access, ir::Elem};
+use epilogue::Epilogue;
 use kfc_graph::{Composite, GraphError, Op, TensorType};
 use thiserror::Error;
 
@@ -147,11 +153,12 @@ pub fn emit_tiled(
     tilings: &Tilings,
 ) -> Result<Emitted, EmitError> {
     let none = kfc_graph::Attrs::new();
-    let o = |attrs| Operation { attrs, inputs, outputs, tilings };
+    let o = |attrs| Operation { attrs, inputs, outputs, tilings, places: None };
     let mut e = match op {
         Op::Prim(p) => prims::emit(p, &o(&none)),
         Op::Composite(c) => composite(c.def.name(), &o(&c.attrs), sizes),
         Op::Group(g) => group::group(g, &o(&none)),
+        Op::Fused(f) => fused::fused(f, &o(&none)),
     }?;
     // Programs of nothing do nothing.
     e.launches.retain(|l| l.program.params.iter().all(|p| p.len > 0));
@@ -216,13 +223,13 @@ fn composite(name: &str, o: &Operation<'_>, sizes: &Sizes) -> Result<Emitted, Em
         "feature_alignment" => feature::feature_alignment(o)?,
         "kv_append" => index::kv_append(o)?,
         "layer_norm" => norm::layer_norm(o)?,
-        "linear" => products::linear(o)?,
+        "linear" => products::linear(o, Epilogue::None)?,
         "linear_cross_entropy_kd" => head::head(name, o, head::Mode::Forward, sizes)?,
         "linear_cross_entropy_kd_bwd" => head::head(name, o, head::Mode::Backward, sizes)?,
         "linear_cross_entropy_kd_fused" => head::head(name, o, head::Mode::Fused, sizes)?,
         "linear_token_scores" => head::token_scores(o, sizes)?,
-        "lora_linear" => lora::lora_linear(o)?,
-        "lora_linear_bwd" => lora::lora_linear_bwd(o)?,
+        "lora_linear" => lora::lora_linear(o, Epilogue::None)?,
+        "lora_linear_bwd" => lora::lora_linear_bwd(o, Epilogue::None)?,
         "penalised_norm" => sums::penalised_norm(o)?,
         "rms_norm" => norm::rms_norm(o)?,
         "rms_norm_bwd" => norm::rms_norm_bwd(o)?,
@@ -241,9 +248,27 @@ struct Operation<'a> {
     inputs: &'a [TensorType],
     outputs: &'a [TensorType],
     tilings: &'a Tilings,
+    /// Where its operands and results stand in the node that it is a part of, if it is one of several.
+    places: Option<&'a Places>,
+}
+
+/// Positions of operands and results among those of a node.
+struct Places {
+    operands: Vec<usize>,
+    results: Vec<usize>,
 }
 
 impl Operation<'_> {
+    /// What operand `i` is bound to.
+    fn operand(&self, i: usize) -> Arg {
+        Arg::Input(self.places.map_or(i, |p| p.operands[i]))
+    }
+
+    /// What result `j` is bound to.
+    fn result(&self, j: usize) -> Arg {
+        Arg::Output(self.places.map_or(j, |p| p.results[j]))
+    }
+
     /// How the kernel of this name cuts its product of `[m, k]` and `[k, n]`, multiplied as `elem`.
     fn tiled(&self, kernel: &str, m: usize, n: usize, k: usize, elem: Elem) -> Tiled {
         let shape = Shape { kernel: kernel.into(), m, n, k, parts: 1, elem };
@@ -291,7 +316,7 @@ impl Kernel {
 
     /// Elements `start..start + len` of operand `i`, read.
     fn input_part(&mut self, o: &Operation<'_>, i: usize, name: &str, start: usize, len: usize) -> Buffer {
-        self.bind(Arg::Input(i), start, name, o.inputs[i].dtype.into(), len, Access::Read)
+        self.bind(o.operand(i), start, name, o.inputs[i].dtype.into(), len, Access::Read)
     }
 
     /// Result `j` of an operation, written.
@@ -301,7 +326,7 @@ impl Kernel {
 
     /// Elements `start..start + len` of result `j`, written.
     fn output_part(&mut self, o: &Operation<'_>, j: usize, name: &str, start: usize, len: usize) -> Buffer {
-        self.bind(Arg::Output(j), start, name, o.outputs[j].dtype.into(), len, Access::Write)
+        self.bind(o.result(j), start, name, o.outputs[j].dtype.into(), len, Access::Write)
     }
 
     /// Workspace `k`.
@@ -325,7 +350,7 @@ impl Kernel {
     /// Result `j` of an operation, which holds an operand's content before ([`Emitted::updates`]).
     fn updated(&mut self, o: &Operation<'_>, j: usize, name: &str) -> Buffer {
         let ty = &o.outputs[j];
-        self.bind(Arg::Output(j), 0, name, ty.dtype.into(), ty.elements(), Access::ReadWrite)
+        self.bind(o.result(j), 0, name, ty.dtype.into(), ty.elements(), Access::ReadWrite)
     }
 
     fn finish(self) -> Result<Launch, EmitError> {

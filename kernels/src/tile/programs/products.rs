@@ -1,5 +1,6 @@
 //! Matrix products: a program takes a tile of the result and walks the depth. What other programs share of that is here.
 
+use super::epilogue::Epilogue;
 use super::{EmitError, Emitted, Kernel, Operation};
 use crate::tile::ir::{Access, Binary, Elem, Var};
 pub(super) use crate::tile::tiling::extent;
@@ -147,24 +148,37 @@ pub(super) fn sum_products(
     acc: Var,
     f: impl FnOnce(&mut Builder, Axis) -> (Var, Var),
 ) -> Var {
-    b.repeat(depth.from, depth.to, depth.step, &[acc], |b, at, acc| {
-        let axis = Axis::from(b, at, depth.step, depth.extent);
-        let (x, y) = f(b, axis);
-        let (x, y) = (b.cast(x, elem), b.cast(y, elem));
-        vec![b.dot(x, y, acc[0])]
-    })[0]
+    sum_each(b, depth, elem, &[acc], |b, k| vec![f(b, k)])[0]
 }
 
-/// `y = x·wᵀ (+ bias)`.
-pub(super) fn linear(o: &Operation<'_>) -> Result<Emitted, EmitError> {
+/// Several such sums in one walk of the depth; `f` gives the factors of each.
+pub(super) fn sum_each(
+    b: &mut Builder,
+    depth: &Depth,
+    elem: Elem,
+    sums: &[Var],
+    f: impl FnOnce(&mut Builder, Axis) -> Vec<(Var, Var)>,
+) -> Vec<Var> {
+    b.repeat(depth.from, depth.to, depth.step, sums, |b, at, sums| {
+        let axis = Axis::from(b, at, depth.step, depth.extent);
+        let factors = f(b, axis);
+        let narrow = |b: &mut Builder, (x, y)| (b.cast(x, elem), b.cast(y, elem));
+        let factors: Vec<(Var, Var)> = factors.into_iter().map(|pair| narrow(b, pair)).collect();
+        factors.into_iter().zip(sums).map(|((x, y), sum)| b.dot(x, y, *sum)).collect()
+    })
+}
+
+/// `y = x·wᵀ (+ bias)`, and what is done to it.
+pub(super) fn linear(o: &Operation<'_>, epilogue: Epilogue<'_>) -> Result<Emitted, EmitError> {
     let (rows, inputs, outputs) = (o.inputs[0].rows(), o.inputs[0].last(), o.inputs[1].dims[0]);
     let elem = factors(o.inputs[0].dtype.into(), o.inputs[1].dtype.into());
-    let tiled = o.tiled("linear", rows, outputs, inputs, elem);
+    let tiled = o.tiled(&epilogue.name("linear"), rows, outputs, inputs, elem);
     let t = tiled.tiling;
-    let mut k = Kernel::product(tiled, "A tile of y = x · wᵀ (+ bias), summed in f32", 1);
+    let doc = epilogue.doc("A tile of y = x · wᵀ (+ bias), summed in f32");
+    let mut k = Kernel::product(tiled, &doc, 1);
     let (x, w) = (k.input(o, 0, "x"), k.input(o, 1, "w"));
     let bias = (o.inputs.len() > 2).then(|| k.input(o, 2, "bias"));
-    let y = k.output(o, 0, "y");
+    let y = epilogue.bind(&mut k, o, 0, "y");
     let b = &mut k.b;
     if bias.is_none() {
         b.plain([rows, outputs, inputs], 1, [x, w, y], [false, true], false);
@@ -177,7 +191,7 @@ pub(super) fn linear(o: &Operation<'_>) -> Result<Emitted, EmitError> {
     if let Some(bias) = bias {
         value = add_bias(b, bias, column, value);
     }
-    Matrix::rows(y, outputs).store(b, row, column, value);
+    y.write(b, (row, column), outputs, value)?;
     Ok(Emitted::one(k.finish()?))
 }
 
