@@ -163,10 +163,12 @@ fn choice(text: &str) -> Result<Choice, String> {
     Choice::named(text).ok_or_else(|| {
         let chunks: Vec<String> = choice::chunks().map(|n| n.to_string()).collect();
         let tiles: Vec<String> = choice::tiles().map(|(rows, columns)| format!("{rows}x{columns}")).collect();
+        let parts: Vec<String> = choice::parts().map(|n| n.to_string()).collect();
         format!(
-            "use built-in, or `transposed`, `turned`, `tile RxC`, `chunk N` and `N threads`, with commas; tiles are {}, \
-             chunks {}",
+            "use built-in, or `transposed`, `turned`, `tile RxC`, `parts N`, `chunk N` and `N threads`, with commas; tiles are \
+             {}, parts {}, chunks {}",
             tiles.join(", "),
+            parts.join(", "),
             chunks.join(", ")
         )
     })

@@ -45,13 +45,14 @@ one by more than the noise, and if the whole step is; `kfc explain` shows it bes
 On a GPU, kernels are tried that are cut in another way (products and attention: rows, columns and depth of a tile, warps,
 stages) or printed in Triton instead of CUDA C++, and heads that take fewer tokens at once. Triton is tried if there is a Python
 with it (KFC_PYTHON, or kernels.python of the job) or kernels are in the cache, cuBLASLt for plain products if the library is there
-(KFC_CUBLASLT names its folder). Those that do not compile, spill registers, do not
-fit the device or give wrong results are out; one that breaks the device is written down and never launched again. One whose results are right but have other bits is timed and shown, and used only with
---allow-other-bits: runs have other bits then, say so, and are resumed with the same kernels alone.
+(KFC_CUBLASLT names its folder). What does not compile, spills registers, does not fit the device or gives wrong results is out;
+a kernel that breaks the device is written down and never launched again. One whose results are right but have other bits is
+timed and shown, and used only with --allow-other-bits: runs have other bits then, say so, and are resumed with the same
+kernels alone.
 
 What is found and measured is kept in $XDG_CACHE_HOME/kfc (or ~/.cache/kfc), for this CPU, level of instructions and number
-of threads, or for this GPU and version of the compiler. KFC_TUNING names another file for what is found, or is `off`: kernels run as built in then. Times make the
-predictions of `kfc explain` exact; what to recompute under a budget is planned with them.";
+of threads, or for this GPU and version of the compiler. KFC_TUNING names another file for what is found, or is `off`: kernels
+run as built in then. Times make the predictions of `kfc explain` exact; what to recompute under a budget is planned with them.";
 
 fn seconds(text: &str) -> Result<u64, String> {
     match text.parse::<u64>() {

@@ -15,6 +15,14 @@ use std::cell::Cell;
 /// are more) and columns. None has more elements than the built-in.
 const TILES: [(u16, u16); 5] = [(64, 512), (256, 128), (32, 256), (64, 128), (128, 96)];
 
+/// Parts for each thread that a product may be cut into at most, besides the built-in number.
+const PARTS: [u8; 3] = [1, 2, 4];
+
+/// The parts for each thread that may be chosen.
+pub fn parts() -> impl Iterator<Item = u8> {
+    PARTS.into_iter()
+}
+
 /// Tokens of a chunk of the head that may be chosen.
 const CHUNKS: [u16; 4] = [32, 64, 128, 256];
 
@@ -38,6 +46,8 @@ pub struct Choice {
     pub turned: bool,
     /// Most rows and columns of a tile of a product.
     pub tile: Option<(u16, u16)>,
+    /// Parts of a product for each thread, at most: fewer are packed for less often, more wait less for each other.
+    pub parts: Option<u8>,
     /// A frozen weight is read from a transposed copy ([`crate::cpu::transposed`]), if the call has one.
     pub transposed: bool,
     /// Most tokens of a chunk of the head, whose logits stand in memory at once; never more than the built-in number.
@@ -47,7 +57,7 @@ pub struct Choice {
 impl Choice {
     /// The built-in choice.
     pub const BUILT_IN: Choice =
-        Choice { threads: None, turned: false, tile: None, transposed: false, chunk: None };
+        Choice { threads: None, turned: false, tile: None, parts: None, transposed: false, chunk: None };
 
     /// The choice that [`Choice::name`] calls so; `None` if there is none.
     pub fn named(name: &str) -> Option<Choice> {
@@ -62,6 +72,10 @@ impl Choice {
                     let (rows, columns) = extents.split_once('x')?;
                     let tile = (rows.parse().ok()?, columns.parse().ok()?);
                     choice.tile = Some(TILES.into_iter().find(|t| *t == tile)?);
+                }
+                Some(("parts", n)) => {
+                    let n: u8 = n.parse().ok()?;
+                    choice.parts = Some(PARTS.into_iter().find(|p| *p == n)?);
                 }
                 Some(("chunk", n)) => {
                     let n: u16 = n.parse().ok()?;
@@ -80,9 +94,11 @@ impl Choice {
         let transposed = self.transposed.then(|| "transposed".to_string());
         let turned = self.turned.then(|| "turned".to_string());
         let tile = self.tile.map(|(rows, columns)| format!("tile {rows}x{columns}"));
+        let cut = self.parts.map(|n| format!("parts {n}"));
         let chunk = self.chunk.map(|n| format!("chunk {n}"));
         let threads = self.threads.map(|n| format!("{n} thread{}", if n == 1 { "" } else { "s" }));
-        let parts: Vec<String> = [transposed, turned, tile, chunk, threads].into_iter().flatten().collect();
+        let parts: Vec<String> =
+            [transposed, turned, tile, cut, chunk, threads].into_iter().flatten().collect();
         if parts.is_empty() { "built-in".into() } else { parts.join(", ") }
     }
 }
@@ -107,8 +123,10 @@ pub fn candidates(op: &str, rows: usize, threads: usize, also: Also) -> Vec<Choi
         // A turned product reads its result across: with many rows that costs more than packing.
         let turned: &[bool] = if rows <= TURNED_ROWS { &[false, true] } else { &[false] };
         for &turned in turned {
-            let tiles = std::iter::once(None).chain(TILES.map(Some));
-            let choices = tiles.map(|tile| Choice { turned, tile, ..Choice::BUILT_IN });
+            let turned = Choice { turned, ..Choice::BUILT_IN };
+            let tiles = TILES.map(|tile| Choice { tile: Some(tile), ..turned });
+            let parts = PARTS.map(|n| Choice { parts: Some(n), ..turned });
+            let choices = std::iter::once(turned).chain(tiles).chain(parts);
             all.extend(choices.filter(|c| *c != Choice::BUILT_IN));
         }
     }
@@ -167,8 +185,9 @@ mod tests {
                 for threads in [None, Some(1), Some(16)] {
                     let choice = Choice { threads, turned, tile, ..Choice::BUILT_IN };
                     assert_eq!(Choice::named(&choice.name()), Some(choice));
-                    for chunk in CHUNKS {
-                        let choice = Choice { transposed: true, chunk: Some(chunk), ..choice };
+                    for (chunk, parts) in CHUNKS.into_iter().zip(PARTS) {
+                        let choice =
+                            Choice { transposed: true, chunk: Some(chunk), parts: Some(parts), ..choice };
                         assert_eq!(Choice::named(&choice.name()), Some(choice));
                     }
                 }
@@ -182,6 +201,7 @@ mod tests {
             "turned,",
             "fast",
             "70000 threads",
+            "parts 3",
             "chunk 33",
             "chunk",
         ] {

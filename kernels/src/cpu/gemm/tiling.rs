@@ -1,6 +1,6 @@
 //! How a result is cut: into parts, one for a task, and these into tiles. Sums do not depend on it: each element adds its
-//! products in order of depth, whatever part and tile it is in. So parts may depend on the number of threads, and tiles on the
-//! kernel's [`Choice`](crate::cpu::choice::Choice).
+//! products in order of depth, whatever part and tile it is in. So both may depend on the kernel's
+//! [`Choice`](crate::cpu::choice::Choice), and parts on the number of threads.
 
 use super::blocked::{LINE, PHASE};
 use super::micro::Isa;
@@ -142,7 +142,7 @@ impl Grid {
     /// The grid that is expected to be fastest on so many threads, of those whose parts fit scratch.
     pub(super) fn new(e: &Extents, isa: &Isa, threads: usize) -> Grid {
         let worth = (e.m * e.n).saturating_mul(e.depth) / PART_WORK;
-        let most = worth.min(PARTS * threads);
+        let most = worth.min(choice::current().parts.map_or(PARTS, usize::from) * threads);
         let most_columns = if e.packs_a { PACKED_COLUMNS } else { PART_COLUMNS };
         let (mut best, mut least) = (None, usize::MAX);
         for columns in counts(e.n.div_ceil(isa.nr)) {

@@ -124,6 +124,11 @@ impl<'a> Epilogue<'a> {
 }
 
 impl Bound<'_> {
+    /// Where the product's result goes, if that is all that becomes of it.
+    pub(super) fn alone(&self) -> Option<Buffer> {
+        self.own.filter(|_| self.behind.is_none())
+    }
+
     /// Writes what becomes of elements `(row, column)` of a result with so many columns.
     pub(super) fn write(
         &self,

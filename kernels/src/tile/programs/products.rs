@@ -180,7 +180,7 @@ pub(super) fn linear(o: &Operation<'_>, epilogue: Epilogue<'_>) -> Result<Emitte
     let bias = (o.inputs.len() > 2).then(|| k.input(o, 2, "bias"));
     let y = epilogue.bind(&mut k, o, 0, "y");
     let b = &mut k.b;
-    if bias.is_none() {
+    if let (None, Some(y)) = (bias, y.alone()) {
         b.plain([rows, outputs, inputs], 1, [x, w, y], [false, true], false);
     }
     let (row, column) = result_tile(b, t, rows, outputs);
