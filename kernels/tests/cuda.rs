@@ -33,17 +33,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Environment variable that says with what labels of cases begin; all without it.
 const ONLY: &str = "KFC_CUDA_CASES";
 
-/// Programs whose source differs, each under a name of its own, and their launches. Those of large and aligned operands of
-/// operations that steps spend their time in are compiled everywhere.
+/// Programs whose source differs, each under a name of its own, and their launches.
 fn collect() -> (Vec<Kernel>, Vec<Case>) {
     let (mut kernels, mut cases) = (Vec::<Kernel>::new(), Vec::new());
     let only = std::env::var(ONLY).unwrap_or_default();
     let mut known: HashMap<String, usize> = HashMap::new();
     let (samples, large, prims) = (tile_cases::samples(), tile_cases::large(), tile_cases::prims());
-    let many = [large, aligned()].concat();
-    let all = [(samples, false), (many, true), (prims, false)];
-    let all = all.iter().flat_map(|(cases, large)| cases.iter().map(move |c| (c, *large)));
-    for (case, is_large) in all.filter(|(c, _)| c.label.starts_with(&only)) {
+    let all = [samples, large, aligned(), prims].concat();
+    for case in all.iter().filter(|c| c.label.starts_with(&only)) {
         programs::check(case, &mut |label, launch, before, after| {
             let mut last = None;
             for arch in Arch::ALL {
@@ -52,11 +49,10 @@ fn collect() -> (Vec<Kernel>, Vec<Case>) {
                 let kernel = *known.entry(text).or_insert_with(|| {
                     p.name = format!("{}_{}", p.name, kernels.len());
                     let source = print(&p, arch).unwrap();
-                    kernels.push(Kernel { program: p, source, archs: Vec::new(), everywhere: false });
+                    kernels.push(Kernel { program: p, source, archs: Vec::new() });
                     kernels.len() - 1
                 });
                 let k = &mut kernels[kernel];
-                k.everywhere |= is_large && tile_cases::is_heavy(&case.op);
                 if !k.archs.contains(&arch) {
                     k.archs.push(arch);
                 }
@@ -184,13 +180,9 @@ fn kernels_compile_without_spills() {
     let (kernels, _) = collect();
     let mut batches = Vec::new();
     for arch in Arch::ALL {
-        // There are many: most are compiled for one of the architectures in turn.
-        let is_chosen = |(i, k): &(usize, &Kernel)| {
-            k.archs.contains(&arch) && (k.everywhere || k.archs[i % k.archs.len()] == arch)
-        };
-        let chosen = kernels.iter().enumerate().filter(is_chosen);
+        let chosen = kernels.iter().filter(|k| k.archs.contains(&arch));
         let (dots, others): (Vec<_>, Vec<_>) =
-            chosen.map(|(_, k)| k).partition(|k| has_tensor_dot(&k.program, &k.program.body));
+            chosen.partition(|k| has_tensor_dot(&k.program, &k.program.body));
         batches.extend(dots.chunks(BATCH).chain(others.chunks(BATCH)).map(|b| (arch, b.to_vec())));
     }
     let next = AtomicUsize::new(0);
@@ -206,12 +198,8 @@ fn kernels_compile_without_spills() {
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
     assert!(faults.is_empty(), "{faults}");
-    let count = |f: &dyn Fn(&Kernel) -> bool| kernels.iter().filter(|k| f(k)).count();
-    let (everywhere, hopper) = (count(&|k| k.everywhere), count(&Kernel::is_hopper));
-    eprintln!(
-        "{} kernels compiled, {everywhere} for all their architectures, {hopper} with wgmma",
-        kernels.len()
-    );
+    let hopper = kernels.iter().filter(|k| k.is_hopper()).count();
+    eprintln!("{} kernels compiled for the architectures that have them, {hopper} with wgmma", kernels.len());
 }
 
 /// What was learnt of the kernels of operations at the extents of a model.
@@ -318,7 +306,7 @@ fn attention_cuts(case: &programs::Case, name: &str, arch: Arch) -> (Vec<Tiling>
             assert_eq!(p.tiled.as_ref().map(|t| t.tiling), Some(*cut));
             p.name = format!("{name}_{i}");
             let source = print(&p, arch).unwrap();
-            kernels.push(Kernel { program: p, source, archs: vec![arch], everywhere: false });
+            kernels.push(Kernel { program: p, source, archs: vec![arch] });
             let (before, after) = (before.to_vec(), after.to_vec());
             cases.push(Case { label: format!("{name} {cut}"), kernel: i, before, after });
         });

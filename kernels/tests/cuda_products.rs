@@ -66,7 +66,7 @@ fn cut_ways(
         interp::run(&p, &mut after).unwrap();
         let source = print(&p, arch).unwrap();
         assert_eq!(source.stages, cut.stages.min(shape.k.div_ceil(cut.k)));
-        kernels.push(Kernel { program: p, source, archs: vec![arch], everywhere: false });
+        kernels.push(Kernel { program: p, source, archs: vec![arch] });
         cases.push(Case { label: format!("{:?} {cut:?}", shape.elem), kernel: i, before, after });
     }
     (kernels, cases)

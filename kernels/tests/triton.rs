@@ -43,8 +43,7 @@ fn written(buffer: &[f64]) -> Vec<f64> {
 /// Compute capabilities, without the point.
 const ARCHS: [usize; 3] = [80, 90, 100];
 
-/// Writes every program of operations at the extents of a model, for compilation alone: those of products, attention and the
-/// head for all architectures, each other one for one of them in turn.
+/// Writes every program of operations at the extents of a model, for compilation alone.
 fn write_realistic(folder: &Path) {
     let _ = std::fs::remove_dir_all(folder);
     std::fs::create_dir_all(folder).unwrap();
@@ -54,12 +53,10 @@ fn write_realistic(folder: &Path) {
         for (l, launch) in emitted.launches.iter().enumerate() {
             let (p, source) = (&launch.program, triton::print(&launch.program));
             if seen.insert(source.clone()) {
-                let turn = seen.len() % ARCHS.len();
-                let archs = if tile_cases::is_heavy(&op) { &ARCHS[..] } else { &ARCHS[turn..=turn] };
                 let params: Vec<_> =
                     p.params.iter().map(|q| json!({"name": q.name, "elem": q.elem.name()})).collect();
                 let case = json!({
-                    "name": p.name, "grid": p.grid, "warps": p.warps, "params": params, "archs": archs,
+                    "name": p.name, "grid": p.grid, "warps": p.warps, "params": params, "archs": ARCHS,
                 });
                 let stem = format!("{n:02}-{l:02}-{}", p.name);
                 std::fs::write(folder.join(format!("{stem}.py")), source).unwrap();

@@ -15,8 +15,6 @@ pub struct Kernel {
     pub program: Program,
     pub source: Source,
     pub archs: Vec<Arch>,
-    /// Compiled for each of them, not for one in turn.
-    pub everywhere: bool,
 }
 
 impl Kernel {

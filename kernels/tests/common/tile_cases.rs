@@ -14,12 +14,6 @@ fn composite(name: &str, attrs: &Attrs) -> Op {
     Op::Composite(Composite { def: kfc_ops::registry().get(name).unwrap(), attrs: attrs.clone() })
 }
 
-/// Whether an operation is among those that steps spend their time in: products, attention, the head.
-#[allow(dead_code)] // only tests that compile ask
-pub(crate) fn is_heavy(op: &Op) -> bool {
-    ["linear", "lora", "attention", "fused"].iter().any(|name| op.name().starts_with(name))
-}
-
 /// Every sample of every composite.
 pub(crate) fn samples() -> Vec<Case> {
     let mut cases = Vec::new();
