@@ -83,7 +83,7 @@ run() {
     section "compute-sanitizer"
     if command -v compute-sanitizer >/dev/null; then
         for tool in memcheck racecheck; do
-            for cases in lora_linear attention rms_norm adamw linear_cross; do
+            for cases in lora_linear attention rms_norm adamw linear_cross fused product; do
                 echo "$tool, $cases"
                 KFC_DEVICE_CASES=$cases timeout 300 compute-sanitizer --tool $tool --error-exitcode 9 "$dir/device" \
                     --exact every_program_computes_the_same_on_a_device >"$work/log" 2>&1 ||
@@ -100,7 +100,8 @@ run() {
     esac
     if "$kfc" bench small --json --quiet --device cuda --keep "$work/small" >/dev/null &&
         "$kfc" compile "$work/small/job.toml" --target cuda:$arch --emit "$work/plan" >/dev/null; then
-        for kernel in rms_norm attention attention_dkv lora_linear linear head_logits head_rows adamw; do
+        for kernel in rms_norm attention attention_dkv lora_linear lora_linear_add lora_swiglu lora_rope linear linear_swiglu \
+            head_logits head_rows adamw; do
             (cd "$work/plan" && "$kfc" bench --job job.toml --device cuda --kernel "$kernel=kernels/$kernel.cu") ||
                 fail "kernel $kernel alone"
         done
@@ -176,6 +177,7 @@ PY
         "$kfc" bench tiny --dtype bf16 --json --quiet --device cuda --keep "$work/tiny" >/dev/null &&
             python3 benches/peers/torch_step.py "$work/tiny" --mode eager --device cuda | tail -n 1 | tee -a "$work/peers" ||
             fail "torch's step"
+        python3 benches/peers/gpu_kernels.py | tee -a "$work/peers" || fail "torch's kernels"
     else
         echo "no torch with transformers, peft and a device: nothing was compared"
     fi
