@@ -4,6 +4,7 @@ pub mod calibrate;
 pub mod compile;
 pub mod cpu;
 pub mod cuda;
+mod over;
 pub mod plan;
 pub mod tile;
 pub mod timeline;

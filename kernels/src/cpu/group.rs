@@ -11,13 +11,11 @@ use crate::cpu::pointwise::{self, Apply, MOST_OPERANDS};
 use crate::cpu::reduce::{self, Kind};
 use crate::cpu::strided::Strided;
 use crate::cpu::{Call, Kernel, KernelError, par, scratch};
+use crate::over;
 use kfc_graph::{DType, Graph, Group, Op, Prim, ValueId};
 
 /// Bytes of a register.
 const REGISTER: usize = BLOCK * size_of::<f32>();
-
-/// Most operands that a result may be written over.
-const MOST_OVER: usize = 64;
 
 /// Where an instruction reads.
 #[derive(Clone, Copy)]
@@ -79,7 +77,7 @@ impl GroupKernel {
                 let fits = |i: &&kfc_graph::Input| {
                     body.ty(i.value).dims == group.dims() && body.ty(i.value).dtype.size() == *size
                 };
-                body.inputs().iter().take_while(fits).count().min(MOST_OVER)
+                body.inputs().iter().take_while(fits).count()
             }
             _ => 0,
         };
@@ -217,20 +215,9 @@ impl Kernel for GroupKernel {
     }
 
     fn may_inplace(&self) -> &'static [(usize, usize)] {
-        &OVER[..self.over]
+        over::leading(self.over)
     }
 }
-
-/// The one result over each leading operand.
-static OVER: [(usize, usize); MOST_OVER] = {
-    let mut pairs = [(0, 0); MOST_OVER];
-    let mut i = 0;
-    while i < pairs.len() {
-        pairs[i] = (i, 0);
-        i += 1;
-    }
-    pairs
-};
 
 impl Loc {
     /// Address of the block that begins with element `start`.

@@ -2,25 +2,12 @@
 
 use super::epilogue::{Behind, Epilogue, Spread};
 use super::{EmitError, Emitted, Operation, Places, lora, pairs, products};
+use crate::over;
 use kfc_graph::passes::fuse_products::Fuses;
 use kfc_graph::{Attrs, Composite, Fused, Node, Op, Prim, TensorType};
 
 /// The least half of a head that is a tile.
 const LEAST_HALF: usize = 16;
-
-/// Most leading operands that a result may be written over.
-const MOST_OVER: usize = 16;
-
-/// The first result over each leading operand.
-static OVER: [(usize, usize); MOST_OVER] = {
-    let mut pairs = [(0, 0); MOST_OVER];
-    let mut i = 0;
-    while i < pairs.len() {
-        pairs[i] = (i, 0);
-        i += 1;
-    }
-    pairs
-};
 
 /// Two results over two operands.
 static BESIDE: [(usize, usize); 2] = [(0, 0), (1, 1)];
@@ -195,10 +182,10 @@ fn sharing(f: &Fused, o: &Operation<'_>, product: &Node, nodes: &[&Node]) -> &'s
             && o.inputs[*i].dims == first.dims
             && o.inputs[*i].dtype.size() == first.dtype.size()
     };
-    let leading = (0..o.inputs.len().min(MOST_OVER)).take_while(fits).count();
+    let leading = (0..o.inputs.len()).take_while(fits).count();
     let alike = |j: usize| o.outputs.get(j).is_some_and(|t| t == first);
     match count {
-        1 => &OVER[..leading],
+        1 => over::leading(leading),
         2 if alike(1) && leading >= 2 => &BESIDE,
         _ => &[],
     }

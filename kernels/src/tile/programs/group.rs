@@ -7,6 +7,7 @@ use super::prims::{apply, offsets, strides};
 use super::products::Axis;
 use super::row::Row;
 use super::{EmitError, Emitted, Kernel, Operation, warps, width};
+use crate::over;
 use crate::tile::ir::{Binary, Elem, Fold, Var};
 use crate::tile::{Buffer, Builder};
 use kfc_graph::{DType, Graph, Group, Node, Op, Prim, ValueId};
@@ -14,20 +15,6 @@ use std::collections::HashMap;
 
 /// Elements of a tile of a row: bodies have many values.
 const TILE: usize = 1024;
-
-/// Most operands that a result may be written over.
-const MOST_OVER: usize = 64;
-
-/// The one result over each leading operand.
-static OVER: [(usize, usize); MOST_OVER] = {
-    let mut pairs = [(0, 0); MOST_OVER];
-    let mut i = 0;
-    while i < pairs.len() {
-        pairs[i] = (i, 0);
-        i += 1;
-    }
-    pairs
-};
 
 /// The programs of a group.
 pub(super) fn group(g: &Group, o: &Operation<'_>) -> Result<Emitted, EmitError> {
@@ -71,10 +58,10 @@ fn by_element(g: &Group, o: &Operation<'_>) -> Result<Emitted, EmitError> {
     let fits =
         |i: &usize| o.inputs[*i].dims == g.dims() && o.inputs[*i].dtype.size() == o.outputs[0].dtype.size();
     let over = match o.outputs.len() {
-        1 => (0..o.inputs.len().min(MOST_OVER)).take_while(fits).count(),
+        1 => (0..o.inputs.len()).take_while(fits).count(),
         _ => 0,
     };
-    Ok(Emitted { may_share: &OVER[..over], ..Emitted::one(k.finish()?) })
+    Ok(Emitted { may_share: over::leading(over), ..Emitted::one(k.finish()?) })
 }
 
 fn by_row(g: &Group, o: &Operation<'_>, folds: &[Option<(Fold, ValueId)>]) -> Result<Emitted, EmitError> {
