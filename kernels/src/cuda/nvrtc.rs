@@ -5,7 +5,7 @@ use super::report::{self, Report, SassCounts};
 use crate::tile::cuda::HEADERS;
 use cudarc::nvrtc::{result, sys};
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString, OsStr, c_char};
 use std::path::PathBuf;
 use std::sync::{OnceLock, mpsc};
 use std::thread;
@@ -142,8 +142,7 @@ impl Nvrtc {
     /// # Errors
     /// [`NvrtcError::Rejected`] with the compiler's messages; [`NvrtcError::Endless`].
     pub fn compile(&self, source: &str, arch: Arch) -> Result<Object, NvrtcError> {
-        let asked = std::env::var(SECONDS).ok().and_then(|s| s.parse().ok());
-        let seconds = asked.unwrap_or(USUAL_SECONDS);
+        let seconds = seconds(std::env::var_os(SECONDS).as_deref())?;
         let (own, text) = (self.clone(), source.to_string());
         within(Duration::from_secs(seconds), move || own.compile_now(&text, arch))
             .unwrap_or(Err(NvrtcError::Endless { arch, seconds }))
@@ -165,6 +164,13 @@ impl Nvrtc {
         let cubin = program.cubin()?;
         Ok(Object { cubin, reports: report::kernels(&log), warnings: report::warnings(&log) })
     }
+}
+
+/// The seconds that a source may take, if a user asks for so many.
+fn seconds(asked: Option<&OsStr>) -> Result<u64, NvrtcError> {
+    let Some(asked) = asked.filter(|s| !s.is_empty()) else { return Ok(USUAL_SECONDS) };
+    let number = asked.to_str().and_then(|s| s.parse().ok()).filter(|n| *n > 0);
+    number.ok_or_else(|| NvrtcError::Failed(format!("{SECONDS} is {asked:?}, which is no number of seconds")))
 }
 
 /// What `work` gives, or nothing if it takes longer; its thread then goes on.
@@ -243,6 +249,16 @@ mod tests {
         assert_eq!(within::<()>(Duration::from_millis(20), endless), None);
         let error = NvrtcError::Endless { arch: Arch::Sm90a, seconds: 120 }.to_string();
         assert!(error.contains("sm_90a in 120 s") && error.contains("KFC_NVRTC_SECONDS"), "{error}");
+    }
+
+    #[test]
+    fn seconds_are_a_number() {
+        assert_eq!(seconds(None).unwrap(), USUAL_SECONDS);
+        assert_eq!(seconds(Some(OsStr::new("7"))).unwrap(), 7);
+        for wrong in ["0", "-1", "soon", "1.5"] {
+            let error = seconds(Some(OsStr::new(wrong))).unwrap_err().to_string();
+            assert!(error.contains("KFC_NVRTC_SECONDS") && error.contains(wrong), "{error}");
+        }
     }
 
     #[test]
