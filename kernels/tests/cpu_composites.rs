@@ -233,6 +233,26 @@ fn large_sums_are_ordered() {
 }
 
 #[test]
+fn penalty_of_a_change_at_odd_shapes() {
+    let f = |dims: &[usize]| TensorType::new(DType::F32, dims);
+    for rank in [1, 3, 16, 17, 64] {
+        for (o, i) in [(1, 1), (5, 63), (63, 5), (65, 130), (130, 65), (1, 130), (300, 1), (33, 257)] {
+            for x in [DType::F32, DType::Bf16] {
+                let types = [f(&[rank, i]), f(&[o, rank]), TensorType::new(x, [o, i])];
+                let mut data = unit(&types, 14);
+                data[2].iter_mut().for_each(|v| *v = v.abs());
+                let attrs = Attrs::new().with("scale", 0.5);
+                let what = format!("rank {rank}, {o} x {i}");
+                check(&what, &op("ewc_delta", &attrs), &types, &data);
+                let types = [&[f(&[1])], &types[..]].concat();
+                let data = [&[vec![0.7]], &data[..]].concat();
+                check(&what, &op("ewc_delta_bwd", &attrs), &types, &data);
+            }
+        }
+    }
+}
+
+#[test]
 fn norm_gradient_of_the_weight_over_many_rows() {
     for x in FLOATS {
         let types = [
