@@ -5,8 +5,12 @@
 //! number: `exp` and `log` ≤ 2 ulp, `sigmoid` ≤ 4 ulp, `erf` ≤ 6 ulp. `exp` is infinite above 88.72 and flushes to 0 below
 //! -103.97, the fused one where results are no normal numbers, below -87.33; `sigmoid` flushes to 0 below -88.37; `log(0)` is
 //! -inf, `log` of a negative number is NaN; NaN in, NaN out.
+//!
+//! Loops over `bf16` have shorter ones with AVX-512: `rounded`.
 
 pub mod fused;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod rounded;
 
 /// `e^x` as a number near 1 and a power of two, for x within ±104. Range reduction by Cody and Waite, degree-6 polynomial.
 #[inline(always)]

@@ -6,6 +6,7 @@ use crate::cpu::elem::{Elem, of_type};
 use crate::cpu::float::{BLOCK, convert};
 use crate::cpu::simd::simd;
 use crate::cpu::{Call, Kernel, KernelError, math, par};
+use half::bf16;
 use kfc_graph::{CmpOp, DType, Prim, TensorType};
 use std::mem::MaybeUninit;
 
@@ -55,6 +56,9 @@ pub(crate) fn apply(p: &Prim, types: &[DType]) -> Option<Apply> {
         (Prim::Compare(CmpOp::Lt), INT) => erased!(lt_int, 2),
         (Prim::Compare(CmpOp::Le), INT) => erased!(le_int, 2),
         (Prim::Neg, t) => of_type!(t, T => erased!(neg::<T>, 1)),
+        (Prim::Exp, DType::Bf16) => erased!(exp_bf16, 1),
+        (Prim::Log, DType::Bf16) => erased!(log_bf16, 1),
+        (Prim::Sigmoid, DType::Bf16) => erased!(sigmoid_bf16, 1),
         (Prim::Exp, t) => of_type!(t, T => erased!(exp::<T>, 1)),
         (Prim::Log, t) => of_type!(t, T => erased!(log::<T>, 1)),
         (Prim::Sqrt, t) => of_type!(t, T => erased!(sqrt::<T>, 1)),
@@ -211,6 +215,25 @@ loops! {
     mul(a, b) -> T = a * b;
     div(a, b) -> T = a / b;
     max(a, b) -> T = if a > b || a.is_nan() { a } else { b };
+}
+
+/// Declares loops over `bf16`: those of `math::rounded` where the level has them, else the same as for other floats.
+macro_rules! bf16_loops {
+    ($($name:ident = $f:ident;)+) => {$(
+        fn $name(x: &[bf16], out: &mut [bf16]) {
+            #[cfg(target_arch = "x86_64")]
+            if math::rounded::$f(x, out) {
+                return;
+            }
+            $f(x, out);
+        }
+    )+};
+}
+
+bf16_loops! {
+    exp_bf16 = exp;
+    log_bf16 = log;
+    sigmoid_bf16 = sigmoid;
 }
 
 /// Declares loops over slices of one length, over elements as they are.

@@ -4,6 +4,7 @@ use crate::cpu::elem::{Elem, of_type};
 use crate::cpu::float::{BLOCK, Copied, blocks};
 use crate::cpu::simd::simd;
 use crate::cpu::{Call, Kernel, math, par};
+use half::bf16;
 use kfc_graph::{DType, TensorType};
 
 /// `swiglu`: `silu(gate) · up`.
@@ -21,7 +22,7 @@ impl Swiglu {
 impl Swiglu {
     /// # Safety
     /// As [`Kernel::run`], of type `T`.
-    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>) {
+    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>, forward: fn(&[T], &[T], &mut [T])) {
         let (gate, up, y) = (call.src(0, self.x), call.src(1, self.x), call.dst(0, self.x));
         par::ranges(self.n, par::GRAIN, |r| {
             let (mut room_gate, mut room_up) = (Copied::new(), Copied::new());
@@ -40,7 +41,12 @@ impl Swiglu {
 impl Kernel for Swiglu {
     unsafe fn run(&self, call: &Call<'_>) {
         // SAFETY: by contract.
-        of_type!(self.x, T => unsafe { self.run_as::<T>(call) });
+        unsafe {
+            match self.x {
+                DType::Bf16 => self.run_as(call, forward_bf16),
+                x => of_type!(x, T => self.run_as(call, forward::<T>)),
+            }
+        }
     }
 
     fn may_inplace(&self) -> &'static [(usize, usize)] {
@@ -63,7 +69,7 @@ impl SwigluBwd {
 impl SwigluBwd {
     /// # Safety
     /// As [`Kernel::run`], of type `T`.
-    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>) {
+    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>, backward: Backward<T>) {
         let (dy, gate, up) = (call.src(0, self.x), call.src(1, self.x), call.src(2, self.x));
         let (dgate, dup) = (call.dst(0, self.x), call.dst(1, self.x));
         par::ranges(self.n, par::GRAIN, |r| {
@@ -85,13 +91,39 @@ impl SwigluBwd {
 impl Kernel for SwigluBwd {
     unsafe fn run(&self, call: &Call<'_>) {
         // SAFETY: by contract.
-        of_type!(self.x, T => unsafe { self.run_as::<T>(call) });
+        unsafe {
+            match self.x {
+                DType::Bf16 => self.run_as(call, backward_bf16),
+                x => of_type!(x, T => self.run_as(call, backward::<T>)),
+            }
+        }
     }
 
     /// The gradients of gate and up over these, or over dy.
     fn may_inplace(&self) -> &'static [(usize, usize)] {
         &[(1, 0), (2, 1), (0, 0), (0, 1)]
     }
+}
+
+/// The loop of the gradient, over elements of dy, gate and up, and of the gradients of gate and up.
+type Backward<T> = fn(&[T], &[T], &[T], &mut [T], &mut [T]);
+
+/// As [`forward`].
+fn forward_bf16(gate: &[bf16], up: &[bf16], y: &mut [bf16]) {
+    #[cfg(target_arch = "x86_64")]
+    if math::rounded::swiglu(gate, up, y) {
+        return;
+    }
+    forward(gate, up, y);
+}
+
+/// As [`backward`].
+fn backward_bf16(dy: &[bf16], gate: &[bf16], up: &[bf16], dgate: &mut [bf16], dup: &mut [bf16]) {
+    #[cfg(target_arch = "x86_64")]
+    if math::rounded::swiglu_bwd(dy, gate, up, dgate, dup) {
+        return;
+    }
+    backward(dy, gate, up, dgate, dup);
 }
 
 simd! {
