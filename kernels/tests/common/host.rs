@@ -147,6 +147,33 @@ impl Host {
             (order, if run.status.success() { read() } else { error() })
         })
     }
+
+    /// [`Host::run`] of launches that have to leave what is expected. Returns what they leave in each order.
+    pub fn run_right(&self, kernels: &[Kernel], cases: &[Case]) -> [(&'static str, Vec<u8>); 2] {
+        self.run(kernels, cases).map(|(order, results)| {
+            let results = results.unwrap_or_else(|e| panic!("{order}: {e}"));
+            let faults = differences(kernels, cases, &results);
+            assert!(faults.is_empty(), "{order}:\n{faults}");
+            (order, results)
+        })
+    }
+
+    /// The same of launches that do the same work cut in other ways: where `keeps` says so of a case, it has the first one's bits.
+    #[allow(dead_code)] // not all tests of kernels cut
+    pub fn run_cut(&self, kernels: &[Kernel], cases: &[Case], keeps: &dyn Fn(usize) -> bool) {
+        for (order, results) in self.run_right(kernels, cases) {
+            let each: Vec<&[u8]> = results.chunks_exact(results.len() / cases.len()).collect();
+            for (i, (case, bytes)) in cases.iter().zip(&each).enumerate() {
+                let is_same = *bytes == each[0];
+                assert!(
+                    is_same || !keeps(i),
+                    "{order}: {} has other bits than {}",
+                    case.label,
+                    cases[0].label
+                );
+            }
+        }
+    }
 }
 
 /// Whether there is a compiler for the CPU; says that a test is skipped if not.
