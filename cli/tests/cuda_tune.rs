@@ -10,7 +10,8 @@ use common::{World, json};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 const JOB: &str = "[model]\npath = 'student'\ndtype = 'f32'\n[lora]\nr = 4\ntargets = ['q_proj']\n[data]\ntrain = ['rows.jsonl']\nseq_len = 16\n\
                    [train]\nsteps = 4\nbatch = 2\nlr = 0.01\nsave_every = 2\nkeep = 9\n\
@@ -201,7 +202,8 @@ fn a_device_is_measured_and_tuned() {
 
     // Those that it loads take turns; a kernel takes as long as its binary's hash says.
     s.standin = s.place.standin();
-    let report = object(s.tune("", "20").arg("--fresh").args(OPEN));
+    what_a_killed_search_found_leads(&s);
+    let report = object(s.tune("", "20").args(OPEN));
     let plan = &report["plan"];
     assert!(plan["tried"].as_array().unwrap().len() > 1 || plan["untimed"].is_string(), "{plan}");
     assert!(
@@ -245,6 +247,47 @@ fn a_device_is_measured_and_tuned() {
     let other = if in_triton.starts_with("linear ") { "attention/2" } else { "linear/2" };
     what_is_not_the_same_is_told_apart(&s, &in_triton, other, &off);
     what_breaks_the_device_is_not_tried_again(&s, other);
+}
+
+/// A search that is killed has kept the kernels that it was done with: runs go on as before, and another search goes on from
+/// there.
+fn what_a_killed_search_found_leads(s: &Search) {
+    let before = s.kept();
+    let mut child =
+        s.tune("", "60").arg("--fresh").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let start = Instant::now();
+    let leads = |kept: &Value| -> Vec<(String, Value)> {
+        let kernels = kept["kernels"].as_object().unwrap().iter();
+        let leading = kernels.filter(|(_, k)| k["leads"].is_string() && k["settled"] == true);
+        leading.map(|(key, k)| (key.clone(), k.clone())).collect()
+    };
+    while s.kept() == before || leads(&s.kept()).is_empty() {
+        assert!(child.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_secs(100));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().code(), None);
+    let killed = s.kept();
+    // What is chosen is shown by the run: it loads what one without a tuning loads.
+    loaded(&s.standin);
+    let run = |out: &str, tuning: &Path| {
+        s.train(out, tuning);
+        loaded(&s.standin)
+    };
+    assert_eq!(run("killed", &s.file), run("never tuned", Path::new("off")));
+
+    object(s.tune("", "8").args(OPEN));
+    let after = s.kept();
+    for (key, entry) in leads(&killed) {
+        // It was not tried again, but compared in whole steps.
+        let ns = |e: &Value| {
+            e["tried"].as_array().unwrap().iter().map(|t| t["ns"].to_string()).collect::<BTreeSet<_>>()
+        };
+        let now = &after["kernels"][&key];
+        assert_eq!(ns(now), ns(&entry), "{key}: {entry} and then {now}");
+        let taken = now["choice"] == entry["leads"] && now["leads"].is_null();
+        assert!(taken || !s.out("the whole step is not faster").is_empty(), "{key}: {entry} and then {now}");
+    }
 }
 
 /// Kernels that were found faster in Triton, and are not in the cache, run in CUDA C++ where there is no Python; the run says

@@ -5,8 +5,11 @@ mod common;
 
 use common::*;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 /// Runs `arguments` with this file of choices, or with `off`, and a cache beside it; returns what it prints.
 fn with(tuning: &Path, arguments: &[OsString]) -> String {
@@ -70,6 +73,155 @@ fn choices_are_kept_shown_used_and_change_no_bit() {
     std::fs::write(&file, "{\"format\": 1,").unwrap();
     assert!(run("damaged", &file) == built_in);
     assert!(!with(&file, &args!["explain", config]).contains("runners-up"));
+}
+
+/// Starts a search of a minute.
+fn start(file: &Path, config: &Path) -> Child {
+    let mut c = std::process::Command::new(env!("CARGO_BIN_EXE_kfc"));
+    c.args(["--quiet", "--json", "tune"]).arg(config).args([
+        "--seconds",
+        "60",
+        "--set",
+        "train.recompute=\"none\"",
+    ]);
+    c.env("KFC_TUNING", file).env("XDG_CACHE_HOME", file.with_extension("cache"));
+    c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// What is kept by now; waits for the first of it.
+fn first_kept(file: &Path, child: &mut Child) -> Value {
+    let start = Instant::now();
+    while !file.exists() {
+        assert!(child.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+}
+
+/// What a file says of each choice that was tried and is out: kernel, choice, median and number of times.
+fn out_after_trial(kept: &Value) -> Vec<String> {
+    let kernels = kept["kernels"].as_object().unwrap().iter();
+    let tried = kernels.flat_map(|(name, k)| k["tried"].as_array().unwrap().iter().map(move |t| (name, t)));
+    let out = tried.filter(|(_, t)| !t["out"].is_null() && t["samples"] != 0);
+    out.map(|(name, t)| format!("{name} {} {} {}", t["choice"], t["ns"], t["samples"])).collect()
+}
+
+#[test]
+fn a_search_that_is_killed_keeps_what_it_found_and_the_next_one_goes_on() {
+    let folder = Folder::new();
+    let config = case("llama").join("config.toml");
+    let file = folder.join("found.json");
+    let mut child = start(&file, &config);
+    let kept = first_kept(&file, &mut child);
+    // SIGKILL: nothing of it runs any more.
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().code(), None);
+    let is_open = |k: &Value| k["choice"] == "built-in" && k["settled"] == false;
+    assert!(kept["kernels"].as_object().unwrap().values().all(is_open), "{kept}");
+    // It may have written once more meanwhile, and then whole.
+    let kept: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let out = out_after_trial(&kept);
+    assert!(out.len() > 10, "{kept}");
+    std::fs::write(folder.join("found.json.tmp-4000000-0"), "left").unwrap();
+
+    with(&file, &args!["tune", config, "--seconds", "2", "--set", "train.recompute=\"none\""]);
+    let after = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let after: BTreeSet<String> = out_after_trial(&after).into_iter().collect();
+    assert!(out.iter().all(|o| after.contains(o)), "{out:?} and then {after:?}");
+    assert!(!folder.join("found.json.tmp-4000000-0").exists());
+}
+
+#[test]
+fn searches_beside_each_other_keep_what_each_found() {
+    let folder = Folder::new();
+    let file = folder.join("found.json");
+    let configs = ["llama", "qwen2_yarn_jsd_tied"].map(|name| case(name).join("config.toml"));
+    let tune = |config: &Path| {
+        let mut c = std::process::Command::new(env!("CARGO_BIN_EXE_kfc"));
+        c.args(["--quiet", "--json", "tune"]).arg(config).args(["--seconds", "2"]);
+        c.env("KFC_TUNING", &file).env("XDG_CACHE_HOME", folder.join("cache"));
+        c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let both = configs.each_ref().map(|config| tune(config));
+    for child in both {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    for config in &configs {
+        let explained = object(&file, &args!["explain", config]);
+        let tuned = explained["kernels"].as_array().unwrap().iter().filter(|k| !k["tuned"].is_null());
+        assert!(tuned.count() > 5, "{config:?}: {explained}");
+    }
+}
+
+#[test]
+fn a_search_in_vain_is_refused_before_it_begins() {
+    let folder = Folder::new();
+    let config = case("llama").join("config.toml");
+    let damaged = folder.join("damaged.json");
+    std::fs::write(&damaged, "{\"format\": 1,").unwrap();
+    let no_folder = damaged.join("found.json");
+    for (tuning, said) in [
+        (Path::new("off"), &["KFC_TUNING is off"][..]),
+        (&no_folder, &["cannot create", "damaged.json"]),
+        (&damaged, &["damaged.json", "not valid JSON", "name another file"]),
+        (&folder.join("."), &["KFC_TUNING names it"]),
+    ] {
+        let mut c = std::process::Command::new(env!("CARGO_BIN_EXE_kfc"));
+        let output = c.arg("tune").arg(&config).env("KFC_TUNING", tuning).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            matches!(output.status.code(), Some(1 | 2)) && output.stdout.is_empty(),
+            "{tuning:?}: {stderr}"
+        );
+        assert!(
+            said.iter().all(|s| stderr.contains(s)) && stderr.starts_with("error: "),
+            "{tuning:?}: {stderr}"
+        );
+    }
+    assert_eq!(std::fs::read(&damaged).unwrap(), b"{\"format\": 1,");
+    // The cache is kfc's own: what is damaged there is replaced, which a note says.
+    let cache = folder.join("cache");
+    let tune = || {
+        let mut c = std::process::Command::new(env!("CARGO_BIN_EXE_kfc"));
+        // A variable that is empty is as good as none.
+        c.args(["tune"])
+            .arg(&config)
+            .args(["--seconds", "1"])
+            .env("KFC_TUNING", "")
+            .env("XDG_CACHE_HOME", &cache);
+        let output = c.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (told, said) = tune();
+    assert!(!said.contains("takes its place"), "{said}");
+    let file = Path::new(told.lines().last().unwrap().strip_prefix("kept in ").unwrap());
+    std::fs::write(file, "{").unwrap();
+    let (_, said) = tune();
+    assert!(said.contains("not valid JSON") && said.contains("takes its place"), "{said}");
+    assert!(serde_json::from_slice::<Value>(&std::fs::read(file).unwrap()).is_ok());
+}
+
+#[test]
+fn a_budget_that_is_too_small_is_refused_as_by_a_run() {
+    let config = case("llama").join("config.toml");
+    let budget = args!["--set", "train.mem_budget=\"1MiB\""];
+    let folder = Folder::new();
+    let said = |arguments: &[OsString]| {
+        let mut c = command();
+        let output =
+            c.args(arguments).args(&budget).env("KFC_TUNING", folder.join("found.json")).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for arguments in [&args!["tune", config][..], &args!["train", config, "--out", folder.join("run")]] {
+        let stderr = said(arguments);
+        assert!(
+            stderr.contains("train.mem_budget: 1 MiB is too small; the smallest that this job runs in"),
+            "{stderr}"
+        );
+    }
 }
 
 #[test]

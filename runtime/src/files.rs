@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use thiserror::Error;
 
-pub use atomic::{AtomicDir, AtomicFile, Written, clean_stale, remove_dir, write_atomic};
+pub use atomic::{AtomicDir, AtomicFile, Written, clean_stale, clean_stale_of, remove_dir, write_atomic};
 pub use xxh64::{Xxh64, xxh64};
 
 /// What can go wrong with a file.

@@ -38,7 +38,11 @@ pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Outcome> {
     };
     let calibration = Calibration::load(&profile.machine).with_stated(profile.stated);
     let tuning = Tuning::load(&profile.machine);
-    if let Some(note) = Tuning::unused(&profile.machine).filter(|_| !profile.machine.is_gpu()) {
+    let unused = match profile.machine.is_gpu() {
+        true => DeviceTuning::unused(&profile.machine),
+        false => Tuning::unused(&profile.machine),
+    };
+    if let Some(note) = unused {
         output::stderr_line(&format!("note      {note}"));
     }
     let mut explanation = Explanation::new(&profile, &calibration, &tuning);

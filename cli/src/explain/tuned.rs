@@ -86,6 +86,9 @@ pub(super) fn plans(plan: &PlanEntry, arena: usize) -> Vec<Vec<String>> {
         let out = match plan.choice {
             Some(choice) if choice == i && t.arena != arena => "chosen, but it cannot be used now".into(),
             choice if choice.unwrap_or(0) == i => "chosen".into(),
+            _ if plan.leads == Some(i) => {
+                "`kfc tune` has yet to compare it together with choices of kernels".into()
+            }
             _ => t.out.clone().unwrap_or_default(),
         };
         vec![plan_name(t).into(), format!("{:.2}", t.ms), format_bytes(t.peak), out]

@@ -254,6 +254,11 @@ pub fn clean_stale(folder: &Path) -> Result<Vec<PathBuf>> {
     clean(folder, None)
 }
 
+/// The same for what was left of one file or folder alone.
+pub fn clean_stale_of(path: &Path) -> Result<Vec<PathBuf>> {
+    clean(&parent_of(path), path.file_name())
+}
+
 fn clean(folder: &Path, only: Option<&OsStr>) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(|e| FileError::io("list", folder, e))? {

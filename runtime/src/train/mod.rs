@@ -29,6 +29,7 @@ use crate::error::{Result, RunError};
 use crate::exec::{BoundPlan, Slot, Store};
 use crate::profile::{Clock, Machine, Measured, Part, PlanProfile, Profile, Stage, Startup};
 use crate::tuning::Tuning;
+use crate::tuning::device::DeviceTuning;
 use kfc_ops::step::TrainedParam;
 use open::{Student, Teacher};
 use scale::LossScaler;
@@ -202,9 +203,10 @@ impl Trainer {
                 self.other_bits.len()
             ));
         }
-        if !self.machine.is_gpu() {
-            notes.extend(Tuning::unused(&self.machine));
-        }
+        notes.extend(match self.machine.is_gpu() {
+            true => DeviceTuning::unused(&self.machine),
+            false => Tuning::unused(&self.machine),
+        });
         let (seq, positions) = (self.loader.seq_len(), self.student.model.config.max_positions);
         if seq > positions {
             notes.push(format!(

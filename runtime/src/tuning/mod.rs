@@ -7,6 +7,7 @@
 //! damaged or of another machine, kernels run as built in, and a note says so.
 
 pub mod device;
+mod kept;
 mod recompute;
 mod search;
 mod turns;
@@ -14,10 +15,10 @@ mod turns;
 pub use recompute::{Make, PlanEntry, Plans, TriedPlan, prove, recompute};
 pub use search::{Report, Status, search, verify};
 
-use crate::calibration::cache_folder;
-use crate::files::{self, xxh64};
+use crate::files;
 use crate::profile::Machine;
 use crate::{Result, RunError};
+use kept::{file, named};
 use kfc_kernels::cpu::choice::Choice;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,28 +106,38 @@ impl Tuning {
     /// # Errors
     /// If there is no place for it, it cannot be written, or the environment names a file that is not of this machine.
     pub fn save(&self) -> Result<PathBuf> {
-        let Some(path) = file(&self.machine) else {
-            return Err(RunError::Failed(format!(
-                "no place for what was found: {VARIABLE} is off, or neither XDG_CACHE_HOME nor HOME is set"
-            )));
-        };
-        let mut all = match Tuning::open(&self.machine) {
-            Ok(all) => all,
-            // One in the cache is replaced; what a user named may be of use elsewhere.
-            Err(why) if std::env::var_os(VARIABLE).is_some() => {
-                return Err(RunError::Failed(format!("{why}; {VARIABLE} names it: name another file")));
-            }
-            Err(_) => Tuning::empty(self.machine.clone()),
-        };
-        all.kernels.retain(|key, _| !self.forgotten.contains(key));
-        all.plans.retain(|key, _| !self.forgotten.contains(key));
-        all.kernels.extend(self.kernels.clone());
-        all.plans.extend(self.plans.clone());
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|e| files::FileError::io("create", folder, e))?;
-        }
-        files::write_json(&path, &to_json(&all))?;
+        let path = kept::place(&self.machine)?;
+        kept::alone(&path, || {
+            let mut all = match Tuning::open(&self.machine) {
+                Ok(all) => all,
+                // One in the cache is replaced; what a user named may be of use elsewhere.
+                Err(why) if named().is_some() => return Err(other_file(&why)),
+                Err(_) => Tuning::empty(self.machine.clone()),
+            };
+            all.kernels.retain(|key, _| !self.forgotten.contains(key));
+            all.plans.retain(|key, _| !self.forgotten.contains(key));
+            all.kernels.extend(self.kernels.clone());
+            all.plans.extend(self.plans.clone());
+            files::write_json(&path, &to_json(&all))?;
+            Ok(())
+        })?;
         Ok(path)
+    }
+
+    /// What earlier searches found, for another one, and why that cannot be used if there is a file that it replaces.
+    ///
+    /// # Errors
+    /// If nothing that is found could be kept: a search would be in vain.
+    pub fn of_earlier_searches(machine: &Machine) -> Result<(Tuning, Option<String>)> {
+        let known = match Tuning::open(machine) {
+            Err(why) if named().is_some() => return Err(other_file(&why)),
+            known => known,
+        };
+        kept::try_place(machine)?;
+        Ok(match known {
+            Ok(known) => (known, None),
+            Err(why) => (Tuning::empty(machine.clone()), Some(why)),
+        })
     }
 
     /// Whether nothing is known of kernels.
@@ -172,17 +183,9 @@ impl Entry {
     }
 }
 
-/// Where it is kept: the file that the environment names, or one of this machine's in the cache.
-fn file(machine: &Machine) -> Option<PathBuf> {
-    match std::env::var_os(VARIABLE) {
-        Some(name) if name == "off" => None,
-        Some(path) => Some(path.into()),
-        None => {
-            let Machine { cpu, isa, threads, version } = machine;
-            let key = format!("{cpu}\n{isa}\n{threads}\n{version}");
-            Some(cache_folder()?.join(format!("tuning-{:016x}.json", xxh64(key.as_bytes()))))
-        }
-    }
+/// Of a file that a user named and that cannot be used, for this reason.
+fn other_file(why: &str) -> RunError {
+    RunError::Input(format!("{why}; {VARIABLE} names it: name another file"))
 }
 
 fn to_json(t: &Tuning) -> Value {
@@ -272,7 +275,7 @@ mod tests {
             out: None,
         };
         let tried = vec![plan(None), plan(Some("none"))];
-        tuning.insert_plan("job".into(), PlanEntry { choice: Some(1), tried });
+        tuning.insert_plan("job".into(), PlanEntry { choice: Some(1), leads: None, tried });
         tuning
     }
 
@@ -283,7 +286,8 @@ mod tests {
         assert_eq!(from_json(&kept, &tuning.machine), Ok(tuning.clone()));
         assert!(tuning.choice("linear {}").turned && tuning.choice("other") == Choice::BUILT_IN);
         assert_eq!(tuning.plan("job").unwrap().chosen().unwrap().name.as_deref(), Some("none"));
-        let changes: [(&str, Value, &str); 10] = [
+        let changes: [(&str, Value, &str); 11] = [
+            ("/plans/job/leads", json!(2), "damaged"),
             ("/plans/job/tried/0/ms", json!(-1), "damaged"),
             ("/plans/job/choice", json!(2), "damaged"),
             ("/plans/job/tried/1/values/0", json!(-3), "damaged"),

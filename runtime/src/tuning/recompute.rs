@@ -44,10 +44,12 @@ pub struct TriedPlan {
 }
 
 /// What was found for a job under a budget.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct PlanEntry {
     /// Which of them runs; none for the planner's choice.
     pub choice: Option<usize>,
+    /// The one that is to run if it wins together with all that is found for kernels, too.
+    pub leads: Option<usize>,
     /// Everything that was tried: the planner's choice, then others in order of predicted time.
     pub tried: Vec<TriedPlan>,
 }
@@ -63,9 +65,19 @@ impl PlanEntry {
         self.chosen().map_or(Recomputed::Planned, |plan| Recomputed::Values(plan.dropped.clone()))
     }
 
-    /// Goes back to the planner's choice.
+    /// What a job makes again while kernels are tried.
+    pub fn leading(&self) -> Recomputed {
+        PlanEntry { choice: self.leads.or(self.choice), ..self.clone() }.recomputed()
+    }
+
+    /// Chooses the one that leads.
+    pub fn adopt(&mut self) {
+        self.choice = self.leads.take().or(self.choice);
+    }
+
+    /// Stays with the planner's choice.
     fn refuse(&mut self, why: &str) {
-        if let Some(plan) = self.choice.take().and_then(|i| self.tried.get_mut(i)) {
+        if let Some(plan) = self.leads.take().and_then(|i| self.tried.get_mut(i)) {
             plan.out = Some(why.into());
         }
     }
@@ -83,7 +95,7 @@ pub enum Plans {
     Untimed(String),
 }
 
-/// Times plans of a job for about `time`.
+/// Times plans of a job for about `time`. The fastest one leads.
 ///
 /// # Errors
 /// As [`Trainer::step`] and `make`; and if a plan changes a loss, which would be an error of a pass.
@@ -97,7 +109,10 @@ pub fn recompute(
 ) -> Result<Plans> {
     let goes_on = || !stop.load(Ordering::SeqCst);
     let start = Instant::now();
-    let planned = budgets.planned(mem_budget)?;
+    // What says whether the job fits is its trainer.
+    let Ok(planned) = budgets.planned(mem_budget) else {
+        return Ok(Plans::Untimed("train.mem_budget leaves no room for any other".into()));
+    };
     let ways = candidates(budgets, mem_budget, planned);
     if ways.len() == 1 {
         return Ok(Plans::Untimed("there is no other plan within the budget that may be as fast".into()));
@@ -149,7 +164,7 @@ pub fn recompute(
             best = Some((ratio, i));
         }
     }
-    let mut choice = None;
+    let mut leads = None;
     if let Some((_, i)) = best {
         let mut ratios = Vec::new();
         while ratios.len() < LEAST_PAIRS || (ratios.len() < MOST_PAIRS && start.elapsed() < time) {
@@ -160,7 +175,7 @@ pub fn recompute(
             ratios.push(turns.pair(i)?);
         }
         if is_faster(&ratios, FASTER) {
-            choice = Some(i);
+            leads = Some(i);
         } else {
             tried[i].out = Some("not faster by more than the noise".into());
         }
@@ -168,15 +183,16 @@ pub fn recompute(
     tried[0].peak = turns.trainer(0)?.account().total();
     for (i, t) in tried.iter_mut().enumerate() {
         t.ms = turns.median(i);
-        if i > 0 && choice != Some(i) {
+        if i > 0 && leads != Some(i) {
             t.out.get_or_insert("slower than the best".into());
         }
     }
-    Ok(Plans::Timed(PlanEntry { choice, tried }))
+    Ok(Plans::Timed(PlanEntry { choice: None, leads, tried }))
 }
 
-/// Whether all that was found is faster together than nothing of it, in whole steps and by more than the noise; if not, the
-/// plan of `entry` goes. Returns the milliseconds of both. For about `time`.
+/// Whether all that was found is faster together than nothing of it, in whole steps and by more than the noise: then the plan of
+/// `entry` that leads is chosen, and else it goes. Returns the milliseconds of both. For about `time`; if `stop` is
+/// set meanwhile, nothing is decided.
 ///
 /// # Errors
 /// As [`recompute`].
@@ -185,11 +201,12 @@ pub fn prove(
     tuning: &Tuning,
     make: &mut Make<'_>,
     time: Duration,
+    stop: &AtomicBool,
     progress: &mut dyn FnMut(&str),
-) -> Result<[f64; 2]> {
+) -> Result<Option<[f64; 2]>> {
     let start = Instant::now();
     let nothing = Tuning::empty(tuning.machine.clone());
-    let found = entry.recomputed();
+    let found = entry.leading();
     let mut build = |way: usize| {
         let (recomputed, tuning) =
             if way == 0 { (Recomputed::Planned, &nothing) } else { (found.clone(), tuning) };
@@ -200,13 +217,17 @@ pub fn prove(
     let mut turns = Turns::new(&mut build, 2);
     let mut ratios = Vec::new();
     while ratios.len() < LEAST_PAIRS || (ratios.len() < MOST_PAIRS && start.elapsed() < time) {
+        if stop.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
         progress("checking all together");
         ratios.push(turns.pair(1)?);
     }
-    if !is_faster(&ratios, FASTER) {
-        entry.refuse("not faster together with the kernels' choices");
+    match is_faster(&ratios, FASTER) {
+        true => entry.adopt(),
+        false => entry.refuse("not faster together with the kernels' choices"),
     }
-    Ok([0, 1].map(|way| turns.median(way)))
+    Ok(Some([0, 1].map(|way| turns.median(way))))
 }
 
 /// The planner's choice, and the plans within the budget that may be as fast, the fastest expected first.
@@ -235,7 +256,7 @@ pub(super) fn to_json(e: &PlanEntry) -> Value {
         let dropped: Vec<u32> = t.dropped.iter().map(|v| v.0).collect();
         json!({"again": t.name, "values": dropped, "ms": t.ms, "peak": t.peak, "arena": t.arena, "out": t.out})
     };
-    json!({"choice": e.choice, "tried": e.tried.iter().map(tried).collect::<Vec<_>>()})
+    json!({"choice": e.choice, "leads": e.leads, "tried": e.tried.iter().map(tried).collect::<Vec<_>>()})
 }
 
 pub(super) fn from_json(v: &Value) -> Option<PlanEntry> {
@@ -252,9 +273,11 @@ pub(super) fn from_json(v: &Value) -> Option<PlanEntry> {
         })
     };
     let tried: Vec<TriedPlan> = v["tried"].as_array()?.iter().map(tried).collect::<Option<_>>()?;
-    let choice = match &v["choice"] {
-        Value::Null => None,
-        choice => Some(choice.as_u64()? as usize),
+    let is_one = |n: usize| n > 0 && n < tried.len();
+    let one = |v: &Value| match v {
+        Value::Null => Some(None),
+        v => v.as_u64().map(|n| n as usize).filter(|n| is_one(*n)).map(Some),
     };
-    choice.is_none_or(|c| c > 0 && c < tried.len()).then_some(PlanEntry { choice, tried })
+    let (choice, leads) = (one(&v["choice"])?, one(&v["leads"])?);
+    Some(PlanEntry { choice, leads, tried })
 }

@@ -4,8 +4,12 @@
 //! 1. a race: launches of equal work take turns with the choices that are left; what is clearly slower than the best is out;
 //! 2. winners against the built-in choices, in steps that alternate; a winner that is not faster by more than the noise is out;
 //! 3. the step with all winners against the built-in one, in steps that alternate: if it is not faster by more than the noise,
-//!    nothing is kept.
+//!    nothing is chosen.
+//!
+//! What is out is kept while the search goes on, so that one that is killed does not begin anew. What runs is not changed by that:
+//! it is chosen when all is compared, and the caller keeps it when losses have the bits that they should have.
 
+use super::kept::Pace;
 use super::turns::{self, LEAST_PAIRS, is_faster};
 use super::{Entry, Tried, Tuning};
 use crate::calibration::{Rates, median};
@@ -41,6 +45,9 @@ const MOST_PAIRS: usize = 200;
 
 /// Share of a step's time below which a kernel is not worth trying anything for.
 const WORTH: f64 = 0.001;
+
+/// What is said of a choice that another one has beaten.
+const SLOWER_THAN_BEST: &str = "slower";
 
 /// Shares of the time after which the race and the comparison of kernels end.
 const RACE: f64 = 0.6;
@@ -88,6 +95,8 @@ struct Group {
     settled: bool,
     /// What is left after the race, and after the comparisons.
     winner: Choice,
+    /// What an earlier search found.
+    known: Option<Entry>,
 }
 
 /// A choice, and the times of its launches in nanoseconds.
@@ -110,6 +119,7 @@ type Pick<'a> = &'a dyn Fn(&Group) -> Choice;
 
 /// Tries choices for the kernels of a job for about `budget`; stops early when nothing is left to try or `stop` is set.
 /// `trainer` is fresh, and its steps are of no further use. What is found goes into `tuning`; the trainer runs with it then.
+/// What is out is kept in the tuning's file meanwhile.
 ///
 /// # Errors
 /// As [`Trainer::step`].
@@ -121,9 +131,11 @@ pub fn search(
     stop: &AtomicBool,
     progress: &mut dyn FnMut(Status),
 ) -> Result<Report> {
-    let mut s = Search { start: Instant::now(), budget, stop, steps: 0, groups: groups(trainer) };
+    let groups = groups(trainer);
+    let mut s =
+        Search { start: Instant::now(), budget, stop, steps: 0, groups, known: tuning, pace: Pace::new() };
     let losses = s.warm_up(trainer)?;
-    s.begin(tuning, rates);
+    s.begin(rates);
     s.race(trainer, progress)?;
     s.groups.iter_mut().for_each(Group::choose);
     s.compare_kernels(trainer, progress)?;
@@ -140,9 +152,8 @@ pub fn search(
         transposed_bytes,
         losses,
     };
-    for group in s.groups.into_iter().filter(|g| g.tries.len() > 1) {
-        let (signature, entry) = group.entry();
-        tuning.insert(signature, entry);
+    for group in s.groups.iter().filter(|g| g.tries.len() > 1) {
+        tuning.insert(group.signature.clone(), group.entry());
     }
     Ok(report)
 }
@@ -158,7 +169,7 @@ pub fn verify(trainer: &mut Trainer, tuning: &Tuning, losses: &[u64]) -> Result<
         if loss.to_bits() != *expected {
             return Err(RunError::Failed(format!(
                 "the loss of step {} is {loss} with the choices found and {} as built in: a kernel's choice changes its \
-                 result; nothing is kept",
+                 result; none of them is used",
                 step + 1,
                 f64::from_bits(*expected)
             )));
@@ -195,6 +206,7 @@ fn groups(trainer: &mut Trainer) -> Vec<Group> {
                     tries: tries.collect(),
                     settled: false,
                     winner: Choice::BUILT_IN,
+                    known: None,
                 }
             });
             if !also.transposed {
@@ -213,9 +225,25 @@ struct Search<'a> {
     stop: &'a AtomicBool,
     steps: usize,
     groups: Vec<Group>,
+    known: &'a Tuning,
+    pace: Pace,
 }
 
 impl Search<'_> {
+    /// Keeps what is out.
+    fn keep(&mut self) {
+        let (known, groups) = (self.known, &self.groups);
+        self.pace.save(|| {
+            let mut so_far = known.clone();
+            for group in groups.iter().filter(|g| g.tries.len() > 1) {
+                if let Some(entry) = group.entry_so_far() {
+                    so_far.insert(group.signature.clone(), entry);
+                }
+            }
+            so_far.save()
+        });
+    }
+
     /// Whether there is time until this share of the budget.
     fn goes_on(&self, share: f64) -> bool {
         !self.stop.load(Ordering::SeqCst) && self.start.elapsed() < self.budget.mul_f64(share)
@@ -259,11 +287,11 @@ impl Search<'_> {
     }
 
     /// Leaves out what an earlier search or the cost of the work rules out.
-    fn begin(&mut self, tuning: &Tuning, rates: Rates) {
+    fn begin(&mut self, rates: Rates) {
         let of_group = |g: &Group| g.tries[0].times.iter().sum::<f64>();
         let total: f64 = self.groups.iter().map(of_group).sum();
         for group in &mut self.groups {
-            if let Some(entry) = tuning.entry(&group.signature) {
+            if let Some(entry) = self.known.entry(&group.signature) {
                 group.go_on_from(entry);
             }
             group.prune_by_cost(rates);
@@ -299,6 +327,7 @@ impl Search<'_> {
                 group.prune_by_time();
                 group.settle();
             }
+            self.keep();
             self.tell("trying", progress);
         }
         Ok(())
@@ -336,6 +365,7 @@ impl Search<'_> {
                     all[side].push(group.launches.iter().map(|&(p, i)| times[p][i]).sum());
                 }
             }
+            self.keep();
             self.tell(part, progress);
         }
         Ok(all)
@@ -381,10 +411,11 @@ impl Group {
             let Some(before) = entry.tried(t.choice) else { continue };
             t.out = before.out.clone();
             if entry.settled && t.choice != entry.choice {
-                t.out.get_or_insert("slower".into());
+                t.out.get_or_insert(SLOWER_THAN_BEST.into());
             }
             t.before = Some(before.clone());
         }
+        self.known = Some(entry.clone());
     }
 
     /// Leaves out fewer threads where even at the machine's best rate they take longer than all threads did. Only arithmetic
@@ -426,7 +457,7 @@ impl Group {
         for t in self.tries.iter_mut().skip(1).filter(|t| t.out.is_none()) {
             let limit = if t.times.len() >= SOME { SLOWER } else { MUCH_SLOWER };
             if timed(t).is_some_and(|ns| ns > limit * best) {
-                t.out = Some("slower".into());
+                t.out = Some(SLOWER_THAN_BEST.into());
             }
         }
     }
@@ -460,8 +491,26 @@ impl Group {
         self.winner = Choice::BUILT_IN;
     }
 
+    /// What is kept of it while the search goes on, if there is anything new: what runs is what ran before, unless that has been
+    /// found to gain nothing.
+    fn entry_so_far(&self) -> Option<Entry> {
+        if self.known.as_ref().is_some_and(|e| e.settled) {
+            return None;
+        }
+        let mut entry = Entry { choice: Choice::BUILT_IN, settled: false, ..self.entry() };
+        let before = self.known.as_ref().map_or(Choice::BUILT_IN, |e| e.choice);
+        if let Some(t) = entry.tried.iter_mut().find(|t| t.choice == before) {
+            // One that is slower than another choice may still be faster than the built-in one.
+            t.out.take_if(|why| why == SLOWER_THAN_BEST);
+            if t.out.is_none() {
+                entry.choice = before;
+            }
+        }
+        Some(entry)
+    }
+
     /// What is kept of it.
-    fn entry(self) -> (String, Entry) {
+    fn entry(&self) -> Entry {
         let tried = |t: &Try| match (&t.before, t.times.is_empty()) {
             (Some(before), true) => Tried { out: t.out.clone(), ..before.clone() },
             _ => Tried {
@@ -474,7 +523,7 @@ impl Group {
         let mut tried: Vec<Tried> = self.tries.iter().map(tried).collect();
         let never_last = |t: &Tried| if t.samples == 0 { f64::INFINITY } else { t.ns };
         tried.sort_by(|a, b| never_last(a).total_cmp(&never_last(b)));
-        (self.signature, Entry { op: self.kind.op, choice: self.winner, settled: self.settled, tried })
+        Entry { op: self.kind.op.clone(), choice: self.winner, settled: self.settled, tried }
     }
 }
 
@@ -516,7 +565,7 @@ mod tests {
         let tries = candidates("linear", kind.least_rows(), 2, Also::default()).into_iter();
         let tries = tries.map(|choice| Try { choice, times: vec![], out: None, before: None }).collect();
         let (launches, winner) = (vec![(0, 0), (0, 1), (0, 2)], Choice::BUILT_IN);
-        Group { signature: kind.signature(), kind, launches, tries, settled: false, winner }
+        Group { signature: kind.signature(), kind, launches, tries, settled: false, winner, known: None }
     }
 
     #[test]
@@ -540,7 +589,8 @@ mod tests {
         g.choose();
         assert_eq!(g.winner, g.tries[2].choice);
         let choice = g.winner;
-        let (_, entry) = g.entry();
+        let so_far = g.entry_so_far().unwrap();
+        let entry = g.entry();
         assert!(entry.settled && entry.choice == choice && entry.tried[0].choice == choice);
         // Another search only compares what is left.
         let mut again = group(0);
@@ -548,6 +598,26 @@ mod tests {
         assert_eq!(again.alive().count(), 2);
         again.drop_winner("");
         assert_eq!(again.winner, Choice::BUILT_IN);
+        assert_eq!(again.entry_so_far(), None);
+        // So does one after a search that was killed; until it ends, nothing is chosen.
+        assert!(so_far.choice == Choice::BUILT_IN && !so_far.settled);
+        let mut killed = group(0);
+        killed.go_on_from(&so_far);
+        assert_eq!(killed.alive().collect::<Vec<_>>(), [0, 2, 3]);
+    }
+
+    #[test]
+    fn what_ran_before_runs_until_it_gains_nothing() {
+        let mut g = group(0);
+        let (before, best) = (g.tries[1].choice, g.tries[2].choice);
+        let tried = Tried { choice: before, ns: 9.0, samples: 4, out: None };
+        g.go_on_from(&Entry { op: "linear".into(), choice: before, settled: false, tried: vec![tried] });
+        g.tries[1].out = Some(SLOWER_THAN_BEST.into());
+        g.winner = best;
+        let so_far = g.entry_so_far().unwrap();
+        assert_eq!((so_far.choice, &so_far.tried(before).unwrap().out), (before, &None));
+        g.tries[1].out = Some("not faster beside the built-in choice".into());
+        assert_eq!(g.entry_so_far().unwrap().choice, Choice::BUILT_IN);
     }
 
     #[test]

@@ -154,8 +154,8 @@ impl<'a> Turns<'a> {
         let loss = metrics.loss.to_bits();
         match self.losses.get(at) {
             Some(expected) if *expected != loss => Err(RunError::Failed(format!(
-                "the loss of step {} is {} in one way to run the job and {} in another: a choice changes a result; nothing \
-                 is kept",
+                "the loss of step {} is {} in one way to run the job and {} in another: a choice changes a result; none \
+                 of them is used",
                 at + 1,
                 metrics.loss,
                 f64::from_bits(*expected)

@@ -1,7 +1,7 @@
 //! `kfc tune CONFIG --device cuda`: tries how the job's kernels may be made for a GPU.
 
 use super::loader;
-use super::search::{PLANS, Planned};
+use super::search::{PLANS, Planned, left, tried};
 use crate::args::{Global, TuneArgs};
 use crate::config;
 use crate::error::Outcome;
@@ -20,6 +20,7 @@ use kfc_runtime::tuning::device::{self, DeviceTuning, Heads, Settings};
 use kfc_runtime::tuning::{Report, Status};
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long is searched unless told otherwise.
@@ -38,10 +39,10 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
     let Device::Cuda { index, .. } = &device else { return super::search::run(path, args, global) };
     let gpu = Gpu::open(*index)?;
     let machine = gpu.info.machine();
-    let mut tuning = match args.fresh {
-        true => DeviceTuning::fresh(&machine),
-        false => DeviceTuning::load(&machine),
-    };
+    let (mut tuning, replaced) = DeviceTuning::of_earlier_searches(&machine, args.fresh)?;
+    if let Some(why) = replaced {
+        output::stderr_line(&format!("note      {why}; another file takes its place"));
+    }
     let seconds = args.seconds.unwrap_or(SECONDS);
     let mut progress = Progress::new("second", 0, seconds as usize, global);
     let (start, budget) = (Instant::now(), Duration::from_secs(seconds));
@@ -56,6 +57,9 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
     let mut make = |ways: &Ways| made(Choices::default(), ways);
     let known = |key: &str| tuning.plan(key).cloned();
     let plan = Planned::of(&job, &device, &known, &mut make, budget.mul_f64(PLANS), &mut tell)?;
+    if let Some((key, entry)) = plan.found() {
+        tuning.insert_plan(key, entry);
+    }
     let takes_other_bits = args.allow_other_bits;
     let settings = || Settings {
         tilings: args.tilings,
@@ -89,17 +93,17 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
     let mut fresh = Trainer::with_choices(&device, &job, loader(&job)?, tuning.choices(), &plan.ways())?;
     device::verify(&mut fresh, &report.losses)?;
     let other_bits = fresh.other_bits().len();
-    if let Some((key, entry)) = plan.found() {
-        tuning.insert_plan(key, entry);
-    }
     let saved = tuning.save();
     if let Err(error) = &saved {
         output::stderr_line(&format!("note      what was found is not kept: {error}"));
     }
     let file = saved.ok();
-    calibration.measure_job(&mut fresh, budget.mul_f64(CALIBRATE))?;
-    if let Err(error) = calibration.save() {
-        output::stderr_line(&format!("note      the times of kernels are not kept: {error}"));
+    let is_stopped = stop::flag().load(Ordering::SeqCst);
+    if !is_stopped {
+        calibration.measure_job(&mut fresh, budget.mul_f64(CALIBRATE))?;
+        if let Err(error) = calibration.save() {
+            output::stderr_line(&format!("note      the times of kernels are not kept: {error}"));
+        }
     }
     if global.json {
         output::json_line(&json!({
@@ -110,7 +114,7 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
         }))?;
         return Ok(Outcome::Done);
     }
-    output::write_stdout(&told(&report, other_bits))?;
+    output::write_stdout(&told(&report, other_bits, is_stopped))?;
     output::write_stdout(&heads_told(&heads))?;
     output::stdout_line(&plan.told())?;
     if let Some(file) = file {
@@ -145,17 +149,12 @@ fn heads_told(heads: &Heads) -> String {
 }
 
 /// The result in words.
-fn told(report: &Report, other_bits: usize) -> String {
-    let Report { steps, kernels, with_choices, changed, .. } = report;
-    let mut text = format!(
-        "{}, {with_choices} of them with choices; {} taken\n",
-        counted(*kernels, "kernel"),
-        counted(*steps, "step")
-    );
+fn told(report: &Report, other_bits: usize, is_stopped: bool) -> String {
+    let mut text = tried(report);
     match report.step_ms {
         Some([before, after]) => text.push_str(&format!(
             "made in another way: {}, {before:.2} -> {after:.2} ms in kernels a step, {:.1} % faster; {}\n",
-            counted(*changed, "kernel"),
+            counted(report.changed, "kernel"),
             (before / after - 1.0) * 100.0,
             match other_bits {
                 0 => "same bits".into(),
@@ -164,8 +163,5 @@ fn told(report: &Report, other_bits: usize) -> String {
         )),
         None => text.push_str("nothing is faster than the built-in kernels by more than the noise\n"),
     }
-    if !report.settled {
-        text.push_str("the time was up before all was tried; run this again to go on\n");
-    }
-    text
+    text + left(report, is_stopped)
 }

@@ -4,7 +4,7 @@ use super::trainer_in;
 use crate::args::{Global, TuneArgs};
 use crate::commands::explain;
 use crate::config::{self, format_bytes};
-use crate::error::{Outcome, input_error};
+use crate::error::Outcome;
 use crate::explain::tuned;
 use crate::output;
 use crate::progress::Progress;
@@ -21,6 +21,7 @@ use kfc_runtime::train::{Recomputed, Ways};
 use kfc_runtime::tuning::{self, Make, PlanEntry, Plans, Report, Status, Tuning};
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long is searched unless told otherwise.
@@ -38,11 +39,16 @@ const CALIBRATE: f64 = 0.15;
 /// Runs the search, checks that no bit changed, keeps what was found, and times the kernels again for predictions.
 ///
 /// # Errors
-/// If the job is wrong or fails, or a choice changes a loss. That nothing can be kept is told, and no error.
+/// If the job is wrong or fails, a choice changes a loss, or there is no place to keep anything.
 pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Result<Outcome> {
     let job = config::load(path, &args.set)?;
     let machine = Machine::this();
-    let mut tuning = known(&machine, args.fresh)?;
+    let (known, replaced) = Tuning::of_earlier_searches(&machine)?;
+    if let Some(why) = replaced {
+        output::stderr_line(&format!("note      {why}; another file takes its place"));
+    }
+    let mut tuning = if args.fresh { known.forget() } else { known };
+    let stop = stop::flag();
     let mut calibration = Calibration::empty(machine);
     calibration.measure_rates()?;
     let seconds = args.seconds.unwrap_or(SECONDS);
@@ -62,18 +68,28 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
         budget.mul_f64(PLANS),
         &mut tell,
     )?;
+    if let Some((key, entry)) = plan.found() {
+        tuning.insert_plan(key, entry);
+    }
     let share = if plan.is_to_prove() { 1.0 - PROVE } else { 1.0 };
     let report = tuning::search(
         &mut make(&plan.ways())?,
         &mut tuning,
         calibration.rates(),
         budget.mul_f64(share).saturating_sub(start.elapsed()),
-        stop::flag(),
+        stop,
         &mut |s: Status| tell(&format!("{}  {} of {} kernels settled", s.part, s.kernels[1], s.kernels[0])),
     )?;
-    plan.prove(&tuning, &mut make, budget.mul_f64(PROVE), &mut tell)?;
     let mut fresh = make(&plan.ways())?;
     tuning::verify(&mut fresh, &tuning, &report.losses)?;
+    if plan.is_to_prove() && !stop.load(Ordering::SeqCst) {
+        drop(fresh);
+        // Kernels have won already, whatever becomes of the plan. That they cannot be kept is told in the end.
+        let _ = tuning.save();
+        plan.prove(&tuning, &mut make, budget.mul_f64(PROVE), &mut tell)?;
+        fresh = make(&plan.ways())?;
+        tuning::verify(&mut fresh, &tuning, &report.losses)?;
+    }
     progress.finish();
     if let Some((key, entry)) = plan.found() {
         tuning.insert_plan(key, entry);
@@ -83,9 +99,11 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
         output::stderr_line(&format!("note      what was found is not kept: {error}"));
     }
     let file = saved.ok();
-    calibration.measure_job(&mut fresh, budget.mul_f64(CALIBRATE))?;
-    if let Err(error) = calibration.save() {
-        output::stderr_line(&format!("note      the times of kernels are not kept: {error}"));
+    if !stop.load(Ordering::SeqCst) {
+        calibration.measure_job(&mut fresh, budget.mul_f64(CALIBRATE))?;
+        if let Err(error) = calibration.save() {
+            output::stderr_line(&format!("note      the times of kernels are not kept: {error}"));
+        }
     }
     if global.json {
         output::json_line(&json!({
@@ -96,24 +114,12 @@ pub(super) fn run(path: &Path, args: &TuneArgs, global: &Global) -> anyhow::Resu
         }))?;
         return Ok(Outcome::Done);
     }
-    output::write_stdout(&told(&report))?;
+    output::write_stdout(&told(&report, stop.load(Ordering::SeqCst)))?;
     output::stdout_line(&plan.told())?;
     if let Some(file) = file {
         output::stdout_line(&format!("kept in {}", file.display()))?;
     }
     Ok(Outcome::Done)
-}
-
-/// What earlier searches found, unless that is to be forgotten. A file of the cache that cannot be used is replaced; one
-/// that the user named may be of use elsewhere.
-fn known(machine: &Machine, is_fresh: bool) -> anyhow::Result<Tuning> {
-    match Tuning::open(machine) {
-        Ok(known) => Ok(if is_fresh { known.forget() } else { known }),
-        Err(why) if std::env::var_os(tuning::VARIABLE).is_some() => {
-            Err(input_error(format!("{why}; {} names it: name another file", tuning::VARIABLE)))
-        }
-        _ => Ok(Tuning::empty(machine.clone())),
-    }
 }
 
 /// What a job makes again in the backward pass.
@@ -155,7 +161,13 @@ impl Planned {
         if plan.entry.is_none() {
             let budgets = setup::budgets(job, seq, &Target::of(device, before)?)?;
             match tuning::recompute(&budgets, job.train.mem_budget, make, time, stop::flag(), tell)? {
-                Plans::Timed(entry) => (plan.entry, plan.is_new) = (Some(entry), true),
+                Plans::Timed(mut entry) => {
+                    if *device != Device::Cpu {
+                        // There plans and kernels are not compared together.
+                        entry.adopt();
+                    }
+                    (plan.entry, plan.is_new) = (Some(entry), true);
+                }
                 Plans::Untimed(why) => plan.untimed = Some(why),
             }
         }
@@ -164,16 +176,17 @@ impl Planned {
 
     /// How the job runs while kernels are tried.
     pub(super) fn ways(&self) -> Ways {
-        let recomputed = self.entry.as_ref().map_or(Recomputed::Planned, PlanEntry::recomputed);
+        let recomputed = self.entry.as_ref().map_or(Recomputed::Planned, PlanEntry::leading);
         Ways { copies: Copies::All, recomputed }
     }
 
-    /// Whether a choice was made that has not been compared together with those of kernels.
+    /// Whether a plan leads that has not been compared together with the choices of kernels, also if an earlier search ended
+    /// before that.
     fn is_to_prove(&self) -> bool {
-        self.is_new && self.entry.as_ref().is_some_and(|e| e.choice.is_some())
+        self.entry.as_ref().is_some_and(|e| e.leads.is_some())
     }
 
-    /// Goes back to the planner's choice if all that was found is not faster than nothing of it.
+    /// Stays with the planner's choice if all that was found is not faster than nothing of it.
     fn prove(
         &mut self,
         tuning: &Tuning,
@@ -181,11 +194,9 @@ impl Planned {
         time: Duration,
         tell: &mut dyn FnMut(&str),
     ) -> anyhow::Result<()> {
-        if !self.is_to_prove() || stop::flag().load(std::sync::atomic::Ordering::SeqCst) {
-            return Ok(());
-        }
         if let Some(entry) = &mut self.entry {
-            self.together = Some(tuning::prove(entry, tuning, make, time, tell)?);
+            self.together = tuning::prove(entry, tuning, make, time, stop::flag(), tell)?;
+            self.is_new = true;
         }
         Ok(())
     }
@@ -212,6 +223,12 @@ impl Planned {
             );
         };
         let others = entry.tried.len() - 1;
+        if entry.leads.is_some() {
+            return format!(
+                "{head}: what the planner chooses; one of {others} other plans is faster and has yet to be compared together \
+                 with all that was found"
+            );
+        }
         let Some(plan) = entry.chosen() else {
             return format!(
                 "{head}: what the planner chooses; none of {others} other plans is faster by more than the noise"
@@ -230,17 +247,12 @@ impl Planned {
 }
 
 /// The result in words.
-fn told(report: &Report) -> String {
-    let Report { steps, kernels, with_choices, changed, .. } = report;
-    let mut text = format!(
-        "{}, {with_choices} of them with choices; {} taken\n",
-        counted(*kernels, "kernel"),
-        counted(*steps, "step")
-    );
+fn told(report: &Report, is_stopped: bool) -> String {
+    let mut text = tried(report);
     match report.step_ms {
         Some([before, after]) => text.push_str(&format!(
             "in another way: {}, {before:.2} -> {after:.2} ms a step, {:.1} % faster; same bits\n",
-            counted(*changed, "kernel"),
+            counted(report.changed, "kernel"),
             (before / after - 1.0) * 100.0
         )),
         None => text.push_str("nothing is faster than the built-in choices by more than the noise\n"),
@@ -249,8 +261,21 @@ fn told(report: &Report) -> String {
         let size = format_bytes(report.transposed_bytes);
         text.push_str(&format!("{size} of memory for transposed copies of frozen weights\n"));
     }
-    if !report.settled {
-        text.push_str("the time was up before all was tried; run this again to go on\n");
+    text + left(report, is_stopped)
+}
+
+/// What was tried, a line.
+pub(super) fn tried(report: &Report) -> String {
+    let Report { steps, kernels, with_choices, .. } = report;
+    let [kernels, steps] = [counted(*kernels, "kernel"), counted(*steps, "step")];
+    format!("{kernels}, {with_choices} of them with choices; {steps} taken\n")
+}
+
+/// A line if something is left to try.
+pub(super) fn left(report: &Report, is_stopped: bool) -> &'static str {
+    match (report.settled, is_stopped) {
+        (true, _) => "",
+        (false, true) => "stopped before all was tried; run this again to go on\n",
+        (false, false) => "the time was up before all was tried; run this again to go on\n",
     }
-    text
 }

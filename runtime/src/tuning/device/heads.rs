@@ -8,6 +8,7 @@ use super::{DeviceTuning, Diary, Entry, OTHER_BITS, Settings, Tried, never_last}
 use crate::calibration::median;
 use crate::device::cuda::{Calls, Trial};
 use crate::train::Trainer;
+use crate::tuning::kept::Pace;
 use crate::{Result, RunError};
 use kfc_kernels::tile::Choice;
 use std::collections::{BTreeMap, HashMap};
@@ -50,11 +51,12 @@ pub fn search_heads(
         plan.heads().iter().for_each(|h| keys.entry(h.key.clone()).or_default().push((p, h.step)));
     }
     let mut run = BuiltInSteps::new(settings);
+    let mut pace = Pace::new();
     for (key, places) in keys {
         if !settings.takes_other_bits {
             tuning.hold_back(&key);
         }
-        let before = tuning.entry(&key).cloned();
+        let before = tuning.entry(&key).cloned().map(Entry::leading);
         let is_known = before.as_ref().is_some_and(|e| !e.is_open(settings.takes_other_bits));
         if !is_known && run.goes_on(RACE) {
             progress("trying  tokens at once in the head");
@@ -67,8 +69,12 @@ pub fn search_heads(
                 found.changed.push((key.clone(), entry.choice, ms));
             }
             tuning.insert(key, entry);
+            pace.save(|| tuning.save_so_far());
         } else {
             found.settled &= is_known;
+            if let Some(entry) = &before {
+                tuning.insert(key.clone(), entry.clone());
+            }
             let choice = before.map(|e| e.choice).filter(|c| *c != Choice::builtin(&key));
             found.changed.extend(choice.map(|c| (key, c, None)));
         }
@@ -95,7 +101,7 @@ fn one(
         heads.extend(plan.heads().iter().filter(|h| places.contains(&(p, h.step))).cloned());
     }
     let (Some(gpu), Some(first)) = (gpu, heads.first().cloned()) else {
-        return Ok((Entry { choice: built_in, settled: true, tried }, None));
+        return Ok((Entry { choice: built_in, leads: None, settled: true, tried }, None));
     };
     for choice in first.others() {
         let held_back = |t: &Tried| takes_other_bits && t.out.as_deref() == Some(OTHER_BITS);
@@ -172,7 +178,7 @@ fn one(
         }
     }
     tried.sort_by(|a, b| never_last(a).total_cmp(&never_last(b)));
-    Ok((Entry { choice, settled, tried }, ms))
+    Ok((Entry { choice, leads: None, settled, tried }, ms))
 }
 
 impl DeviceTuning {
@@ -180,13 +186,13 @@ impl DeviceTuning {
     pub(super) fn refuse_what_broke(&mut self, file: &Path) -> Result<()> {
         let Some((key, choice)) = Diary::of(file).take() else { return Ok(()) };
         self.refuse(&key, choice);
-        self.save().map(|_| ())
+        self.save_so_far().map(|_| ())
     }
 
     /// Writes down that a choice broke the device; what is to be said.
     pub(super) fn broke(&mut self, file: &Path, key: &str, choice: Choice, error: &RunError) -> RunError {
         self.refuse(key, choice);
-        let saved = self.save();
+        let saved = self.save_so_far();
         Diary::of(file).write(None);
         match saved {
             Ok(_) => RunError::Failed(format!(

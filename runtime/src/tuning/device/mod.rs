@@ -12,11 +12,12 @@ mod search;
 pub use heads::{Heads, search_heads};
 pub use search::{search, verify};
 
-use super::{PlanEntry, file, recompute};
+use super::kept::{self, file, named};
+use super::{PlanEntry, other_file, recompute};
+use crate::Result;
 use crate::files::{self, write_json};
 use crate::profile::Machine;
 use crate::triton::Python;
-use crate::{Result, RunError};
 use kfc_kernels::cuda::{Arch, Nvrtc};
 use kfc_kernels::tile::chunk::Chunked;
 use kfc_kernels::tile::tiling::{Shape, candidates};
@@ -79,6 +80,9 @@ pub struct Tried {
 pub struct Entry {
     /// How it is made.
     pub choice: Choice,
+    /// The choice that is to be taken if steps with it, and with what else is found, are faster and have the bits that they
+    /// should have: a search was ended before it knew.
+    pub leads: Option<Choice>,
     /// Whether every choice that is not out was timed often enough.
     pub settled: bool,
     /// Everything that was tried, the fastest first.
@@ -94,6 +98,33 @@ impl Entry {
     /// Whether its results have other bits than as built in.
     pub fn other_bits(&self) -> bool {
         self.tried(self.choice).is_some_and(|t| t.other_bits)
+    }
+
+    /// What another search goes on from.
+    fn leading(mut self) -> Entry {
+        self.choice = self.leads.take().unwrap_or(self.choice);
+        self
+    }
+
+    /// What is kept of it while a search goes on: what runs is what ran before, unless that has been found to gain nothing.
+    fn so_far(&self, before: Choice, builtin: Choice) -> Entry {
+        let mut entry = self.clone();
+        if entry.choice == before {
+            return entry;
+        }
+        let out = entry.tried(before).and_then(|t| t.out.as_deref());
+        let runs = if out.is_none_or(|why| why == SLOWER) { before } else { builtin };
+        entry.leads = Some(entry.choice).filter(|leads| *leads != runs);
+        entry.run(runs);
+        entry
+    }
+
+    /// Takes a choice whatever is faster.
+    fn run(&mut self, choice: Choice) {
+        self.choice = choice;
+        if let Some(t) = self.tried.iter_mut().find(|t| t.choice == choice) {
+            t.out.take_if(|why| why == SLOWER);
+        }
     }
 
     /// Whether there is something left to try for a search that takes other bits, or does not.
@@ -114,32 +145,82 @@ pub struct DeviceTuning {
     plans: BTreeMap<String, PlanEntry>,
     /// Kernels and plans whose entries in the file are not kept.
     forgotten: BTreeSet<String>,
+    /// What ran before a search began; as built in where there is nothing.
+    before: BTreeMap<String, Choice>,
 }
 
 impl DeviceTuning {
     /// Nothing known.
     pub fn empty(machine: Machine) -> DeviceTuning {
         let compiler = compiler().unwrap_or_default();
-        let (kernels, plans, forgotten) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        DeviceTuning { machine, compiler, kernels, plans, forgotten }
+        let (kernels, plans) = (BTreeMap::new(), BTreeMap::new());
+        DeviceTuning {
+            machine,
+            compiler,
+            kernels,
+            plans,
+            forgotten: BTreeSet::new(),
+            before: BTreeMap::new(),
+        }
     }
 
     /// What was found on a device like this one with this compiler; empty if nothing was, or it cannot be read. Where there is
     /// no compiler, what was found with any: its kernels are in the cache.
     pub fn load(machine: &Machine) -> DeviceTuning {
-        let read = || from_json(&files::read_json(&file(machine)?).ok()?, machine);
-        let found = read().filter(|t| compiler().is_none_or(|c| c == t.compiler));
-        found.unwrap_or_else(|| DeviceTuning::empty(machine.clone()))
+        DeviceTuning::open(machine).unwrap_or_else(|_| DeviceTuning::empty(machine.clone()))
+    }
+
+    /// The same; empty if nothing was found.
+    ///
+    /// # Errors
+    /// If there is a file that cannot be used: what it is, and why.
+    pub fn open(machine: &Machine) -> std::result::Result<DeviceTuning, String> {
+        let Some(path) = file(machine).filter(|path| path.exists()) else {
+            return Ok(DeviceTuning::empty(machine.clone()));
+        };
+        let kept = files::read_json(&path).map_err(|e| e.to_string())?;
+        let mut found = from_json(&kept, machine).map_err(|why| format!("{}: {why}", path.display()))?;
+        if let Some(compiler) = compiler().filter(|c| *c != found.compiler) {
+            let was = &found.compiler;
+            return Err(format!(
+                "{}: it was found with compiler {was}, and this is {compiler}: tune here",
+                path.display()
+            ));
+        }
+        found.before = found.kernels.iter().map(|(key, e)| (key.clone(), e.choice)).collect();
+        Ok(found)
+    }
+
+    /// What a user should know if there is a file that is not used.
+    pub fn unused(machine: &Machine) -> Option<String> {
+        let why = DeviceTuning::open(machine).err()?;
+        Some(format!("nothing that `kfc tune` found is used: {why}"))
+    }
+
+    /// What earlier searches found, for another one, or of that only what must never be launched again; and why that cannot be
+    /// used if there is a file that it replaces.
+    ///
+    /// # Errors
+    /// If nothing that is found could be kept: a search would be in vain.
+    pub fn of_earlier_searches(machine: &Machine, is_fresh: bool) -> Result<(DeviceTuning, Option<String>)> {
+        let known = match DeviceTuning::open(machine) {
+            Err(why) if named().is_some() => return Err(other_file(&why)),
+            known => known,
+        };
+        kept::try_place(machine)?;
+        let replaced = known.as_ref().err().cloned();
+        let known = known.unwrap_or_else(|_| DeviceTuning::empty(machine.clone()));
+        Ok((if is_fresh { known.forget() } else { known }, replaced))
     }
 
     /// Nothing known but what must never be launched again.
-    pub fn fresh(machine: &Machine) -> DeviceTuning {
-        let mut tuning = DeviceTuning::load(machine);
+    fn forget(self) -> DeviceTuning {
+        let mut tuning = DeviceTuning { before: BTreeMap::new(), ..self };
         tuning.forgotten = tuning.kernels.keys().chain(tuning.plans.keys()).cloned().collect();
         for (key, entry) in &mut tuning.kernels {
             entry.tried.retain(|t| t.out.as_deref() == Some(BROKE));
             entry.settled = false;
-            entry.choice = Choice::builtin(key);
+            (entry.choice, entry.leads) = (Choice::builtin(key), None);
         }
         tuning.plans.clear();
         tuning.kernels.retain(|_, entry| !entry.tried.is_empty());
@@ -151,35 +232,42 @@ impl DeviceTuning {
     /// # Errors
     /// If there is no place for it, or it cannot be written.
     pub fn save(&self) -> Result<PathBuf> {
+        self.write(&self.kernels)
+    }
+
+    /// Keeps what was found so far by a search that goes on. What runs stays what it was before.
+    ///
+    /// # Errors
+    /// As [`DeviceTuning::save`].
+    fn save_so_far(&self) -> Result<PathBuf> {
+        let so_far = |(key, entry): (&String, &Entry)| {
+            let builtin = Choice::builtin(key);
+            (key.clone(), entry.so_far(self.before.get(key).copied().unwrap_or(builtin), builtin))
+        };
+        self.write(&self.kernels.iter().map(so_far).collect())
+    }
+
+    fn write(&self, kernels: &BTreeMap<String, Entry>) -> Result<PathBuf> {
         let path = self.place()?;
-        let mut all = DeviceTuning::load(&self.machine);
-        all.kernels.retain(|key, _| !self.forgotten.contains(key));
-        all.plans.retain(|key, _| !self.forgotten.contains(key));
-        all.kernels.extend(self.kernels.clone());
-        all.plans.extend(self.plans.clone());
-        write_json(&path, &to_json(&all))?;
+        kept::alone(&path, || {
+            let mut all = match DeviceTuning::open(&self.machine) {
+                Ok(all) => all,
+                Err(why) if named().is_some() => return Err(other_file(&why)),
+                Err(_) => DeviceTuning::empty(self.machine.clone()),
+            };
+            all.kernels.retain(|key, _| !self.forgotten.contains(key));
+            all.plans.retain(|key, _| !self.forgotten.contains(key));
+            all.kernels.extend(kernels.clone());
+            all.plans.extend(self.plans.clone());
+            write_json(&path, &to_json(&all))?;
+            Ok(())
+        })?;
         Ok(path)
     }
 
     /// The file, whose folder is there.
     fn place(&self) -> Result<PathBuf> {
-        let Some(path) = file(&self.machine) else {
-            return Err(RunError::Failed(format!(
-                "no place for what was found: {} is off, or neither XDG_CACHE_HOME nor HOME is set",
-                super::VARIABLE
-            )));
-        };
-        if files::read_json(&path).is_ok_and(|v| v["format"] != FORMAT) {
-            return Err(RunError::Input(format!(
-                "{}: {} is of something else than kernels of a GPU, or of another version of kfc; name another file",
-                super::VARIABLE,
-                path.display()
-            )));
-        }
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|e| files::FileError::io("create", folder, e))?;
-        }
-        Ok(path)
+        kept::place(&self.machine)
     }
 
     /// What is chosen that is not built in.
@@ -191,7 +279,7 @@ impl DeviceTuning {
         choices
     }
 
-    /// What is chosen for heads that is not built in.
+    /// What is chosen for heads by a search that goes on, and not built in.
     pub fn heads(&self) -> Choices {
         let mut choices = Choices::default();
         let is_head =
@@ -234,8 +322,16 @@ impl DeviceTuning {
 
     /// Goes back to the built-in choice where one with other bits was taken. What was slower than that may win again.
     fn hold_back(&mut self, key: &str) {
-        let Some(entry) = self.kernels.get_mut(key).filter(|e| e.other_bits()) else { return };
-        (entry.choice, entry.settled) = (Choice::builtin(key), false);
+        let Some(entry) = self.kernels.get_mut(key) else { return };
+        let has_other_bits = |c: Choice| entry.tried(c).is_some_and(|t| t.other_bits);
+        let is_chosen = has_other_bits(entry.choice);
+        if !is_chosen && !entry.leads.is_some_and(has_other_bits) {
+            return;
+        }
+        if is_chosen {
+            entry.run(Choice::builtin(key));
+        }
+        (entry.leads, entry.settled) = (None, false);
         for t in &mut entry.tried {
             if t.other_bits {
                 t.out.get_or_insert(OTHER_BITS.into());
@@ -248,11 +344,12 @@ impl DeviceTuning {
     /// Writes down that a choice broke the device, whatever else was found.
     fn refuse(&mut self, key: &str, choice: Choice) {
         let builtin = Choice::builtin(key);
-        let none = || Entry { choice: builtin, settled: false, tried: Vec::new() };
+        let none = || Entry { choice: builtin, leads: None, settled: false, tried: Vec::new() };
         let entry = self.kernels.entry(key.into()).or_insert_with(none);
         if entry.choice == choice {
-            entry.choice = builtin;
+            entry.run(builtin);
         }
+        entry.leads.take_if(|leads| *leads == choice);
         entry.tried.retain(|t| t.choice != choice);
         entry.tried.push(Tried { out: Some(BROKE.into()), ..Tried::new(choice) });
     }
@@ -283,11 +380,11 @@ fn to_json(t: &DeviceTuning) -> Value {
     };
     let entry = |(name, e): (&String, &Entry)| {
         let tried: Vec<Value> = e.tried.iter().map(tried).collect();
-        let (choice, other_bits) = (e.choice.to_string(), e.other_bits());
-        (
-            name.clone(),
-            json!({"choice": choice, "settled": e.settled, "other_bits": other_bits, "tried": tried}),
-        )
+        let value = json!({
+            "choice": e.choice.to_string(), "leads": e.leads.map(|c| c.to_string()), "settled": e.settled,
+            "other_bits": e.other_bits(), "tried": tried,
+        });
+        (name.clone(), value)
     };
     let kernels: Map<String, Value> = t.kernels.iter().map(entry).collect();
     let plans: Map<String, Value> = t.plans.iter().map(|(k, e)| (k.clone(), recompute::to_json(e))).collect();
@@ -298,16 +395,26 @@ fn to_json(t: &DeviceTuning) -> Value {
     })
 }
 
-/// `None` if it is of another layout or device, or damaged; so that nothing is launched that never could be.
-fn from_json(v: &Value, machine: &Machine) -> Option<DeviceTuning> {
-    let same = v["format"] == FORMAT
-        && v["device"] == machine.cpu.as_str()
-        && v["arch"] == machine.isa.as_str()
-        && v["multiprocessors"] == machine.threads
-        && v["version"] == machine.version.as_str();
-    if !same {
-        return None;
+/// What a file holds, or why it cannot be used.
+fn from_json(v: &Value, machine: &Machine) -> std::result::Result<DeviceTuning, String> {
+    if v["format"] != FORMAT {
+        return Err("it is of something else than kernels of a GPU, or of another version of kfc".into());
     }
+    let Machine { cpu, isa, threads, version } = machine;
+    let same = [
+        ("device", "device", json!(cpu)),
+        ("arch", "architecture", json!(isa)),
+        ("multiprocessors", "multiprocessors", json!(threads)),
+        ("version", "version of kfc", json!(version)),
+    ];
+    if let Some((key, name, own)) = same.iter().find(|(key, _, own)| v[key] != *own) {
+        return Err(format!("it was found with {name} {}, and this is {own}: tune here", v[key]));
+    }
+    found(v, machine).ok_or_else(|| "it is damaged: tune again".into())
+}
+
+/// `None` if it is damaged; so that nothing is launched that never could be.
+fn found(v: &Value, machine: &Machine) -> Option<DeviceTuning> {
     let arch: Arch = machine.isa.parse().ok()?;
     let tried = |t: &Value| {
         Some(Tried {
@@ -321,12 +428,17 @@ fn from_json(v: &Value, machine: &Machine) -> Option<DeviceTuning> {
     };
     let entry = |(name, e): (&String, &Value)| {
         let choice = Choice::named(e["choice"].as_str()?)?;
+        let leads = match &e["leads"] {
+            Value::Null => None,
+            leads => Some(Choice::named(leads.as_str()?)?),
+        };
         let entry = Entry {
             choice,
+            leads,
             settled: e["settled"].as_bool()?,
             tried: e["tried"].as_array()?.iter().map(tried).collect::<Option<_>>()?,
         };
-        let is_legal = match (Shape::named(name), choice.tiling) {
+        let is_legal = |choice: Choice| match (Shape::named(name), choice.tiling) {
             (shape, None) if choice.library.is_some() => shape.is_some(),
             (Some(shape), Some(tiling)) => candidates(&shape, arch).contains(&tiling),
             (shape, tiling) => shape.is_none() && tiling.is_none(),
@@ -334,15 +446,15 @@ fn from_json(v: &Value, machine: &Machine) -> Option<DeviceTuning> {
             (Some(chunked), Some(tokens)) => chunked.candidates().contains(&tokens),
             (chunked, tokens) => chunked.is_none() && tokens.is_none(),
         };
-        let is_out = entry.tried(choice).is_some_and(|t| t.out.is_some());
+        let is_fine = |c: Choice| is_legal(c) && entry.tried(c).is_none_or(|t| t.out.is_none());
         let says_so = e["other_bits"].as_bool() == Some(entry.other_bits());
-        (is_legal && !is_out && says_so).then(|| (name.clone(), entry))
+        (is_fine(choice) && leads.is_none_or(is_fine) && says_so).then(|| (name.clone(), entry))
     };
     let kernels = v["kernels"].as_object()?.iter().map(entry).collect::<Option<_>>()?;
     let plan = |(key, e): (&String, &Value)| Some((key.clone(), recompute::from_json(e)?));
     let plans = v["plans"].as_object()?.iter().map(plan).collect::<Option<_>>()?;
     let compiler = v["compiler"].as_str()?.into();
-    Some(DeviceTuning { machine: machine.clone(), compiler, kernels, plans, forgotten: BTreeSet::new() })
+    Some(DeviceTuning { compiler, kernels, plans, ..DeviceTuning::empty(machine.clone()) })
 }
 
 /// What is being launched for the first time, in a file beside that of the tuning: it stays when the process is ended.
@@ -398,11 +510,11 @@ mod tests {
         let mut tuning = DeviceTuning::empty(machine);
         tuning.compiler = "13.0".into();
         let all = vec![tried(choice, None), tried(builtin, Some("slower"))];
-        tuning.insert(KEY.into(), Entry { choice, settled: true, tried: all });
+        tuning.insert(KEY.into(), Entry { choice, leads: None, settled: true, tried: all });
         let other = Choice { tiling: None, language: Language::Triton, chunk: None, library: None };
         let all = vec![Tried { other_bits: true, ..tried(other, None) }, tried(Choice::builtin(NORM), None)];
-        tuning.insert(NORM.into(), Entry { choice: other, settled: true, tried: all });
-        tuning.insert_plan("0123, no budget".into(), PlanEntry { choice: None, tried: Vec::new() });
+        tuning.insert(NORM.into(), Entry { choice: other, leads: None, settled: true, tried: all });
+        tuning.insert_plan("0123, no budget".into(), PlanEntry::default());
         (tuning, choice)
     }
 
@@ -410,7 +522,7 @@ mod tests {
     fn what_is_kept_comes_back_and_what_is_foreign_damaged_or_illegal_does_not() {
         let (tuning, choice) = known();
         let kept = to_json(&tuning);
-        assert_eq!(from_json(&kept, &tuning.machine), Some(tuning.clone()));
+        assert_eq!(from_json(&kept, &tuning.machine), Ok(tuning.clone()));
         let choices = tuning.choices();
         assert_eq!(choices.tilings.of(&Shape::named(KEY).unwrap()), choice.tiling.unwrap());
         assert_eq!(choices.language(NORM), Language::Triton);
@@ -422,6 +534,7 @@ mod tests {
             ("/format".into(), json!("tilings 1")),
             (format!("{at}/choice"), json!("tile 128x128x64, 8 warps")),
             (format!("{at}/choice"), json!("Triton")),
+            (format!("{at}/leads"), json!("Triton")),
             // It would need more shared memory than there is.
             (format!("{at}/choice"), json!("tile 256x256x64, 8 warps, 5 stages")),
             (format!("{at}/tried/0/ns"), json!(-1)),
@@ -434,7 +547,7 @@ mod tests {
         for (at, value) in changes {
             let mut changed = kept.clone();
             *changed.pointer_mut(&at).unwrap() = value;
-            assert_eq!(from_json(&changed, &tuning.machine), None, "{at}");
+            assert!(from_json(&changed, &tuning.machine).is_err(), "{at}");
         }
     }
 
@@ -450,6 +563,33 @@ mod tests {
         diary.write(Some((KEY, choice)));
         assert_eq!(diary.take(), Some((KEY.into(), choice)));
         assert_eq!(diary.take(), None);
+    }
+
+    #[test]
+    fn while_a_search_goes_on_runs_go_on_as_before() {
+        let (tuning, choice) = known();
+        let builtin = Choice::builtin(KEY);
+        let entry = tuning.entry(KEY).unwrap();
+        // Another choice is beaten, and not dropped before the better one has won in whole steps.
+        let other =
+            Choice { tiling: Some(candidates(&Shape::named(KEY).unwrap(), Arch::Sm90a)[8]), ..builtin };
+        let mut found = entry.clone();
+        found.tried.push(Tried { out: Some(SLOWER.into()), ..Tried::new(other) });
+        let so_far = found.so_far(other, builtin);
+        assert_eq!((so_far.choice, so_far.leads), (other, Some(choice)));
+        assert!(so_far.tried(other).unwrap().out.is_none());
+        let mut kept = tuning.clone();
+        kept.kernels.insert(KEY.into(), so_far.clone());
+        assert_eq!(from_json(&to_json(&kept), &kept.machine).unwrap(), kept);
+        // The search that goes on takes it; one that is wrong is dropped at once.
+        assert_eq!((so_far.clone().leading().choice, so_far.leading().leads), (choice, None));
+        found.tried.last_mut().unwrap().out = Some("wrong results".into());
+        let so_far = found.so_far(other, builtin);
+        assert_eq!((so_far.choice, so_far.leads), (builtin, Some(choice)));
+        // What breaks the device does not lead any more.
+        kept.refuse(KEY, choice);
+        assert_eq!(kept.entry(KEY).unwrap().leads, None);
+        assert_eq!(entry.so_far(choice, builtin), *entry);
     }
 
     #[test]

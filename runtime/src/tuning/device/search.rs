@@ -5,7 +5,10 @@
 //! 2. In a step that waits after each launch, each kernel that is left runs on the operands of its launch, and its results are
 //!    compared with the built-in one's: wrong ones are out. Then all take turns, timed by events; the step goes on as built
 //!    in. One with other bits within the tolerance is timed, too, and may win if the user said so.
-//! 3. Steps with all winners alternate with steps as built in: if they are not faster, nothing is kept.
+//! 3. Steps with all winners alternate with steps as built in: if they are not faster, nothing is chosen.
+//!
+//! What is found is kept kernel by kernel, so that a search that is killed does not begin anew; winners lead then, and runs go
+//! on with what was chosen before.
 
 use super::{DeviceTuning, Diary, Entry, OTHER_BITS, Settings, Tried, WHOLE_STEP, never_last};
 use crate::calibration::median;
@@ -13,6 +16,7 @@ use crate::device::cuda::{
     Launchable, Outcomes, Site, Trial, Triton, Unfit, algorithms, compile_trial, load_trial,
 };
 use crate::train::Trainer;
+use crate::tuning::kept::Pace;
 use crate::tuning::{Report, Status};
 use crate::{Result, RunError};
 use kfc_kernels::cuda::Arch;
@@ -92,9 +96,14 @@ pub fn search(
     let mut subjects = subjects(trainer)?;
     let all = subjects.len();
     let mut settled = 0;
+    let mut pace = Pace::new();
     for (i, subject) in subjects.iter_mut().enumerate() {
         s.take(trainer, tuning, &file, subject, all - i)?;
         settled += usize::from(subject.settled);
+        if subject.tries.len() > 1 {
+            tuning.insert(subject.key.clone(), subject.entry());
+            pace.save(|| tuning.save_so_far());
+        }
         progress(s.status("trying", [all, settled]));
     }
     progress(s.status("comparing", [all, settled]));
@@ -109,9 +118,8 @@ pub fn search(
         transposed_bytes: 0,
         losses,
     };
-    for subject in subjects.into_iter().filter(|p| p.tries.len() > 1) {
-        let (key, entry) = subject.entry();
-        tuning.insert(key, entry);
+    for subject in subjects.iter().filter(|p| p.tries.len() > 1) {
+        tuning.insert(subject.key.clone(), subject.entry());
     }
     Ok((report, s.triton.missing()))
 }
@@ -129,7 +137,7 @@ pub fn verify(trainer: &mut Trainer, losses: &[u64]) -> Result<()> {
         if loss.to_bits() != *expected && (is_exact || !is_near) {
             return Err(RunError::Failed(format!(
                 "the loss of step {} is {loss} with the choices found and {before} as built in: a kernel changes its \
-                 result; nothing is kept",
+                 result; none of them is used",
                 step + 1,
             )));
         }
@@ -258,7 +266,7 @@ impl Search<'_> {
         if !takes_other_bits {
             tuning.hold_back(&subject.key);
         }
-        let before = tuning.entry(&subject.key).cloned();
+        let before = tuning.entry(&subject.key).cloned().map(Entry::leading);
         if let Some(entry) = before.as_ref().filter(|e| !e.is_open(takes_other_bits)) {
             return subject.go_on_from(trainer, entry, &self.triton);
         }
@@ -511,9 +519,9 @@ impl Subject {
     }
 
     /// What is kept of it.
-    fn entry(self) -> (String, Entry) {
-        let mut tried: Vec<Tried> = self.tries.into_iter().map(|t| t.tried).collect();
+    fn entry(&self) -> Entry {
+        let mut tried: Vec<Tried> = self.tries.iter().map(|t| t.tried.clone()).collect();
         tried.sort_by(|a, b| never_last(a).total_cmp(&never_last(b)));
-        (self.key, Entry { choice: self.winner, settled: self.settled, tried })
+        Entry { choice: self.winner, leads: None, settled: self.settled, tried }
     }
 }
