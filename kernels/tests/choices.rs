@@ -104,30 +104,52 @@ fn products_across_the_rows_of_a_weight() {
     }
 }
 
+/// A head that learns from labels and from a teacher's logits, with its operands.
+fn head(x: DType, tokens: usize, need_dw: bool) -> (Op, Vec<TensorType>, Vec<Vec<u8>>) {
+    let attrs = Attrs::new()
+        .with("kd", "logits")
+        .with("temperature", 2.0)
+        .with("divergence", "forward_kl")
+        .with("need_dw", need_dw);
+    let (h, w, ht, wt) = ([1, tokens, 32], [1024, 32], [1, tokens, 48], [1024, 48]);
+    let weights = TensorType::new(DType::F32, [1, tokens]);
+    let scalar = TensorType::new(DType::F32, [1]);
+    let labels = TensorType::new(DType::I32, [1, tokens]);
+    let mut types = vec![scalar.clone(), scalar];
+    types.extend(tensors(x, &[&h, &w]));
+    types.extend([labels.clone(), weights.clone()]);
+    types.extend(tensors(x, &[&ht, &wt]));
+    types.push(weights);
+    let mut data = operands(&types);
+    let of_tokens: Vec<f64> = (0..tokens).map(|i| (i * 37 % 1024) as f64).collect();
+    data[4] = encode(&labels, &of_tokens);
+    (op("linear_cross_entropy_kd_fused", &attrs), types, data)
+}
+
 /// Chunks of any length, the last of one token, and the weight read from a copy.
 #[test]
 fn heads_with_a_frozen_weight() {
     for x in FLOATS {
         for tokens in [65, 300] {
-            let attrs = Attrs::new()
-                .with("kd", "logits")
-                .with("temperature", 2.0)
-                .with("divergence", "forward_kl")
-                .with("need_dw", false);
-            let (h, w, ht, wt) = ([1, tokens, 32], [1024, 32], [1, tokens, 48], [1024, 48]);
-            let weights = TensorType::new(DType::F32, [1, tokens]);
-            let scalar = TensorType::new(DType::F32, [1]);
-            let labels = TensorType::new(DType::I32, [1, tokens]);
-            let mut types = vec![scalar.clone(), scalar];
-            types.extend(tensors(x, &[&h, &w]));
-            types.extend([labels.clone(), weights.clone()]);
-            types.extend(tensors(x, &[&ht, &wt]));
-            types.push(weights);
-            let mut data = operands(&types);
-            let of_tokens: Vec<f64> = (0..tokens).map(|i| (i * 37 % 1024) as f64).collect();
-            data[4] = encode(&labels, &of_tokens);
-            let count = check_on(&op("linear_cross_entropy_kd_fused", &attrs), &types, &data);
+            let (op, types, data) = head(x, tokens, false);
+            let count = check_on(&op, &types, &data);
             assert_eq!(count, if tokens < 128 { 33 } else { 37 });
+        }
+    }
+}
+
+/// A trained weight's gradient is a sum over chunks: others would change its bits. So none is offered, and one that a file or
+/// `--choice` names all the same leaves everything as it is.
+#[test]
+fn heads_with_a_trained_weight_keep_their_chunks() {
+    for x in FLOATS {
+        let (op, types, data) = head(x, 300, true);
+        assert!(all_choices(&op, &types).iter().all(|c| c.chunk.is_none()));
+        check_on(&op, &types, &data);
+        let expected = run_cpu(&op, &types, &data);
+        for tokens in choice::chunks() {
+            let choice = Choice { chunk: Some(tokens), ..Choice::BUILT_IN };
+            assert!(choice::with(choice, || run_cpu(&op, &types, &data)) == expected, "{x:?}: {tokens}");
         }
     }
 }

@@ -9,9 +9,9 @@ mod tile_cases;
 
 mod common;
 
-use kfc_graph::Op;
+use kfc_graph::{Composite, Op};
 use kfc_kernels::tile::Tilings;
-use kfc_kernels::tile::programs::NAMES;
+use kfc_kernels::tile::programs::{NAMES, Sizes};
 use kfc_kernels::tile::trial::Trial;
 use kfc_kernels::tile::triton;
 use std::collections::{BTreeSet, HashSet};
@@ -57,6 +57,39 @@ fn fused_operations_leave_the_bits_that_they_leave_one_by_one() {
         let together = programs::run_cut(&case, &Tilings::new(), &mut |_, _, _, _| ());
         assert!(together == one_by_one(&case), "{}", case.label);
     }
+}
+
+/// Tokens that a head takes at once may be chosen: it is right with any number of them. Losses and the gradient of its input keep
+/// their bits; so does that of a frozen weight, which there is none of. That of a trained one is a sum over chunks, and other chunks
+/// do change it, which is why a search must not choose them unasked.
+#[test]
+fn heads_take_other_numbers_of_tokens_at_once() {
+    let mut changed = BTreeSet::new();
+    let mut count = 0;
+    for case in tile_cases::large().into_iter().filter(|c| c.label.starts_with("chunks-")) {
+        let Op::Composite(c) = &case.op else { panic!("{} is no head", case.label) };
+        let frozen = Composite { attrs: c.attrs.clone().with("need_dw", false), ..c.clone() };
+        for (op, is_trained) in [(case.op.clone(), true), (Op::Composite(frozen), false)] {
+            let case = programs::Case { op, sizes: Sizes::default(), ..case.clone() };
+            let built_in = programs::run_cut(&case, &Tilings::new(), &mut |_, _, _, _| ());
+            let outputs = case.op.infer(&case.types).unwrap();
+            for tokens in [32, 16] {
+                let sizes = Sizes { chunk: Some(tokens), ..Sizes::default() };
+                let other = programs::Case { sizes, ..case.clone() };
+                check(std::slice::from_ref(&other));
+                let results = programs::run_cut(&other, &Tilings::new(), &mut |_, _, _, _| ());
+                for (j, (ty, (a, b))) in outputs.iter().zip(built_in.iter().zip(&results)).enumerate() {
+                    let is_dw = is_trained && !c.def.name().ends_with("_kd") && j == outputs.len() - 1;
+                    assert!(a == b || is_dw, "{}: result {j}, {ty}, of {tokens} tokens at once", case.label);
+                    if a != b {
+                        changed.insert(case.label.clone());
+                    }
+                    count += 1;
+                }
+            }
+        }
+    }
+    assert!(count > 100 && changed.iter().any(|l| l.ends_with("fused")), "{count} {changed:?}");
 }
 
 #[test]

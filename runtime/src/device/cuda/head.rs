@@ -133,3 +133,40 @@ impl Head {
         Ok(Calls { kernels: loaded, launches })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use kfc_graph::{Attrs, Builder, DType, Graph, InputKind, TensorType};
+    use kfc_kernels::compile::{Backend, CompileOptions, compile_with};
+
+    /// Other chunks are compared in all that the head leaves: the gradient of a trained weight, a sum over chunks, is part of it,
+    /// so that a search finds its other bits.
+    #[test]
+    fn all_that_a_head_leaves_is_compared() {
+        for need_dw in [false, true] {
+            let attrs = Attrs::new().with("kd", "none").with("temperature", 1.0);
+            let attrs = attrs.with("divergence", "forward_kl").with("need_dw", need_dw);
+            let f = |dims: &[usize]| TensorType::new(DType::F32, dims);
+            let labels = TensorType::new(DType::I32, [1, 64]);
+            let types = [f(&[1]), f(&[1, 64, 16]), f(&[300, 16]), labels, f(&[1, 64])];
+            let mut graph = Graph::new("g");
+            let inputs: Vec<_> = (types.iter().enumerate())
+                .map(|(i, t)| graph.add_input(format!("x{i}"), InputKind::Data, t.clone()))
+                .collect();
+            let def = kfc_ops::registry().get("linear_cross_entropy_kd_fused").unwrap();
+            let results = Builder::new(&mut graph).composite(def, attrs, &inputs).unwrap();
+            results.iter().enumerate().for_each(|(i, v)| graph.add_output(format!("y{i}"), *v, None));
+            let expected: Vec<usize> = results.iter().map(|v| graph.ty(*v).bytes()).collect();
+            let options = CompileOptions { backend: Backend::Tile, ..CompileOptions::default() };
+            let plan = compile_with(&graph, &options, &mut |_, _| ()).unwrap().plan;
+            let all = heads(&plan, &|i| i as CUdeviceptr, 0);
+            let written: Vec<usize> = all[0].written.iter().map(|w| w.bytes).collect();
+            assert_eq!((all.len(), &written), (1, &expected));
+            assert_eq!(written.contains(&(300 * 16 * 4)), need_dw);
+            let tokens: Vec<Option<usize>> = all[0].others().iter().map(|c| c.chunk).collect();
+            assert_eq!(tokens, [Some(32), Some(16)]);
+        }
+    }
+}
