@@ -54,6 +54,12 @@ pub fn stderr_line(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
+/// Lines up what belongs to names behind them, two spaces between. Texts of any length begin at the same place.
+pub fn pairs(rows: &[[&str; 2]]) -> String {
+    let width = rows.iter().map(|[name, _]| name.chars().count()).max().unwrap_or(0);
+    rows.iter().map(|[name, text]| format!("{name:<width$}  {text}\n")).collect()
+}
+
 /// Lines up `rows` under each other, two spaces between columns; the first column is left-aligned, the others right.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

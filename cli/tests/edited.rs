@@ -276,6 +276,24 @@ fn a_run_keeps_its_kernels(
     std::fs::copy(run.join("kernels/rms_norm.cu"), bench.world.join("right.cu")).unwrap();
 }
 
+/// Every kernel of the step, roughly.
+fn each_is_timed_alone(kernels: &[&str], command: &(dyn Fn(&str) -> Command + Sync)) {
+    let one = |kernel: &&str| {
+        let timed: Value = serde_json::from_str(&succeeds(&mut command(kernel))).unwrap();
+        let number = |at: &str| timed.pointer(at).and_then(Value::as_f64).unwrap_or(f64::NAN);
+        let ordered = ["low", "value", "high"].map(|k| number(&format!("/built_in/time_us/{k}")));
+        assert!(0.0 < ordered[0] && ordered.is_sorted(), "{timed}");
+        let positive = ["/built_in/median_us", "/built_in/runs", "/limit_us", "/bytes", "/copy_bytes_per_s"];
+        assert!(positive.iter().all(|at| number(at) > 0.0), "{timed}");
+        assert!(number("/built_in/of_limit") > 0.0 && timed["kernel"] == **kernel, "{timed}");
+        assert!(timed["edited"].is_null() && timed["built_in"]["change"].is_null(), "{timed}");
+    };
+    std::thread::scope(|s| {
+        let chunks = kernels.chunks(kernels.len().div_ceil(2));
+        chunks.for_each(|some| _ = s.spawn(move || some.iter().for_each(one)));
+    });
+}
+
 fn one_is_timed_alone(bench: &Bench, right: &str, wrong: &str, standin: &Standin) {
     let run = |arguments: &[&str], folder: &Path| {
         let mut c = bench.command();
@@ -290,6 +308,11 @@ fn one_is_timed_alone(bench: &Bench, right: &str, wrong: &str, standin: &Standin
     let emitted: Vec<String> = names(&plan.join("kernels"));
     assert_eq!(kernels.len(), emitted.iter().filter(|n| n.ends_with(".cu")).count(), "{kernels:?}");
     assert!(kernels.iter().all(|k| emitted.contains(&format!("{k}.cu"))), "{kernels:?}");
+    each_is_timed_alone(&kernels, &|kernel| {
+        let mut c = run(&["--kernel", kernel, "--json", "--seconds", "0.02"], &plan);
+        standin.on(&mut c, "total=67108864");
+        c
+    });
     let timed: Value =
         serde_json::from_str(&succeeds(&mut run(&["--kernel", right, "--json"], &plan))).unwrap();
     let us = |v: &Value| v["median_us"].as_f64().unwrap();

@@ -41,6 +41,8 @@ pub struct KernelArgs {
     pub job: Option<PathBuf>,
     /// How it cuts its work, instead of what `kfc tune` found.
     pub choice: Option<Choice>,
+    /// How long it is sampled.
+    pub seconds: Option<f64>,
     /// Under which name its times are kept.
     pub save_baseline: Option<String>,
     /// Under which name times were kept that its own are compared with, instead of the last ones.
@@ -57,7 +59,8 @@ Examples:
   kfc bench short --list            the kernels of the step
   kfc bench short --kernel linear.1 one of them alone, beside its limit
   kfc bench --job job.toml --kernel lora_linear.2 --choice 'turned, tile 64x512'
-  kfc bench short --kernel head.1 --save-baseline before     and after a change: --baseline before
+  kfc bench short --kernel rms_norm.1 --save-baseline before     and after a change: --baseline before
+  kfc bench short --kernel rms_norm.1 --seconds 0.2          a rough figure
   kfc bench --job job.toml --device cuda --list
   kfc bench --job job.toml --device cuda --kernel rms_norm=mine.cu   checked, then beside kfc's own
 
@@ -130,6 +133,14 @@ pub(super) fn command() -> Command {
                 .help("How the kernel cuts its work, as in 'turned, 1 thread' [default: as tuned]"),
         )
         .arg(
+            Arg::new("seconds")
+                .long("seconds")
+                .value_name("N")
+                .value_parser(seconds)
+                .requires("kernel")
+                .help("How long the kernel is sampled, after a quarter of that to warm up [default: 2]"),
+        )
+        .arg(
             Arg::new("save-baseline")
                 .long("save-baseline")
                 .value_name("NAME")
@@ -148,6 +159,13 @@ pub(super) fn command() -> Command {
         )
         .arg(length("prompt", "512", "Tokens of the prompt"))
         .arg(length("new", "128", "Tokens that are made"))
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.01..=600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("give seconds from 0.01 to 600".into()),
+    }
 }
 
 /// A name of times that are kept: a folder's.
@@ -196,6 +214,7 @@ fn kernel(matches: &ArgMatches) -> Result<Option<KernelArgs>, clap::Error> {
         file,
         job,
         choice: matches.get_one("choice").copied(),
+        seconds: matches.get_one("seconds").copied(),
         save_baseline: of("save-baseline"),
         baseline: of("baseline"),
     }))

@@ -1,7 +1,7 @@
 //! One kernel of a GPU alone, timed beside its limit and beside an edited one; and the list of them.
 
 use super::Place;
-use super::sampled::{Sampled, Samples};
+use super::sampled::{Sampled, Samples, time};
 use crate::args::{BenchArgs, Global, KernelArgs};
 use crate::config;
 use crate::error::Outcome;
@@ -69,8 +69,8 @@ pub fn run(args: &BenchArgs, kernel: &KernelArgs, index: usize, global: &Global)
     );
     let of = if alone.is_limited_by_products() { "products" } else { "memory" };
     output::stdout_line(&format!(
-        "limit {:.2} µs by {of}: {amount}; memory {bandwidth}; products {peak}",
-        alone.limit() * 1e-3
+        "limit {} by {of}: {amount}; memory {bandwidth}; products {peak}",
+        time(alone.limit())
     ))?;
     if let (Some((_, speedup)), Some(said)) = (&timed.edited, &alone.said) {
         output::stdout_line(&format!("edited {said}; {speedup:.2} x the built-in's speed, in turns"))?;
@@ -130,7 +130,7 @@ fn rows(name: &str, timed: &Timed, alone: &cuda::Alone, lowered: &Lowered) -> Ve
     let mut rows =
         vec![[name, "built-in", "edited"].iter().take(1 + all.len()).map(ToString::to_string).collect()];
     rows.push(row("time", &Sampled::time_told));
-    rows.push(row("median", &|t| format!("{:.2} µs", t.median * 1e-3)));
+    rows.push(row("median", &|t| time(t.median)));
     rows.push(row("launches timed", &|t| t.runs.to_string()));
     rows.push(row("rates", &|t| t.rates_told(alone.flops as f64, alone.bytes as f64)));
     rows.push(row("of limit", &|t| format!("{:.0} %", alone.limit() / t.time.value * 100.0)));

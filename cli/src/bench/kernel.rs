@@ -1,7 +1,7 @@
 //! One kernel of a step alone, timed beside its limit; and the list of them.
 
 use super::Place;
-use super::sampled::Samples;
+use super::sampled::{Samples, time};
 use crate::args::{BenchArgs, Global, KernelArgs};
 use crate::commands::tune::trainer_in;
 use crate::config;
@@ -66,20 +66,23 @@ pub fn run(args: &BenchArgs, kernel: &KernelArgs, global: &Global) -> anyhow::Re
         output::json_line(&value)?;
         return Ok(Outcome::Done);
     }
-    let of_limit =
-        format!("{:.2} µs ({:.0} % of it reached)", limit * 1e-3, limit / sampled.time.value * 100.0);
+    let share = limit / sampled.time.value;
+    // The limit of memory holds for operands that come from there.
+    let is_cached = share > 1.0 && bytes / rates.bytes * 1e9 >= limit;
+    let why = if is_cached { ": its operands stay in the caches" } else { "" };
+    let of_limit = format!("{} ({:.0} % of it reached{why})", time(limit), share * 100.0);
     let rows = [
         ["kernel", &group.name],
         ["work", &group.kind.signature()],
         ["choice", &choice.name()],
         ["time", &sampled.time_told()],
-        ["median", &format!("{:.2} µs over {} runs", sampled.median * 1e-3, sampled.runs)],
+        ["median", &format!("{} over {} runs", time(sampled.median), sampled.runs)],
         ["rates", &sampled.rates_told(flops, bytes)],
         ["limit", &of_limit],
         ["change", &sampled.change_told()],
         ["launches", &format!("{} a step", group.launches)],
     ];
-    output::write_stdout(&output::table(&rows.map(|r| r.map(String::from).to_vec())))?;
+    output::write_stdout(&output::pairs(&rows))?;
     Ok(Outcome::Done)
 }
 

@@ -15,9 +15,9 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long criterion warms up and samples.
-const WARM_UP: Duration = Duration::from_millis(500);
-const BUDGET: Duration = Duration::from_secs(2);
+/// How long criterion samples unless told otherwise, and how many times as long as it warms up.
+const SECONDS: f64 = 2.0;
+const WARM_UP: u32 = 4;
 
 /// Samples: fewer of long kernels, ten at least.
 const SAMPLES: u32 = 60;
@@ -64,7 +64,7 @@ pub(super) struct Sampled {
     pub(super) runs: u64,
     /// Change of the mean time against the earlier run, as a share of it; none if there is no earlier one.
     pub(super) change: Option<Estimate>,
-    /// What it is compared with.
+    /// What it is compared with, or why with nothing.
     against: String,
 }
 
@@ -144,15 +144,16 @@ impl<'a> Samples<'a> {
     }
 
     fn criterion(&self, one: Duration) -> Criterion {
-        let samples = (BUDGET.as_nanos() / one.as_nanos().max(1)).clamp(LEAST.into(), SAMPLES.into());
+        let budget = Duration::from_secs_f64(self.kernel.seconds.unwrap_or(SECONDS));
+        let samples = (budget.as_nanos() / one.as_nanos().max(1)).clamp(LEAST.into(), SAMPLES.into());
         let criterion = Criterion::default()
             .without_plots()
             .output_directory(&self.folder)
             .sample_size(samples as usize)
             .nresamples(RESAMPLES)
             .noise_threshold(NOISE)
-            .warm_up_time(WARM_UP)
-            .measurement_time(BUDGET);
+            .warm_up_time(budget / WARM_UP)
+            .measurement_time(budget);
         match (&self.kernel.save_baseline, &self.kernel.baseline) {
             (Some(name), _) => criterion.save_baseline(name.clone()),
             (None, Some(name)) => criterion.retain_baseline(name.clone(), false),
@@ -175,7 +176,12 @@ impl<'a> Samples<'a> {
         let (estimates, sample) = (kept("estimates.json")?, kept("sample.json")?);
         let change = self.path("change").join("estimates.json");
         let change = if change.is_file() { Estimate::read(&read(&change)?["mean"]) } else { None };
-        let baseline = self.kernel.save_baseline.as_ref().or(self.kernel.baseline.as_ref());
+        let against = match (&self.kernel.save_baseline, &self.kernel.baseline, change) {
+            (Some(name), _, None) => format!("kept as baseline {name}"),
+            (Some(name), ..) | (None, Some(name), _) => format!("baseline {name}"),
+            (None, None, Some(_)) => "the last run".into(),
+            (None, None, None) => "first run of this work here".into(),
+        };
         let damaged = || anyhow::anyhow!("{}: is no sample of criterion; remove it", new.display());
         let of = if estimates["slope"].is_object() { "slope" } else { "mean" };
         Ok(Sampled {
@@ -188,16 +194,16 @@ impl<'a> Samples<'a> {
                 .filter_map(Value::as_f64)
                 .sum::<f64>() as u64,
             change,
-            against: baseline.map_or("the last run".into(), |name| format!("baseline {name}")),
+            against,
         })
     }
 }
 
 impl Sampled {
-    /// `12.3 µs (12.1 to 12.6)`.
+    /// `12.30 µs (12.10 to 12.61 µs)`.
     pub(super) fn time_told(&self) -> String {
         let Estimate { low, value, high } = self.time;
-        format!("{:.2} µs ({:.2} to {:.2})", value * 1e-3, low * 1e-3, high * 1e-3)
+        format!("{} ({} to {})", time(value), time(low), time(high))
     }
 
     /// What it does in a second.
@@ -207,7 +213,7 @@ impl Sampled {
 
     /// What became of it since the earlier run.
     pub(super) fn change_told(&self) -> String {
-        let Some(c) = self.change else { return format!("none: {} is not there", self.against) };
+        let Some(c) = self.change else { return format!("none: {}", self.against) };
         format!(
             "{:+.1} % ({:+.1} to {:+.1}) against {}: {}",
             c.value * 100.0,
@@ -228,6 +234,16 @@ impl Sampled {
             "of_limit": limit / self.time.value,
         })
     }
+}
+
+/// Nanoseconds in the unit that suits them: `22.75 ns`, `12.34 µs`, `142.43 ms`.
+pub(super) fn time(ns: f64) -> String {
+    let (scale, unit) = match ns {
+        ns if ns < 1e3 => (1.0, "ns"),
+        ns if ns < 1e6 => (1e-3, "µs"),
+        _ => (1e-6, "ms"),
+    };
+    format!("{:.2} {unit}", ns * scale)
 }
 
 /// A change counts if its whole interval lies beyond the noise.
