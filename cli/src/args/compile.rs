@@ -41,8 +41,8 @@ pub struct CompileArgs {
 const EXAMPLES: &str = "\
 Example:
   kfc compile job.toml --emit plan
-  kfc compile job.toml --target cuda:sm_90a --emit plan
-  kfc compile job.toml --target triton:sm_90 --emit plan
+  kfc compile job.toml --target cuda:sm_90a --emit gpu
+  kfc compile job.toml --target triton:sm_90 --emit triton
   kfc compile job.toml --target triton:sm_90 --kernel rms_norm=mine.py --emit edited
 
 Writes plan/ir/NN-pass.kir (the IR after every pass) and plan/plan.json; for a GPU also plan/job.toml, plan/kernels/NAME.cu or

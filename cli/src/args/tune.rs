@@ -50,9 +50,12 @@ a kernel that breaks the device is written down and never launched again. One wh
 timed and shown, and used only with --allow-other-bits: runs have other bits then, say so, and are resumed with the same
 kernels alone.
 
+While the search goes on, it keeps what is out, once a second at most: one that is killed goes on from there with the same command,
+and what is used is what was used before. Ctrl-C ends the search early and keeps all that it found.
+
 What is found and measured is kept in $XDG_CACHE_HOME/kfc (or ~/.cache/kfc), for this CPU, level of instructions and number
 of threads, or for this GPU and version of the compiler. KFC_TUNING names another file for what is found, or is `off`: kernels
-run as built in then. Times make the predictions of `kfc explain` exact; what to recompute under a budget is planned with them.";
+run as built in then, and there is no place for a search. Times make the predictions of `kfc explain` exact; what to recompute under a budget is planned with them.";
 
 fn seconds(text: &str) -> Result<u64, String> {
     match text.parse::<u64>() {
