@@ -17,6 +17,7 @@ pub(super) static ISA: Isa = Isa {
     pair: None,
     dot: None,
     direct: None,
+    chain: None,
     transpose: micro::transpose,
     narrow: None,
 };

@@ -1,20 +1,17 @@
-//! Micro-kernels of AVX-512, with and without BF16.
-//!
-//! `vdpbf16ps` multiplies two pairs of `bf16` and adds both products to an `f32`. How it rounds between the two additions is
-//! its own affair; it rounds to nearest even, takes denormal operands as zero and flushes denormal results, whatever the
-//! rounding mode says. So `bf16` products have other last bits than on CPUs without it, but always the same on one CPU.
+//! Micro-kernels of AVX-512.
 
+use super::avx512_pair;
 use super::micro::{Block, Isa};
 use std::arch::x86_64::*;
 
 /// Rows of a register tile.
-const MR: usize = 8;
+pub(super) const MR: usize = 8;
 
 /// Vectors of a row of a register tile.
-const VR: usize = 3;
+pub(super) const VR: usize = 3;
 
 /// Columns of a register tile.
-const NR: usize = 16 * VR;
+pub(super) const NR: usize = 16 * VR;
 
 /// `f32` only.
 pub(super) static F32: Isa = Isa {
@@ -24,114 +21,92 @@ pub(super) static F32: Isa = Isa {
     pair: None,
     dot: None,
     direct: Some([single::<true>, single::<true>]),
+    chain: None,
     transpose,
     narrow: None,
 };
 
 /// `f32`, and `bf16` by its own instruction.
 pub(super) static BF16: Isa = Isa {
-    pair: Some(pair::<false>),
+    pair: Some(avx512_pair::pair::<false>),
     dot: Some(dot),
-    direct: Some([single::<true>, pair::<true>]),
+    direct: Some([single::<true>, avx512_pair::pair::<true>]),
+    chain: Some(avx512_pair::chain),
     narrow: Some(&super::narrow_avx512::KERNELS),
     ..F32
 };
 
 /// Mask of the first `n` of 16 lanes.
-fn first(n: usize) -> __mmask16 {
+pub(super) fn first(n: usize) -> __mmask16 {
     if n >= 16 { !0 } else { (1 << n) - 1 }
 }
 
-/// A register tile of `M` rows of `V` vectors, and the choice of it by extents. `$step` is `acc + a · b` for a unit `a` and
-/// 16 units `b`.
-macro_rules! kernel {
-    ($name:ident, $tile:ident, $features:literal, |$acc:ident, $a:ident, $b:ident| $step:expr) => {
-        /// # Safety
-        /// See [`Isa::single`], or [`Isa::direct`] if `DIRECT`; `M` rows and `V` vectors are those of the block.
-        #[target_feature(enable = $features)]
-        unsafe fn $tile<const M: usize, const V: usize, const DIRECT: bool>(t: &Block) {
-            // The result's lines come while the sums are made.
-            for i in 0..M {
-                for v in 0..V {
-                    let at = t.result.at.wrapping_add(i * t.result.row + v * t.result.width);
-                    _mm_prefetch::<_MM_HINT_T0>(at.cast());
-                }
-            }
-            let mut acc = [[_mm512_setzero_ps(); V]; M];
-            let (mut pa, mut pb) = (t.a, t.b);
-            let (a_row, a_unit) = if DIRECT { (t.a_row, 1) } else { (size_of::<u32>(), MR) };
-            let mut step = || {
-                let mut b = [_mm512_setzero_si512(); V];
-                // SAFETY: panels have `units` groups of their width, rows as many units.
-                unsafe {
-                    for (v, b) in b.iter_mut().enumerate() {
-                        *b = _mm512_loadu_si512(pb.add(16 * v).cast());
-                    }
-                    for (i, acc) in acc.iter_mut().enumerate() {
-                        let unit = pa.byte_add(i * a_row).cast::<i32>().read_unaligned();
-                        let $a = _mm512_set1_epi32(unit);
-                        for ($acc, &$b) in acc.iter_mut().zip(&b) {
-                            *$acc = $step;
-                        }
-                    }
-                    (pa, pb) = (pa.add(a_unit), pb.add(NR));
-                }
-            };
-            for u in 0..t.units {
-                if DIRECT && u % 16 < M {
-                    // A line of each of the rows that come next.
-                    let row = t.a.wrapping_add(u).wrapping_byte_add((M + u % 16) * a_row);
-                    _mm_prefetch::<_MM_HINT_T0>(row.cast());
-                }
-                step();
-            }
-            let alpha = _mm512_set1_ps(t.alpha);
-            for (i, acc) in acc.iter().enumerate() {
-                for (v, &acc) in acc.iter().enumerate() {
-                    let mask = first(t.n - 16 * v);
-                    // SAFETY: by contract; lanes beyond the block are masked.
-                    unsafe {
-                        let c = t.c.add(i * t.ldc + 16 * v);
-                        let sum = if t.add {
-                            _mm512_fmadd_ps(acc, alpha, _mm512_maskz_loadu_ps(mask, c))
-                        } else {
-                            _mm512_mul_ps(acc, alpha)
-                        };
-                        _mm512_mask_storeu_ps(c, mask, sum);
-                    }
-                }
-            }
-        }
-
-        /// # Safety
-        /// See [`Isa::single`], or [`Isa::direct`] if `DIRECT`.
-        unsafe fn $name<const DIRECT: bool>(t: &Block) {
-            macro_rules! tiles {
-                ($m:literal) => {
-                    [$tile::<$m, 1, DIRECT>, $tile::<$m, 2, DIRECT>, $tile::<$m, 3, DIRECT>]
-                };
-            }
-            let tiles: [[unsafe fn(&Block); VR]; MR] = const {
-                [tiles!(1), tiles!(2), tiles!(3), tiles!(4), tiles!(5), tiles!(6), tiles!(7), tiles!(8)]
-            };
-            // SAFETY: by contract.
-            unsafe { tiles[t.m - 1][(t.n - 1) / 16](t) }
-        }
-    };
+/// # Safety
+/// See [`Isa::single`], or [`Isa::direct`] if `DIRECT`.
+unsafe fn single<const DIRECT: bool>(t: &Block) {
+    macro_rules! tiles {
+        ($m:literal) => {
+            [single_tile::<$m, 1, DIRECT>, single_tile::<$m, 2, DIRECT>, single_tile::<$m, 3, DIRECT>]
+        };
+    }
+    let tiles: [[unsafe fn(&Block); VR]; MR] =
+        const { [tiles!(1), tiles!(2), tiles!(3), tiles!(4), tiles!(5), tiles!(6), tiles!(7), tiles!(8)] };
+    // SAFETY: by contract.
+    unsafe { tiles[t.m - 1][(t.n - 1) / 16](t) }
 }
 
-kernel!(single, single_tile, "avx512f", |acc, a, b| _mm512_fmadd_ps(
-    _mm512_castsi512_ps(a),
-    _mm512_castsi512_ps(b),
-    *acc
-));
-
-// SAFETY: both types are 512 bits without invalid values.
-kernel!(pair, pair_tile, "avx512f,avx512bf16", |acc, a, b| _mm512_dpbf16_ps(
-    *acc,
-    std::mem::transmute::<__m512i, __m512bh>(a),
-    std::mem::transmute::<__m512i, __m512bh>(b)
-));
+/// # Safety
+/// See [`single`]; `M` rows and `V` vectors are those of the block.
+#[target_feature(enable = "avx512f")]
+unsafe fn single_tile<const M: usize, const V: usize, const DIRECT: bool>(t: &Block) {
+    // The result's lines come while the sums are made.
+    for i in 0..M {
+        for v in 0..V {
+            let at = t.result.at.wrapping_add(i * t.result.row + v * t.result.width);
+            _mm_prefetch::<_MM_HINT_T0>(at.cast());
+        }
+    }
+    let mut acc = [[_mm512_setzero_ps(); V]; M];
+    let (mut pa, mut pb) = (t.a, t.b.cast::<f32>());
+    let (a_row, a_unit) = if DIRECT { (t.a_row, 1) } else { (size_of::<u32>(), MR) };
+    for u in 0..t.units {
+        if DIRECT && u % 16 < M {
+            // A line of each of the rows that come next.
+            let row = t.a.wrapping_add(u).wrapping_byte_add((M + u % 16) * a_row);
+            _mm_prefetch::<_MM_HINT_T0>(row.cast());
+        }
+        let mut b = [_mm512_setzero_ps(); V];
+        // SAFETY: panels have `units` groups of their width, rows as many units.
+        unsafe {
+            for (v, b) in b.iter_mut().enumerate() {
+                *b = _mm512_loadu_ps(pb.add(16 * v));
+            }
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let a = _mm512_set1_ps(pa.byte_add(i * a_row).cast::<f32>().read_unaligned());
+                for (acc, &b) in acc.iter_mut().zip(&b) {
+                    *acc = _mm512_fmadd_ps(a, b, *acc);
+                }
+            }
+            (pa, pb) = (pa.add(a_unit), pb.add(NR));
+        }
+    }
+    let alpha = _mm512_set1_ps(t.alpha);
+    for (i, acc) in acc.iter().enumerate() {
+        for (v, &acc) in acc.iter().enumerate() {
+            let mask = first(t.n - 16 * v);
+            // SAFETY: by contract; lanes beyond the block are masked.
+            unsafe {
+                let c = t.c.add(i * t.ldc + 16 * v);
+                let sum = if t.add {
+                    _mm512_fmadd_ps(acc, alpha, _mm512_maskz_loadu_ps(mask, c))
+                } else {
+                    _mm512_mul_ps(acc, alpha)
+                };
+                _mm512_mask_storeu_ps(c, mask, sum);
+            }
+        }
+    }
+}
 
 /// Sum of products of `bf16`.
 ///

@@ -10,7 +10,7 @@
 //! Each element adds its products in order of depth, whatever part and tile it is in: its bits do not depend on how, or for how
 //! many threads, the result is cut.
 
-use super::micro::{Block, Fetch, Isa};
+use super::micro::{Block, Chain, Fetch, Isa, Link, To};
 use super::pack::{self, Part};
 use super::tiling::{Extents, Grid, Most, TILE_AREA, Tiling};
 use super::{Job, KC, Mat, Product};
@@ -101,6 +101,12 @@ impl<'a> Phase<'a> {
 
     fn units(&self) -> usize {
         self.iter().last().map_or(0, |s| s.at + s.units)
+    }
+
+    /// The micro-kernel that goes through all segments at once, if they allow it.
+    fn chain(&self, isa: &Isa) -> Option<unsafe fn(&Chain<'_>)> {
+        let is_plain = |s: &Segment<'_>| s.pair && s.product.dropout.is_none() && s.product.alpha == 1.0;
+        isa.chain.filter(|_| self.units() > 0 && self.iter().all(is_plain))
     }
 }
 
@@ -255,7 +261,15 @@ impl Pass<'_> {
         let ((i, m), (j, n)) = (rows.part(row), columns.part(column));
         let (top, left) = (self.row.0 + i, self.column.0 + j);
         let in_place = is_in_place(self.job);
-        let c_len = if in_place || !(is_first && is_last) { 0 } else { m * n };
+        let chain = phase.chain(self.isa);
+        // Micro-kernels round the result themselves.
+        let rounds = chain.is_some() && is_last && !self.job.turned && self.job.c.dtype() == DType::Bf16;
+        let is_alone = is_first && is_last && !in_place;
+        let c_len = if is_alone && (!rounds || self.job.accumulate) { m * n } else { 0 };
+        // A row that is added to every row and nothing else is read where it is.
+        let adds_row = chain.is_some() && is_first && !self.job.turned && !self.job.accumulate;
+        let bias = self.job.bias.filter(|_| adds_row);
+        let bias_len = if bias.is_some() { n } else { 0 };
         let has_dropout = phase.iter().any(|s| s.product.dropout.is_some());
         let d_len = if has_dropout || (self.job.turned && is_last) { m * n } else { 0 };
         debug_assert!(m * n <= TILE_AREA);
@@ -266,25 +280,42 @@ impl Pass<'_> {
             }
             // Panels that only this tile uses are packed one by one, into the same place, which stays in the cache.
             let own_len = if rows.count == 1 && !has_dropout { self.isa.nr * phase.units() } else { 0 };
-            scratch::with(c_len + d_len + own_len + LINE, |s| {
+            scratch::with(c_len + d_len + bias_len + own_len + LINE, |s| {
                 let mut cut = Cut(s);
-                let (pc, pd) = (cut.take(c_len), cut.take(d_len));
+                let (pc, pd, row) = (cut.take(c_len), cut.take(d_len), cut.take(bias_len));
                 let own = Panels { at: Shared::new(aligned(cut.0, own_len)), lines: self.isa.nr, first: 0 };
                 let (c, ldc) = if in_place {
                     (self.job.c.raw::<f32>(0, 0).as_mut_ptr().add(top * self.job.ldc + left), self.job.ldc)
-                } else if c_len > 0 {
+                } else if is_alone {
                     (pc.as_mut_ptr(), n)
                 } else {
                     (self.c.at(i * self.column.1 + j), self.column.1)
                 };
                 let tile = Tile { c, ldc, m, n };
-                let is_set = !is_first || self.begin(&tile, top, left, phase, in_place);
+                let is_set = !is_first || (bias.is_none() && self.begin(&tile, top, left, phase, in_place));
+                let mut from = is_set.then_some((c.cast_const(), ldc));
+                if let Some(bias) = bias {
+                    bias.load(left, row);
+                    from = Some((row.as_ptr(), 0));
+                }
+                let to = if rounds {
+                    let at = top * self.job.ldc + left;
+                    To::Bf16(self.job.c.offset(at).src().ptr().cast_mut().cast(), self.job.ldc)
+                } else {
+                    To::F32(c, ldc)
+                };
                 let step = if own_len > 0 { self.isa.nr } else { n };
                 for y in (0..n).step_by(step) {
                     let part = y..n.min(y + step);
                     let b = if own_len > 0 { own } else { self.shared_b(j + y) };
                     if rows.count == 1 {
                         self.pack_b(phase, (j + y, part.len()), b);
+                    }
+                    if let Some(kernel) = chain {
+                        let out = !in_place && !self.job.turned && is_last;
+                        let place = Place { a: self.shared_a(i), b, top, left, out };
+                        self.chain(kernel, phase, &place, &tile, part, from, to);
+                        continue;
                     }
                     let mut add = is_set;
                     for (number, s) in phase.iter().enumerate() {
@@ -306,7 +337,7 @@ impl Pass<'_> {
                 }
                 if is_last && self.job.turned {
                     self.store_turned(&tile, top, left, pd);
-                } else if is_last && !in_place {
+                } else if is_last && !in_place && !rounds {
                     (0..m).for_each(|r| self.job.c.store((top + r) * self.job.ldc + left, tile.row(r)));
                 }
             });
@@ -353,6 +384,77 @@ impl Pass<'_> {
         }
     }
 
+    /// Where a segment's rows begin, and the bytes from one to the next if they are not packed.
+    ///
+    /// # Safety
+    /// As [`run`], for this place.
+    unsafe fn rows_of(&self, s: &Segment<'_>, place: &Place) -> (*const u32, Option<usize>) {
+        let Mat { src, rs, .. } = s.product.a;
+        // SAFETY: by contract.
+        unsafe {
+            if s.direct {
+                (src.offset(place.top * rs + s.k).ptr().cast(), Some(rs * src.dtype().size()))
+            } else {
+                (place.a.of(s).cast_const(), None)
+            }
+        }
+    }
+
+    /// Adds all segments to columns of a tile: `to = from + …`, both from the tile's first element on.
+    ///
+    /// # Safety
+    /// As [`run`], for this tile; its panels are packed.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn chain(
+        &self,
+        kernel: unsafe fn(&Chain<'_>),
+        phase: &Phase<'_>,
+        place: &Place,
+        tile: &Tile,
+        columns: std::ops::Range<usize>,
+        from: Option<(*const f32, usize)>,
+        to: To,
+    ) {
+        let &Isa { mr, nr, .. } = self.isa;
+        // SAFETY: by contract.
+        unsafe {
+            // Each segment from the tile's first row and column on, and the bytes of a row.
+            let mut begin = [(Link::NONE, 0); SEGMENTS];
+            let mut count = 0;
+            for (begin, s) in begin.iter_mut().zip(phase.iter()) {
+                let (a, a_row) = self.rows_of(s, place);
+                let link = Link { units: s.units, a, a_row, b: place.b.of(s) };
+                // A panel of `mr` rows is as long as `mr` rows.
+                *begin = (link, a_row.unwrap_or(s.units * size_of::<u32>()));
+                count += 1;
+            }
+            let mut links = [Link::NONE; SEGMENTS];
+            for (panel, y) in columns.step_by(nr).enumerate() {
+                for x in (0..tile.m).step_by(mr) {
+                    for (link, &(begin, row)) in links[..count].iter_mut().zip(&begin) {
+                        let b = begin.b.add(panel * nr * begin.units);
+                        *link = Link { a: begin.a.byte_add(x * row), b, ..begin };
+                    }
+                    kernel(&Chain {
+                        links: &links[..count],
+                        m: mr.min(tile.m - x),
+                        n: nr.min(tile.n - y),
+                        from: from.map(|(from, row)| (from.add(x * row + y), row)),
+                        to: match to {
+                            To::F32(to, row) => To::F32(to.add(x * row + y), row),
+                            To::Bf16(to, row) => To::Bf16(to.add(x * row + y), row),
+                        },
+                        result: if place.out {
+                            self.result(place, x, y)
+                        } else {
+                            Fetch::lines(tile.c.wrapping_add(x * tile.ldc + y), tile.ldc)
+                        },
+                    });
+                }
+            }
+        }
+    }
+
     /// Adds a segment to columns of a tile, or writes them.
     ///
     /// # Safety
@@ -367,28 +469,23 @@ impl Pass<'_> {
     ) {
         let &Isa { mr, nr, single, pair, .. } = self.isa;
         let Tile { c, ldc, m, n } = *tile;
-        let Mat { src, rs, .. } = s.product.a;
         // SAFETY: by contract.
         unsafe {
-            let (a, a_row, kernel) = match self.isa.direct {
-                Some(direct) if s.direct => {
-                    let a = src.offset(place.top * rs + s.k).ptr();
-                    (a, rs * src.dtype().size(), direct[usize::from(s.pair)])
-                }
-                _ => {
-                    let a = place.a.of(s);
-                    let kernel = if s.pair { pair.unwrap_or(single) } else { single };
-                    (a.cast_const().cast(), s.units * size_of::<u32>(), kernel)
-                }
+            let (a, a_row) = self.rows_of(s, place);
+            let kernel = match self.isa.direct {
+                Some(direct) if s.direct => direct[usize::from(s.pair)],
+                _ if s.pair => pair.unwrap_or(single),
+                _ => single,
             };
+            // A panel of `mr` rows is as long as `mr` rows.
+            let a_row = a_row.unwrap_or(s.units * size_of::<u32>());
             let b = place.b.of(s);
             for (panel, y) in columns.step_by(nr).enumerate() {
                 for x in (0..m).step_by(mr) {
                     let at = c.add(x * ldc + y);
                     kernel(&Block {
                         units: s.units,
-                        // A panel of `mr` rows is as long as `mr` rows.
-                        a: a.add(x * a_row).cast(),
+                        a: a.byte_add(x * a_row),
                         a_row,
                         b: b.add(panel * nr * s.units),
                         c: at,

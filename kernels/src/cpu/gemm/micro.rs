@@ -42,6 +42,42 @@ impl Fetch {
     }
 }
 
+/// Depths of one operand pair that [`Chain`] goes through.
+#[derive(Clone, Copy)]
+pub(super) struct Link {
+    pub(super) units: usize,
+    pub(super) a: *const u32,
+    /// Bytes from one row of `a` to the next if it is read where it lies; else it is a panel.
+    pub(super) a_row: Option<usize>,
+    pub(super) b: *const u32,
+}
+
+impl Link {
+    /// No depth.
+    pub(super) const NONE: Link = Link { units: 0, a: std::ptr::null(), a_row: None, b: std::ptr::null() };
+}
+
+/// One call of a micro-kernel for `m × n` sums over several depths: `to = from + A₀·B₀ + A₁·B₁ + …`. The sums stay in
+/// registers from `from` to `to`, and an element adds its units in order.
+pub(super) struct Chain<'a> {
+    pub(super) links: &'a [Link],
+    pub(super) m: usize,
+    pub(super) n: usize,
+    /// What is added to, and the elements from row to row of it (none for a row that all have in common); else nothing.
+    pub(super) from: Option<(*const f32, usize)>,
+    pub(super) to: To,
+    /// As [`Block::result`].
+    pub(super) result: Fetch,
+}
+
+/// Where sums go, and the elements from row to row there.
+#[derive(Clone, Copy)]
+pub(super) enum To {
+    F32(*mut f32, usize),
+    /// Rounded to nearest even. Sums of units are never denormal.
+    Bf16(*mut u16, usize),
+}
+
 /// The micro-kernels of an instruction set; all have panels of the same width.
 pub(super) struct Isa {
     /// Rows of a panel of the left operand.
@@ -64,6 +100,12 @@ pub(super) struct Isa {
     /// As `single` and `pair` for a left operand that is no panel: rows of contiguous units, `a_row` bytes apart, aligned to
     /// elements.
     pub(super) direct: Option<[unsafe fn(&Block); 2]>,
+    /// Of units that are two `bf16`, from the first depth to the result. Gives the bits that calls of `pair` and `direct` with
+    /// an `alpha` of one give, which begin with the result's content where it is added to.
+    ///
+    /// # Safety
+    /// As `single`, for all links, at least one of which has units.
+    pub(super) chain: Option<unsafe fn(&Chain<'_>)>,
     /// Copies up to 16 rows into a panel.
     pub(super) transpose: Transpose,
     /// Products of `bf16` with narrow matrices.
@@ -101,8 +143,17 @@ pub(super) fn isa(level: Level) -> &'static Isa {
 const MR: usize = 4;
 const NR: usize = 8;
 
-static PORTABLE: Isa =
-    Isa { mr: MR, nr: NR, single: portable, pair: None, dot: None, direct: None, transpose, narrow: None };
+static PORTABLE: Isa = Isa {
+    mr: MR,
+    nr: NR,
+    single: portable,
+    pair: None,
+    dot: None,
+    direct: None,
+    chain: None,
+    transpose,
+    narrow: None,
+};
 
 /// # Safety
 /// See [`Isa::single`].

@@ -18,6 +18,8 @@ use micro::Isa;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_pair;
 mod blocked;
 mod engine;
 mod micro;

@@ -20,11 +20,20 @@ const NR: usize = 4 * VR;
 
 /// `f32` only.
 pub(super) static F32: Isa =
-    Isa { mr: MR, nr: NR, single, pair: None, dot: None, direct: None, transpose, narrow: None };
+    Isa { mr: MR, nr: NR, single, pair: None, dot: None, direct: None, chain: None, transpose, narrow: None };
 
 /// `f32`, and `bf16` by its own instructions.
-pub(super) static BF16: Isa =
-    Isa { mr: MR, nr: NR, single, pair: Some(pair), dot: Some(dot), direct: None, transpose, narrow: None };
+pub(super) static BF16: Isa = Isa {
+    mr: MR,
+    nr: NR,
+    single,
+    pair: Some(pair),
+    dot: Some(dot),
+    direct: None,
+    chain: None,
+    transpose,
+    narrow: None,
+};
 
 /// # Safety
 /// See [`Isa::single`].

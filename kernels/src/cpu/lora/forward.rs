@@ -1,11 +1,13 @@
 //! `lora_linear`.
 
 use super::{Lora, Piece, Pieces, ROWS, bf16_rows, f32_rows, round, round_tasks, split_depths, split_tasks};
-use crate::cpu::float::{Dst, convert};
+use crate::cpu::elem::Elem;
+use crate::cpu::float::Dst;
 use crate::cpu::gemm::narrow::{Narrow, Panels};
 use crate::cpu::gemm::{Job, Mat, Product};
 use crate::cpu::par::{self, Shared, Stage};
 use crate::cpu::scratch;
+use crate::cpu::simd::simd;
 use crate::cpu::{Call, Kernel, KernelError};
 use half::bf16;
 use kfc_graph::{Attrs, DType, TensorType};
@@ -25,7 +27,7 @@ pub(crate) struct LoraLinear {
 struct Layout {
     /// Panels of A.
     a: Piece<u32>,
-    /// S `[M, r]` and B `[O, r]`, rounded.
+    /// scale · S `[M, r]` and B `[O, r]`, rounded.
     s: Piece<bf16>,
     b: Piece<bf16>,
 }
@@ -46,12 +48,12 @@ impl LoraLinear {
         Ok(LoraLinear { lora, bias, narrow, workspace: pieces.bytes })
     }
 
-    /// Computes S; returns S and B as operands of the second product of y.
+    /// Computes S; returns S and B as operands of the second product of y, and a factor.
     ///
     /// # Safety
     /// As [`Kernel::run`].
-    unsafe fn low_rank(&self, call: &Call<'_>) -> (Mat, Mat) {
-        let Lora { rows, inputs, rank, .. } = self.lora;
+    unsafe fn low_rank(&self, call: &Call<'_>) -> (Mat, Mat, f32) {
+        let Lora { rows, inputs, rank, scale, .. } = self.lora;
         // SAFETY: by contract.
         unsafe {
             if let Some((narrow, layout)) = &self.narrow {
@@ -61,7 +63,7 @@ impl LoraLinear {
             let a = Mat::rows(call.src(2, DType::F32), inputs);
             let s = call.output::<f32>(1);
             Job::new(rows, rank, &[Product::new(x, a.t(), inputs)], Dst::floats(s)).run();
-            (f32_rows(s, rank), Mat::rows(call.src(3, DType::F32), rank))
+            (f32_rows(s, rank), Mat::rows(call.src(3, DType::F32), rank), scale)
         }
     }
 
@@ -69,8 +71,8 @@ impl LoraLinear {
     ///
     /// # Safety
     /// As [`Kernel::run`].
-    unsafe fn narrow(&self, call: &Call<'_>, narrow: Narrow, layout: &Layout) -> (Mat, Mat) {
-        let Lora { rows, inputs, rank, .. } = self.lora;
+    unsafe fn narrow(&self, call: &Call<'_>, narrow: Narrow, layout: &Layout) -> (Mat, Mat, f32) {
+        let Lora { rows, inputs, rank, scale, .. } = self.lora;
         // SAFETY: by contract; the workspace has the size asked for, and tasks write disjoint parts.
         unsafe {
             let (x, a, b) = (call.src(0, DType::Bf16), call.input::<f32>(2), call.input::<f32>(3));
@@ -102,25 +104,25 @@ impl LoraLinear {
                         }
                     }),
                 }
-                convert(s, s_rounded.slice(first * rank, n * rank));
+                round_scaled(scale, s, s_rounded.slice(first * rank, n * rank));
             };
             let stages = [Stage((splits + round_tasks(b.len()), &prepare), (rows.div_ceil(ROWS), &multiply))];
             par::run_steps(&stages);
-            (bf16_rows(s16, rank), bf16_rows(b16, rank))
+            (bf16_rows(s16, rank), bf16_rows(b16, rank), 1.0)
         }
     }
 }
 
 impl Kernel for LoraLinear {
     unsafe fn run(&self, call: &Call<'_>) {
-        let Lora { rows, inputs, outputs, rank, scale, .. } = self.lora;
+        let Lora { rows, inputs, outputs, rank, .. } = self.lora;
         let x = Mat::rows(call.src(0, self.lora.x), inputs);
         let w = Mat::rows(call.src(1, self.lora.w), inputs);
         // SAFETY: by contract of `run`.
         unsafe {
-            let (s, b) = self.low_rank(call);
+            let (s, b, alpha) = self.low_rank(call);
             let products =
-                [Product::new(x, w.t(), inputs), Product { alpha: scale, ..Product::new(s, b.t(), rank) }];
+                [Product::new(x, w.t(), inputs), Product { alpha, ..Product::new(s, b.t(), rank) }];
             let bias = self.bias.map(|t| call.src(4, t));
             Job { bias, ..Job::new(rows, outputs, &products, call.dst(0, self.lora.x)) }.run();
         }
@@ -128,5 +130,14 @@ impl Kernel for LoraLinear {
 
     fn workspace_bytes(&self) -> usize {
         self.workspace
+    }
+}
+
+simd! {
+    /// `factor · x`, rounded.
+    fn round_scaled(factor: f32, x: &[f32], out: &mut [bf16]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = <bf16 as Elem>::put(factor * *x);
+        }
     }
 }

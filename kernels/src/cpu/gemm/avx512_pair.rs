@@ -1,0 +1,183 @@
+//! Micro-kernels of AVX-512 BF16 for units that are two `bf16`.
+//!
+//! `vdpbf16ps` multiplies two pairs of `bf16` and adds both products to an `f32`. How it rounds between the two additions is
+//! its own affair; it rounds to nearest even, takes denormal operands as zero and flushes denormal results, whatever the
+//! rounding mode says. So `bf16` products have other last bits than on CPUs without it, but always the same on one CPU.
+
+use super::avx512::{MR, NR, VR, first};
+use super::micro::{Block, Chain, Link, To};
+use std::arch::x86_64::*;
+
+/// A register tile of some extents.
+type Tile = unsafe fn(&Chain<'_>, f32);
+
+/// Sums of a register tile.
+type Sums<const M: usize, const V: usize> = [[__m512; V]; M];
+
+/// # Safety
+/// See [`super::micro::Isa::chain`].
+pub(super) unsafe fn chain(t: &Chain<'_>) {
+    // SAFETY: by contract.
+    unsafe { scaled(t, 1.0) }
+}
+
+/// # Safety
+/// See [`super::micro::Isa::pair`], or [`super::micro::Isa::direct`] if `DIRECT`.
+pub(super) unsafe fn pair<const DIRECT: bool>(t: &Block) {
+    let link = Link { units: t.units, a: t.a, a_row: DIRECT.then_some(t.a_row), b: t.b };
+    let from = t.add.then_some((t.c.cast_const(), t.ldc));
+    let to = To::F32(t.c, t.ldc);
+    // SAFETY: by contract.
+    unsafe { scaled(&Chain { links: &[link], m: t.m, n: t.n, from, to, result: t.result }, t.alpha) }
+}
+
+/// `to = from + alpha · (A₀·B₀ + A₁·B₁ + …)`.
+///
+/// # Safety
+/// See [`super::micro::Isa::chain`].
+unsafe fn scaled(t: &Chain<'_>, alpha: f32) {
+    macro_rules! tiles {
+        ($m:literal) => {
+            [tile::<$m, 1>, tile::<$m, 2>, tile::<$m, 3>]
+        };
+    }
+    const TILES: [[Tile; VR]; MR] =
+        [tiles!(1), tiles!(2), tiles!(3), tiles!(4), tiles!(5), tiles!(6), tiles!(7), tiles!(8)];
+    // SAFETY: by contract.
+    unsafe { TILES[t.m - 1][(t.n - 1) / 16](t, alpha) }
+}
+
+/// # Safety
+/// See [`scaled`]; `M` rows and `V` vectors are those of the tile.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn tile<const M: usize, const V: usize>(t: &Chain<'_>, alpha: f32) {
+    // The result's lines come while the sums are made.
+    for i in 0..M {
+        for v in 0..V {
+            let at = t.result.at.wrapping_add(i * t.result.row + v * t.result.width);
+            _mm_prefetch::<_MM_HINT_T0>(at.cast());
+        }
+    }
+    let mut acc: Sums<M, V> = [[_mm512_setzero_ps(); V]; M];
+    /// Sets each vector, called `$x`, of row `$i`.
+    macro_rules! each {
+        (|$i:pat, $v:pat, $x:ident| $value:expr) => {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    let ($i, $v, $x) = (i, v, *acc);
+                    *acc = $value;
+                }
+            }
+        };
+    }
+    let begins = alpha == 1.0;
+    // SAFETY: by contract; lanes beyond the tile are masked.
+    unsafe {
+        if let (true, Some(from)) = (begins, t.from) {
+            each!(|i, v, _x| load(t, from, i, v));
+        }
+        for link in t.links {
+            match link.a_row {
+                Some(a_row) => add_direct(link, a_row, &mut acc),
+                None => add_panel(link, &mut acc),
+            }
+        }
+        if !begins {
+            let alpha = _mm512_set1_ps(alpha);
+            match t.from {
+                None => each!(|_, _, x| _mm512_mul_ps(x, alpha)),
+                Some(from) => each!(|i, v, x| _mm512_fmadd_ps(x, alpha, load(t, from, i, v))),
+            }
+        }
+        for (i, acc) in acc.iter().enumerate() {
+            for (v, &acc) in acc.iter().enumerate() {
+                let mask = first(t.n - 16 * v);
+                match t.to {
+                    To::F32(to, row) => _mm512_mask_storeu_ps(to.add(i * row + 16 * v), mask, acc),
+                    To::Bf16(to, row) => {
+                        let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(acc));
+                        _mm256_mask_storeu_epi16(to.add(i * row + 16 * v).cast(), mask, rounded);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A vector of what is added to.
+///
+/// # Safety
+/// See [`scaled`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load(t: &Chain<'_>, (from, row): (*const f32, usize), i: usize, v: usize) -> __m512 {
+    // SAFETY: by contract; lanes beyond the tile are masked.
+    unsafe { _mm512_maskz_loadu_ps(first(t.n - 16 * v), from.add(i * row + 16 * v)) }
+}
+
+/// Adds the products of rows that are read where they lie.
+///
+/// # Safety
+/// See [`scaled`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn add_direct<const M: usize, const V: usize>(link: &Link, a_row: usize, acc: &mut Sums<M, V>) {
+    let (mut a, mut b) = (link.a, link.b);
+    for u in 0..link.units {
+        if u % 16 < M {
+            // A line of each of the rows that come next.
+            let row = link.a.wrapping_add(u).wrapping_byte_add((M + u % 16) * a_row);
+            _mm_prefetch::<_MM_HINT_T0>(row.cast());
+        }
+        // SAFETY: by contract.
+        unsafe {
+            add(a, a_row, b, acc);
+            (a, b) = (a.add(1), b.add(NR));
+        }
+    }
+}
+
+/// Adds the products of a panel of rows.
+///
+/// # Safety
+/// See [`scaled`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn add_panel<const M: usize, const V: usize>(link: &Link, acc: &mut Sums<M, V>) {
+    let (mut a, mut b) = (link.a, link.b);
+    for _ in 0..link.units {
+        // SAFETY: by contract.
+        unsafe {
+            add(a, size_of::<u32>(), b, acc);
+            (a, b) = (a.add(MR), b.add(NR));
+        }
+    }
+}
+
+/// Adds the products of one unit of each row, `a_row` bytes apart, and one of each column.
+///
+/// # Safety
+/// Addresses cover the extents.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn add<const M: usize, const V: usize>(
+    a: *const u32,
+    a_row: usize,
+    columns: *const u32,
+    acc: &mut Sums<M, V>,
+) {
+    let mut b = [_mm512_setzero_si512(); V];
+    // SAFETY: by contract; both types are 512 bits without invalid values.
+    unsafe {
+        for (v, b) in b.iter_mut().enumerate() {
+            *b = _mm512_loadu_si512(columns.add(16 * v).cast());
+        }
+        for (i, acc) in acc.iter_mut().enumerate() {
+            let a = _mm512_set1_epi32(a.byte_add(i * a_row).cast::<i32>().read_unaligned());
+            for (acc, &b) in acc.iter_mut().zip(&b) {
+                let [a, b] = std::mem::transmute::<[__m512i; 2], [__m512bh; 2]>([a, b]);
+                *acc = _mm512_dpbf16_ps(*acc, a, b);
+            }
+        }
+    }
+}
