@@ -204,7 +204,34 @@ impl Head {
         usize::try_from(label).ok().filter(|l| *l < self.student.vocab)
     }
 
-    /// Logits of the rows `active` of operand `x`, gathered at `rows_at`, written at `z_at`.
+    /// The rows `active` of operand `x`: where they lie if they follow one another, else gathered at `rows_at`.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn rows_of(
+        &self,
+        call: &Call<'_>,
+        x: usize,
+        p: Projection,
+        active: &[u32],
+        rows_at: usize,
+    ) -> Src {
+        let bytes = p.row_bytes();
+        // SAFETY: by contract; the parts of the workspace do not overlap.
+        unsafe {
+            if follow_one_another(active) {
+                return call.src(x, p.x).offset(active[0] as usize * p.width);
+            }
+            let all = call.input::<u8>(x);
+            let rows = call.work::<u8>(rows_at, active.len() * bytes);
+            for (to, i) in rows.chunks_exact_mut(bytes).zip(active) {
+                to.copy_from_slice(&all[*i as usize * bytes..][..bytes]);
+            }
+            Dst::new(rows.as_mut_ptr(), p.x).src()
+        }
+    }
+
+    /// Logits of the rows `active` of operand `x`, gathered at `rows_at` if need be, written at `z_at`.
     ///
     /// # Safety
     /// As [`Kernel::run`].
@@ -218,15 +245,9 @@ impl Head {
         z_at: usize,
     ) {
         let n = active.len();
-        let bytes = p.row_bytes();
         // SAFETY: by contract; the parts of the workspace do not overlap.
         unsafe {
-            let all = call.input::<u8>(x);
-            let rows = call.work::<u8>(rows_at, n * bytes);
-            for (to, i) in rows.chunks_exact_mut(bytes).zip(active) {
-                to.copy_from_slice(&all[*i as usize * bytes..][..bytes]);
-            }
-            let h = Dst::new(rows.as_mut_ptr(), p.x).src();
+            let h = self.rows_of(call, x, p, active, rows_at);
             let w = Mat::rows(call.src(x + 1, p.w), p.width);
             let z = Dst::floats(call.work(z_at, n * p.pitch()));
             let products = [Product::new(Mat::rows(h, p.width), w.t(), p.width)];
@@ -338,7 +359,7 @@ impl Head {
             let z = call.work::<f32>(self.layout.z, n * p.pitch());
             let mut dz = Mat::rows(Dst::floats(z).src(), p.pitch());
             if self.attrs.need_dw {
-                let h = Dst::new(call.work::<u8>(self.layout.h, n * bytes).as_mut_ptr(), p.x).src();
+                let h = self.rows_of(call, self.first(), p, active, self.layout.h);
                 let products = [Product::new(dz.t(), Mat::rows(h, p.width), n)];
                 let dw = call.dst(self.dh() + 1, DType::F32);
                 Job { accumulate: !is_first, ..Job::new(p.vocab, p.width, &products, dw) }.run();
@@ -354,15 +375,26 @@ impl Head {
                 dz = Mat::rows(src, 2 * p.pitch());
             }
             let w = self.weight().mat(call);
-            let dh = call.work::<u8>(self.layout.dh, n * bytes);
-            let to = Dst::new(dh.as_mut_ptr(), p.x);
+            let follow = follow_one_another(active);
+            let to = if follow {
+                call.dst(self.dh(), p.x).offset(active[0] as usize * p.width)
+            } else {
+                Dst::new(call.work::<u8>(self.layout.dh, n * bytes).as_mut_ptr(), p.x)
+            };
             Job { dots: false, ..Job::new(n, p.width, &[Product::new(dz, w, p.vocab)], to) }.run();
-            let all = call.output::<u8>(self.dh());
-            for (row, i) in dh.chunks_exact(bytes).zip(active) {
-                all[*i as usize * bytes..][..bytes].copy_from_slice(row);
+            if !follow {
+                let (dh, all) = (call.work::<u8>(self.layout.dh, n * bytes), call.output::<u8>(self.dh()));
+                for (row, i) in dh.chunks_exact(bytes).zip(active) {
+                    all[*i as usize * bytes..][..bytes].copy_from_slice(row);
+                }
             }
         }
     }
+}
+
+/// Whether rows lie one after the other.
+fn follow_one_another(active: &[u32]) -> bool {
+    active.windows(2).all(|w| w[1] == w[0] + 1)
 }
 
 /// Turns a row of `f32` into a row of `bf16` in its first half.
