@@ -44,6 +44,7 @@ pub mod simd;
 mod strided;
 mod sums;
 mod swiglu;
+pub mod team;
 pub mod transposed;
 
 use float::{Dst, Src};

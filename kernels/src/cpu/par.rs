@@ -1,9 +1,9 @@
 //! Parallel loops over fixed pieces.
 
-use crate::cpu::choice;
+use crate::cpu::{choice, team};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Elements of one task of an element-wise loop: large enough to hide the cost of a task, small enough for L2.
 pub(crate) const GRAIN: usize = 16 * 1024;
@@ -11,20 +11,66 @@ pub(crate) const GRAIN: usize = 16 * 1024;
 /// Calls `f(i)` for each `i < tasks`, in parallel when there is more than one; tasks have the caller's [`Choice`], and
 /// its number of threads.
 ///
+/// A thread has a share of tasks that follow one another, the same in each loop of as many, so that it finds in its caches what
+/// it wrote there in the loop before; when it has none left it takes the last of another's.
+///
 /// [`Choice`]: choice::Choice
 pub(crate) fn tasks(tasks: usize, f: impl Fn(usize) + Sync + Send) {
     let choice = choice::current();
-    let run = |i| choice::with(choice, || f(i));
-    match choice.threads.map(usize::from) {
-        _ if tasks == 1 => f(0),
-        Some(1) => (0..tasks).for_each(f),
-        Some(threads) if threads < tasks => {
-            let next = AtomicUsize::new(0);
-            let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < tasks);
-            let each = |_| std::iter::from_fn(take).for_each(run);
-            (0..threads).into_par_iter().with_max_len(1).for_each(each);
+    let threads = threads().min(tasks);
+    if threads <= 1 {
+        return (0..tasks).for_each(f);
+    }
+    let shares = Shares::new(tasks, threads);
+    let run = |own: usize| {
+        choice::with(choice, || std::iter::from_fn(|| shares.take(own)).for_each(&f));
+    };
+    if !team::run(&|own| {
+        if own < threads {
+            run(own)
         }
-        _ => (0..tasks).into_par_iter().with_max_len(1).for_each(run),
+    }) {
+        (0..threads).into_par_iter().with_max_len(1).for_each(run);
+    }
+}
+
+/// Most shares of a loop; more threads have some in common.
+const SHARES: usize = 32;
+
+/// What is left of each thread's share of a loop: the first task and the one after the last, in the halves of a word.
+struct Shares {
+    left: [Line; SHARES],
+    count: usize,
+}
+
+/// A word in a cache line of its own.
+#[derive(Default)]
+#[repr(align(64))]
+struct Line(AtomicU64);
+
+impl Shares {
+    fn new(tasks: usize, threads: usize) -> Shares {
+        let count = threads.min(SHARES);
+        let at = |i: usize| (tasks * i / count) as u64;
+        let left = std::array::from_fn(|i| {
+            if i < count { Line(AtomicU64::new(at(i) << 32 | at(i + 1))) } else { Line::default() }
+        });
+        Shares { left, count }
+    }
+
+    /// The next task of a thread.
+    fn take(&self, own: usize) -> Option<usize> {
+        let own = own % self.count;
+        let next = |left: u64, from_front: bool| {
+            let (first, end) = (left >> 32, left & u64::from(u32::MAX));
+            (first < end).then(|| if from_front { (first + 1) << 32 | end } else { first << 32 | (end - 1) })
+        };
+        let pop = |share: usize, from_front: bool| {
+            let Line(left) = &self.left[share];
+            let taken = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |l| next(l, from_front));
+            taken.ok().map(|l| if from_front { l >> 32 } else { (l & u64::from(u32::MAX)) - 1 } as usize)
+        };
+        pop(own, true).or_else(|| (1..self.count).find_map(|i| pop((own + i) % self.count, false)))
     }
 }
 
@@ -122,22 +168,35 @@ fn run_phases(steps: usize, count: impl Fn(usize) -> usize + Sync, run: impl Fn(
 /// Lanes a thread from which on threads take whole lanes: with fewer, one of them would wait too long for another.
 const MANY_LANES: usize = 3;
 
+/// A lane of [`run_lanes`], and the place for what its steps hand on to each other, one of as many as there are lanes.
+#[derive(Clone, Copy)]
+pub(crate) struct Lane {
+    pub(crate) number: usize,
+    pub(crate) place: usize,
+}
+
 /// Calls `run(step, lane, task)` for the `count(step)` tasks of each step of each lane, in parallel; a step of a lane begins when
-/// the one before it is done. Where there are enough lanes, each is done by one thread, so that what its steps hand on stays in
-/// that core's caches; else all lanes go through their steps together, as in [`run_phases`].
+/// the one before it is done. Where there are enough lanes, each is done by one thread, always in the same place, so that what
+/// its steps hand on stays in that core's caches; else all lanes go through their steps together, as in [`run_phases`].
+/// Tasks must not start parallel work.
 pub(crate) fn run_lanes(
     lanes: usize,
     steps: usize,
     count: impl Fn(usize) -> usize + Sync,
-    run: impl Fn(usize, usize, usize) + Sync,
+    run: impl Fn(usize, Lane, usize) + Sync,
 ) {
     let threads = threads();
     if lanes >= MANY_LANES * threads || lanes.is_multiple_of(threads) {
-        tasks(lanes, |lane| {
+        // A thread has a place of its own, unless there are more threads than lanes, of which `tasks` uses fewer.
+        let is_own = rayon::current_num_threads() <= lanes;
+        tasks(lanes, |number| {
+            let place = if is_own { rayon::current_thread_index().unwrap_or(0) } else { number };
+            let lane = Lane { number, place };
             (0..steps).for_each(|step| (0..count(step)).for_each(|task| run(step, lane, task)));
         });
     } else {
-        run_phases(steps, |step| lanes * count(step), |step, t| run(step, t % lanes, t / lanes));
+        let lane = |number| Lane { number, place: number };
+        run_phases(steps, |step| lanes * count(step), |step, t| run(step, lane(t % lanes), t / lanes));
     }
 }
 
@@ -325,11 +384,16 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let done: Vec<AtomicUsize> = (0..8 * lanes).map(|_| AtomicUsize::new(0)).collect();
             let done_in = |lane: usize, step: usize| done[8 * lane + step].load(Ordering::SeqCst);
+            // Which lane each place has been given to, plus one.
+            let places: Vec<AtomicUsize> = (0..lanes).map(|_| AtomicUsize::new(0)).collect();
             pool.install(|| {
-                run_lanes(lanes, 8, count, |step, lane, task| {
-                    (0..task % 3).for_each(|_| std::thread::yield_now());
-                    assert!((0..step).all(|s| done_in(lane, s) == count(s)), "step {step} of lane {lane}");
-                    done[8 * lane + step].fetch_add(1, Ordering::SeqCst);
+                run_lanes(lanes, 8, count, |step, Lane { number, place }, t| {
+                    let before = places[place].swap(number + 1, Ordering::SeqCst);
+                    let is_free = |lane: usize| done_in(lane, 7) == count(7);
+                    assert!(before == 0 || before == number + 1 || is_free(before - 1), "place {place}");
+                    (0..t % 3).for_each(|_| std::thread::yield_now());
+                    assert!((0..step).all(|s| done_in(number, s) == count(s)), "step {step} of {number}");
+                    done[8 * number + step].fetch_add(1, Ordering::SeqCst);
                 });
             });
             assert!((0..lanes).all(|l| (0..8).all(|s| done_in(l, s) == count(s))));

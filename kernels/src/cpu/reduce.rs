@@ -269,4 +269,11 @@ simd! {
             *y += alpha * x.get();
         }
     }
+
+    /// `x *= factor`
+    pub(crate) fn scale(factor: f32, x: &mut [f32]) {
+        for x in x {
+            *x *= factor;
+        }
+    }
 }

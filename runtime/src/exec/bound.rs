@@ -129,9 +129,7 @@ impl BoundPlan {
 
     /// Runs every step in order.
     pub fn run(&mut self, _store: &mut Store) {
-        // On a thread of the pool, so that kernels fork where they are: entering the pool once a run is cheaper than once
-        // a kernel, and allocates nothing.
-        rayon::scope(|_| self.run_steps(self.steps.len()));
+        cpu::team::lead(|| self.run_steps(self.steps.len()));
         self.runs += 1;
         for (from, to) in &self.epilogue {
             copy(*from, *to);
@@ -162,14 +160,14 @@ impl BoundPlan {
 
     /// Runs the plan up to a step, that one included.
     pub(crate) fn run_up_to(&mut self, step: usize) {
-        rayon::scope(|_| self.run_steps(step + 1));
+        cpu::team::lead(|| self.run_steps(step + 1));
     }
 
     /// Runs a step `n` times on the operands that it has, after [`BoundPlan::run_up_to`]: nanoseconds of all. What is updated
     /// in place is updated each time.
     pub(crate) fn run_again(&mut self, step: usize, n: u64) -> u64 {
         let step = &self.steps[step];
-        rayon::scope(|_| {
+        cpu::team::lead(|| {
             let start = Instant::now();
             for _ in 0..n {
                 // SAFETY: as in `run_steps`; operands that share a place with results hold those of the run before.

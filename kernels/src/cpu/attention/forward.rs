@@ -6,7 +6,7 @@ use super::softmax::{self, Lanes};
 use super::{Head, Shape, Tokens};
 use crate::cpu::float::Dst;
 use crate::cpu::gemm::{Engine, Panels};
-use crate::cpu::{Call, math, par, scratch};
+use crate::cpu::{Call, math, par, reduce, scratch};
 use kfc_graph::DType;
 use std::f32::consts::{LN_2, LOG2_E};
 
@@ -67,7 +67,7 @@ impl Forward {
                 // Keys and values are packed; then queries are taken, panels with many keys, at the end, first.
                 let count = |step| if step == 0 { tiles } else { query_panels };
                 par::run_lanes(n, 2, count, |step, lane, t| {
-                    let (head, packed) = (s.head(first + lane), packed.at(lane * units));
+                    let (head, packed) = (s.head(first + lane.number), packed.at(lane.place * units));
                     if step == 0 {
                         return self.pack(call, head, t, packed);
                     }
@@ -214,7 +214,7 @@ pub(super) unsafe fn finish_row(
 ) {
     let sees = sum > 0.0;
     let inverse = if sees { 1.0 / sum } else { 0.0 };
-    row.iter_mut().for_each(|x| *x *= inverse);
+    reduce::scale(inverse, row);
     let row_lse = if sees { max + math::log(sum) } else { 0.0 };
     // SAFETY: by contract.
     unsafe {

@@ -328,18 +328,18 @@ impl AttentionBwd {
         let work = par::Shared::new(unsafe { call.work::<u32>(0, n * self.at.len) });
         let rows = self.block * self.e.nr();
         let blocks = s.rows().div_ceil(rows);
-        let block = |head: usize, i: usize| {
-            let at = s.head(heads.start + head);
+        let block = |lane: par::Lane, i: usize| {
+            let at = s.head(heads.start + lane.number);
             Block {
                 head: at,
                 // SAFETY: in bounds.
-                work: unsafe { work.at(head * self.at.len) },
+                work: unsafe { work.at(lane.place * self.at.len) },
                 extents: &extents[at.batch * self.map.len()..][..self.map.len()],
                 first: i * rows,
                 rows: rows.min(s.rows() - i * rows),
             }
         };
-        let panels = |i: usize| block(0, i).rows.div_ceil(self.e.nr());
+        let panels = |i: usize| rows.min(s.rows() - i * rows).div_ceil(self.e.nr());
         // Of a head: keys and the queries of the first block are packed; a block is computed; its queries are written and those
         // of the next are packed; and so on. In the end the gradients of keys are written.
         let last = 2 * blocks + 1;
@@ -355,20 +355,20 @@ impl AttentionBwd {
             _ if step % 2 == 1 => self.chunks,
             _ => panels(step / 2 - 1) + if step / 2 < blocks { panels(step / 2) } else { 0 },
         };
-        par::run_lanes(n, last + 1, count, |step, head, t| {
+        par::run_lanes(n, last + 1, count, |step, lane, t| {
             // SAFETY: by contract; tasks write disjoint tiles, panels, and chunks.
             unsafe {
                 if step == last {
-                    return self.store_keys(call, &block(head, 0), t);
+                    return self.store_keys(call, &block(lane, 0), t);
                 }
                 if step % 2 == 1 {
-                    return self.chunk(call, tokens, &block(head, step / 2), t);
+                    return self.chunk(call, tokens, &block(lane, step / 2), t);
                 }
                 let before = if step == 0 { tiles } else { panels(step / 2 - 1) };
                 match t.checked_sub(before) {
-                    Some(t) => self.pack_queries(call, tokens, &block(head, step / 2), t),
-                    None if step == 0 => self.pack_keys(call, &block(head, 0), t),
-                    None => self.store_queries(call, tokens, &block(head, step / 2 - 1), t),
+                    Some(t) => self.pack_queries(call, tokens, &block(lane, step / 2), t),
+                    None if step == 0 => self.pack_keys(call, &block(lane, 0), t),
+                    None => self.store_queries(call, tokens, &block(lane, step / 2 - 1), t),
                 }
             }
         });
