@@ -66,8 +66,9 @@ Examples:
 
 A kernel is timed by criterion: a confidence interval of 95 %, and the change against its last run, which is kept in
 $XDG_CACHE_HOME/kfc/bench (or ~/.cache/kfc/bench), or where CRITERION_HOME says.
-Of steps, two of warm-up, then the median of five: LoRA, distillation and EWC on random weights and tokens
-(llama1b and llama8b have no teacher, and write a model of that size to the temporary folder).";
+Of steps, two of warm-up, then the median of five: LoRA, distillation and EWC on random weights and tokens.
+short and fact are one row of 32 tokens on the models of tiny and small; llama1b and llama8b have no teacher, and write a
+model of that size to the temporary folder.";
 
 fn workload(name: &str) -> Result<Workload, String> {
     let names = ALL.map(|w| w.name).join(", ");
@@ -85,7 +86,7 @@ pub(super) fn command() -> Command {
                 .value_name("WORKLOAD")
                 .value_parser(workload)
                 .default_value(SMALL.name)
-                .help("tiny, short, small, llama1b or llama8b"),
+                .help("tiny, short, small, fact, llama1b or llama8b"),
         )
         .arg(super::device())
         .arg(super::kernels())

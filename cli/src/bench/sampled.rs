@@ -257,19 +257,22 @@ fn verdict(change: Estimate) -> &'static str {
     }
 }
 
-/// Calls `f` with what it prints to standard output on standard error instead, or nowhere.
+/// Calls `f` with what it prints to standard output on standard error instead, or with nothing that it prints anywhere.
 fn apart(is_quiet: bool, f: impl FnOnce()) -> anyhow::Result<()> {
     let flushed = || io::stdout().flush();
     flushed()?;
-    let kept = io::stdout().as_fd().try_clone_to_owned()?;
+    let kept = (io::stdout().as_fd().try_clone_to_owned()?, io::stderr().as_fd().try_clone_to_owned()?);
     if is_quiet {
-        rustix::stdio::dup2_stdout(std::fs::OpenOptions::new().write(true).open("/dev/null")?)?;
+        let nowhere = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdout(&nowhere)?;
+        rustix::stdio::dup2_stderr(&nowhere)?;
     } else {
         rustix::stdio::dup2_stdout(io::stderr())?;
     }
     f();
     flushed()?;
-    Ok(rustix::stdio::dup2_stdout(kept)?)
+    rustix::stdio::dup2_stdout(kept.0)?;
+    Ok(rustix::stdio::dup2_stderr(kept.1)?)
 }
 
 #[cfg(test)]

@@ -90,6 +90,9 @@ pub const SMALL: Workload = Workload {
     seq: 512,
 };
 
+/// The models of [`SMALL`] on one short row: what a single fact costs where weights do not fit the caches.
+pub const FACT: Workload = Workload { name: "fact", batch: 1, seq: 32, ..SMALL };
+
 /// The shape of Llama 3.2 1B, without a teacher. Writes a model of 1.5 billion parameters to disk.
 pub const LLAMA_1B: Workload = Workload {
     name: "llama1b",
@@ -111,7 +114,7 @@ pub const LLAMA_8B: Workload = Workload {
 };
 
 /// Every workload.
-pub const ALL: [Workload; 5] = [TINY, SHORT, SMALL, LLAMA_1B, LLAMA_8B];
+pub const ALL: [Workload; 6] = [TINY, SHORT, SMALL, FACT, LLAMA_1B, LLAMA_8B];
 
 impl Shape {
     /// The `config.json` of a llama model of this shape with `vocab` tokens.
