@@ -16,15 +16,19 @@ pub(crate) const GRAIN: usize = 16 * 1024;
 ///
 /// [`Choice`]: choice::Choice
 pub(crate) fn tasks(tasks: usize, f: impl Fn(usize) + Sync + Send) {
+    each_thread(tasks, |tasks| tasks.for_each(&f));
+}
+
+/// As [`tasks`], but `f` is called on each thread that takes part, with the tasks that are its, and can keep something from one
+/// to the next.
+pub(crate) fn each_thread(tasks: usize, f: impl Fn(&mut dyn Iterator<Item = usize>) + Sync + Send) {
     let choice = choice::current();
     let threads = threads().min(tasks);
     if threads <= 1 {
-        return (0..tasks).for_each(f);
+        return f(&mut (0..tasks));
     }
     let shares = Shares::new(tasks, threads);
-    let run = |own: usize| {
-        choice::with(choice, || std::iter::from_fn(|| shares.take(own)).for_each(&f));
-    };
+    let run = |own: usize| choice::with(choice, || f(&mut std::iter::from_fn(|| shares.take(own))));
     if !team::run(&|own| {
         if own < threads {
             run(own)

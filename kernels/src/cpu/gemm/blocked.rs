@@ -136,57 +136,37 @@ pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa, alone: bool) {
         m: job.m,
         n: job.n,
         depth: job.products.iter().map(|p| p.k).sum(),
+        is_one_phase: count == 1,
         packs_a: !job.products.iter().all(|p| is_direct(p, isa)),
         keeps_c: count > 1 && !is_in_place(job),
     };
     let grid = Grid::new(&extents, isa, if alone { 1 } else { par::threads() });
     let most = Most::chosen();
-    let part = |i: usize| {
-        let (row, column) = grid.part(i);
-        let tiling = Tiling::new(row.1, column.1, isa, most);
-        // SAFETY: by contract; parts of the result are disjoint.
-        unsafe { run_part(job, isa, &extents, (count, deep), (row, column), tiling) }
-    };
-    if alone { (0..grid.count()).for_each(part) } else { par::tasks(grid.count(), part) }
-}
-
-/// Computes the part of a result that begins at `row.0`, `column.0` and has `row.1` rows and `column.1` columns, in `count` phases
-/// of at most `deep` units.
-///
-/// # Safety
-/// As [`run`]; nothing else uses this part.
-unsafe fn run_part(
-    job: &Job<'_>,
-    isa: &Isa,
-    extents: &Extents,
-    (count, deep): (usize, usize),
-    (row, column): ((usize, usize), (usize, usize)),
-    tiling: Tiling,
-) {
-    let (m, n) = (row.1.next_multiple_of(isa.mr), column.1.next_multiple_of(isa.nr));
+    let (m, n) = grid.most();
+    let (m, n) = (m.next_multiple_of(isa.mr), n.next_multiple_of(isa.nr));
     let has_dropout = job.products.iter().any(|p| p.dropout.is_some());
+    let is_tiled = Tiling::new(m, n, isa, most).rows.count > 1;
     let a_len = if extents.packs_a { m * deep } else { 0 };
-    let b_len = if tiling.rows.count > 1 || has_dropout { n * deep } else { 0 };
-    let c_len = if extents.keeps_c { row.1 * column.1 } else { 0 };
-    scratch::with(a_len + b_len + c_len + 3 * LINE, |s| {
-        let mut cut = Cut(s);
-        let mut take = |n: usize| Shared::new(aligned(cut.take(n + LINE), n));
-        let (a, b, c) = (take(a_len), take(b_len), take(c_len));
-        for (number, phase) in phases(job.products, isa).enumerate() {
-            let (is_first, is_last) = (number == 0, number + 1 == count);
-            let pass = Pass { job, isa, tiling, row, column, a, b, c, is_first, is_last };
-            // SAFETY: by contract; tiles are computed one after the other, when panels are packed.
-            unsafe {
-                if extents.packs_a && tiling.columns.count > 1 {
-                    (0..tiling.rows.count).for_each(|part| pass.pack_a(&phase, part));
-                }
-                if tiling.rows.count > 1 {
-                    pass.pack_b(&phase, (0, column.1), pass.shared_b(0));
-                }
-                (0..tiling.count()).for_each(|t| pass.tile(&phase, t));
+    let b_len = if is_tiled || has_dropout { n * deep } else { 0 };
+    let c_len = if extents.keeps_c { m * n } else { 0 };
+    let thread = |parts: &mut dyn Iterator<Item = usize>| {
+        scratch::with(a_len + b_len + c_len + 3 * LINE, |s| {
+            let mut cut = Cut(s);
+            let mut take = |n: usize| Shared::new(aligned(cut.take(n + LINE), n));
+            let (a, b, c) = (take(a_len), take(b_len), take(c_len));
+            // Whose columns are packed.
+            let mut packed = None;
+            for i in parts {
+                let (row, column) = grid.part(i);
+                let tiling = Tiling::new(row.1, column.1, isa, most);
+                let part = Pass { job, isa, tiling, row, column, a, b, c, is_first: true, is_last: false };
+                // SAFETY: by contract; parts of the result are disjoint.
+                unsafe { part.run(count, extents.packs_a, packed == Some(column)) };
+                packed = (count == 1 && tiling.rows.count > 1).then_some(column);
             }
-        }
-    });
+        });
+    };
+    if alone { thread(&mut (0..grid.count())) } else { par::each_thread(grid.count(), thread) }
 }
 
 /// What computes a phase of a part.
@@ -207,6 +187,26 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// Computes the part in `count` phases; with one, the right operand may be packed already.
+    ///
+    /// # Safety
+    /// As [`run`]; nothing else uses this part.
+    unsafe fn run(mut self, count: usize, packs_a: bool, is_packed: bool) {
+        for (number, phase) in phases(self.job.products, self.isa).enumerate() {
+            (self.is_first, self.is_last) = (number == 0, number + 1 == count);
+            // SAFETY: by contract; tiles are computed one after the other, when panels are packed.
+            unsafe {
+                if packs_a && self.tiling.columns.count > 1 {
+                    (0..self.tiling.rows.count).for_each(|part| self.pack_a(&phase, part));
+                }
+                if self.tiling.rows.count > 1 && !is_packed {
+                    self.pack_b(&phase, (0, self.column.1), self.shared_b(0));
+                }
+                (0..self.tiling.count()).for_each(|t| self.tile(&phase, t));
+            }
+        }
+    }
+
     /// Packs a part of the rows of the left operand.
     ///
     /// # Safety

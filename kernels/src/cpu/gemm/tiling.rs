@@ -110,7 +110,7 @@ pub(super) struct Tiling {
 impl Tiling {
     /// Of `m × n` elements.
     pub(super) fn new(m: usize, n: usize, isa: &Isa, most: Most) -> Tiling {
-        let rows = if m > most.rows { most.rows / 2 } else { m };
+        let rows = if m > most.rows { most.rows / 2 } else { m.next_multiple_of(isa.mr) };
         Tiling { rows: Parts::new(m, rows, isa.mr), columns: Parts::new(n, most.columns, isa.nr) }
     }
 
@@ -125,6 +125,8 @@ pub(super) struct Extents {
     pub(super) n: usize,
     /// Of all products.
     pub(super) depth: usize,
+    /// Whether all of it is packed at once. Then a thread packs columns once for all of its parts that share them.
+    pub(super) is_one_phase: bool,
     /// Whether rows of the left operand are packed.
     pub(super) packs_a: bool,
     /// Whether sums are kept in scratch from phase to phase.
@@ -171,17 +173,24 @@ impl Grid {
 
     /// Whether scratch has room for what a part keeps of its rows.
     fn has_room(&self, e: &Extents, isa: &Isa) -> bool {
-        let (m, n) = (self.rows.most(), self.columns.most());
+        let (m, n) = self.most();
         (!e.packs_a || m <= PACKED_ROWS.next_multiple_of(isa.mr)) && (!e.keeps_c || m * n <= PART_AREA)
     }
 
     /// How long it takes, in multiply-adds of a unit of depth: what the thread with the most parts has to do, and a fifth of a
     /// part that it waits for another.
     fn time(&self, e: &Extents, threads: usize) -> usize {
-        let (m, n) = (self.rows.most(), self.columns.most());
-        let part = m * n + PACKING * n + if e.packs_a { PACKING } else { READING } * m;
+        let (m, n) = self.most();
         let rounds = self.count().div_ceil(threads);
-        part * rounds + if threads > 1 { part / 5 } else { 0 }
+        let part = m * n + if e.packs_a { PACKING } else { READING } * m;
+        let is_kept = e.is_one_phase && m > TILE_ROWS;
+        let packs = if is_kept { rounds.div_ceil(self.rows.count) } else { rounds };
+        part * rounds + PACKING * n * packs + if threads > 1 { (part + PACKING * n) / 5 } else { 0 }
+    }
+
+    /// Rows and columns of the largest part, whole units.
+    pub(super) fn most(&self) -> (usize, usize) {
+        (self.rows.most(), self.columns.most())
     }
 
     pub(super) fn count(&self) -> usize {
