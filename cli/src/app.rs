@@ -4,6 +4,7 @@ use crate::args::{self, Global, Invocation};
 use crate::error::{self, InputResult, Outcome};
 use crate::{commands, output};
 use kfc_kernels::cpu::simd;
+use std::any::Any;
 use std::ffi::OsString;
 use std::panic::{self, PanicHookInfo};
 
@@ -58,13 +59,18 @@ fn report_usage(error: &clap::Error) -> u8 {
     }
 }
 
+/// What a panic says.
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (None, Some(text)) => text,
+        (None, None) => "no message",
+    }
+}
+
 /// One line for users; RUST_BACKTRACE adds the trace for engineers.
 fn report_panic(info: &PanicHookInfo<'_>) {
-    let what = match (info.payload().downcast_ref::<&str>(), info.payload().downcast_ref::<String>()) {
-        (Some(text), _) => text,
-        (None, Some(text)) => text.as_str(),
-        (None, None) => "no message",
-    };
+    let what = panic_text(info.payload());
     let place =
         info.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();
     output::stderr_line(&format!(

@@ -3,6 +3,7 @@
 //! Criterion keeps its samples in `$CRITERION_HOME`, or else `bench/` in the cache of kfc, one folder for each kernel, and what is
 //! reported here is read from there. What it prints meanwhile goes to standard error.
 
+use crate::app::panic_text;
 use crate::args::KernelArgs;
 use crate::error::input_error;
 use anyhow::Context;
@@ -12,6 +13,7 @@ use kfc_runtime::files::{read_json, xxh64};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -269,10 +271,18 @@ fn apart(is_quiet: bool, f: impl FnOnce()) -> anyhow::Result<()> {
     } else {
         rustix::stdio::dup2_stdout(io::stderr())?;
     }
-    f();
+    let done = panic::catch_unwind(AssertUnwindSafe(f));
     flushed()?;
     rustix::stdio::dup2_stdout(kept.0)?;
-    Ok(rustix::stdio::dup2_stderr(kept.1)?)
+    rustix::stdio::dup2_stderr(kept.1)?;
+    if let Err(panic) = done {
+        if is_quiet {
+            // What the hook said of it went nowhere.
+            anyhow::bail!("the kernel could not be timed: {}", panic_text(&*panic));
+        }
+        panic::resume_unwind(panic);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

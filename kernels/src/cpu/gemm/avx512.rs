@@ -1,7 +1,7 @@
 //! Micro-kernels of AVX-512.
 
 use super::avx512_pair;
-use super::micro::{Block, Isa};
+use super::micro::{Block, Fetch, Isa};
 use std::arch::x86_64::*;
 
 /// Rows of a register tile.
@@ -41,6 +41,17 @@ pub(super) fn first(n: usize) -> __mmask16 {
     if n >= 16 { !0 } else { (1 << n) - 1 }
 }
 
+/// Asks for the lines of a result of `M` rows of `V` vectors: they come while the sums are made.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn ask_for<const M: usize, const V: usize>(result: &Fetch) {
+    for i in 0..M {
+        for v in 0..V {
+            _mm_prefetch::<_MM_HINT_T0>(result.at.wrapping_add(i * result.row + v * result.width).cast());
+        }
+    }
+}
+
 /// # Safety
 /// See [`Isa::single`], or [`Isa::direct`] if `DIRECT`.
 unsafe fn single<const DIRECT: bool>(t: &Block) {
@@ -59,13 +70,7 @@ unsafe fn single<const DIRECT: bool>(t: &Block) {
 /// See [`single`]; `M` rows and `V` vectors are those of the block.
 #[target_feature(enable = "avx512f")]
 unsafe fn single_tile<const M: usize, const V: usize, const DIRECT: bool>(t: &Block) {
-    // The result's lines come while the sums are made.
-    for i in 0..M {
-        for v in 0..V {
-            let at = t.result.at.wrapping_add(i * t.result.row + v * t.result.width);
-            _mm_prefetch::<_MM_HINT_T0>(at.cast());
-        }
-    }
+    ask_for::<M, V>(&t.result);
     let mut acc = [[_mm512_setzero_ps(); V]; M];
     let (mut pa, mut pb) = (t.a, t.b.cast::<f32>());
     let (a_row, a_unit) = if DIRECT { (t.a_row, 1) } else { (size_of::<u32>(), MR) };

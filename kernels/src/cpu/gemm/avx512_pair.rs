@@ -4,7 +4,7 @@
 //! its own affair; it rounds to nearest even, takes denormal operands as zero and flushes denormal results, whatever the
 //! rounding mode says. So `bf16` products have other last bits than on CPUs without it, but always the same on one CPU.
 
-use super::avx512::{MR, NR, VR, first};
+use super::avx512::{MR, NR, VR, ask_for, first};
 use super::micro::{Block, Chain, Link, To};
 use std::arch::x86_64::*;
 
@@ -51,13 +51,7 @@ unsafe fn scaled(t: &Chain<'_>, alpha: f32) {
 /// See [`scaled`]; `M` rows and `V` vectors are those of the tile.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn tile<const M: usize, const V: usize>(t: &Chain<'_>, alpha: f32) {
-    // The result's lines come while the sums are made.
-    for i in 0..M {
-        for v in 0..V {
-            let at = t.result.at.wrapping_add(i * t.result.row + v * t.result.width);
-            _mm_prefetch::<_MM_HINT_T0>(at.cast());
-        }
-    }
+    ask_for::<M, V>(&t.result);
     let mut acc: Sums<M, V> = [[_mm512_setzero_ps(); V]; M];
     /// Sets each vector, called `$x`, of row `$i`.
     macro_rules! each {

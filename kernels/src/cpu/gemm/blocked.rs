@@ -143,7 +143,6 @@ pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa, alone: bool) {
     let grid = Grid::new(&extents, isa, if alone { 1 } else { par::threads() });
     let most = Most::chosen();
     let (m, n) = grid.most();
-    let (m, n) = (m.next_multiple_of(isa.mr), n.next_multiple_of(isa.nr));
     let has_dropout = job.products.iter().any(|p| p.dropout.is_some());
     let is_tiled = Tiling::new(m, n, isa, most).rows.count > 1;
     let a_len = if extents.packs_a { m * deep } else { 0 };
