@@ -1,6 +1,7 @@
 //! Micro-kernels of AVX2 with FMA.
 
 use super::micro::{self, Block, Isa};
+use super::spread;
 use std::arch::x86_64::*;
 
 /// Rows of a register tile.
@@ -19,6 +20,7 @@ pub(super) static ISA: Isa = Isa {
     direct: None,
     chain: None,
     transpose: micro::transpose,
+    spread: spread::spread,
     narrow: None,
 };
 

@@ -2,6 +2,7 @@
 
 use super::avx512_pair;
 use super::micro::{Block, Fetch, Isa};
+use super::spread_avx512;
 use std::arch::x86_64::*;
 
 /// Rows of a register tile.
@@ -23,6 +24,7 @@ pub(super) static F32: Isa = Isa {
     direct: Some([single::<true>, single::<true>]),
     chain: None,
     transpose,
+    spread: spread_avx512::spread,
     narrow: None,
 };
 
@@ -74,11 +76,10 @@ unsafe fn single_tile<const M: usize, const V: usize, const DIRECT: bool>(t: &Bl
     let mut acc = [[_mm512_setzero_ps(); V]; M];
     let (mut pa, mut pb) = (t.a, t.b.cast::<f32>());
     let (a_row, a_unit) = if DIRECT { (t.a_row, 1) } else { (size_of::<u32>(), MR) };
-    for u in 0..t.units {
+    let mut step = |u: usize| {
         if DIRECT && u % 16 < M {
             // A line of each of the rows that come next.
-            let row = t.a.wrapping_add(u).wrapping_byte_add((M + u % 16) * a_row);
-            _mm_prefetch::<_MM_HINT_T0>(row.cast());
+            _mm_prefetch::<_MM_HINT_T0>(pa.wrapping_byte_add((M + u % 16) * a_row).cast());
         }
         let mut b = [_mm512_setzero_ps(); V];
         // SAFETY: panels have `units` groups of their width, rows as many units.
@@ -94,7 +95,14 @@ unsafe fn single_tile<const M: usize, const V: usize, const DIRECT: bool>(t: &Bl
             }
             (pa, pb) = (pa.add(a_unit), pb.add(NR));
         }
+    };
+    let mut ahead = t.ahead;
+    let asked = ahead.take(t.units);
+    for u in 0..asked {
+        ahead.step();
+        step(u);
     }
+    (asked..t.units).for_each(step);
     let alpha = _mm512_set1_ps(t.alpha);
     for (i, acc) in acc.iter().enumerate() {
         for (v, &acc) in acc.iter().enumerate() {

@@ -4,6 +4,7 @@
 //! its own affair; it rounds to nearest even, takes denormal operands as zero and flushes denormal results, whatever the
 //! rounding mode says. So `bf16` products have other last bits than on CPUs without it, but always the same on one CPU.
 
+use super::ahead::Walk;
 use super::avx512::{MR, NR, VR, ask_for, first};
 use super::micro::{Block, Chain, Link, To};
 use std::arch::x86_64::*;
@@ -28,7 +29,9 @@ pub(super) unsafe fn pair<const DIRECT: bool>(t: &Block) {
     let from = t.add.then_some((t.c.cast_const(), t.ldc));
     let to = To::F32(t.c, t.ldc);
     // SAFETY: by contract.
-    unsafe { scaled(&Chain { links: &[link], m: t.m, n: t.n, from, to, result: t.result }, t.alpha) }
+    unsafe {
+        scaled(&Chain { links: &[link], m: t.m, n: t.n, from, to, result: t.result, ahead: t.ahead }, t.alpha)
+    }
 }
 
 /// `to = from + alpha · (A₀·B₀ + A₁·B₁ + …)`.
@@ -70,10 +73,11 @@ unsafe fn tile<const M: usize, const V: usize>(t: &Chain<'_>, alpha: f32) {
         if let (true, Some(from)) = (begins, t.from) {
             each!(|i, v, _x| load(t, from, i, v));
         }
+        let mut ahead = t.ahead;
         for link in t.links {
             match link.a_row {
-                Some(a_row) => add_direct(link, a_row, &mut acc),
-                None => add_panel(link, &mut acc),
+                Some(a_row) => add_direct(link, a_row, &mut ahead, &mut acc),
+                None => add_panel(link, &mut ahead, &mut acc),
             }
         }
         if !begins {
@@ -115,20 +119,30 @@ unsafe fn load(t: &Chain<'_>, (from, row): (*const f32, usize), i: usize, v: usi
 /// See [`scaled`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn add_direct<const M: usize, const V: usize>(link: &Link, a_row: usize, acc: &mut Sums<M, V>) {
+unsafe fn add_direct<const M: usize, const V: usize>(
+    link: &Link,
+    a_row: usize,
+    ahead: &mut Walk,
+    acc: &mut Sums<M, V>,
+) {
     let (mut a, mut b) = (link.a, link.b);
-    for u in 0..link.units {
+    let mut step = |u: usize| {
         if u % 16 < M {
             // A line of each of the rows that come next.
-            let row = link.a.wrapping_add(u).wrapping_byte_add((M + u % 16) * a_row);
-            _mm_prefetch::<_MM_HINT_T0>(row.cast());
+            _mm_prefetch::<_MM_HINT_T0>(a.wrapping_byte_add((M + u % 16) * a_row).cast());
         }
         // SAFETY: by contract.
         unsafe {
             add(a, a_row, b, acc);
             (a, b) = (a.add(1), b.add(NR));
         }
+    };
+    let asked = ahead.take(link.units);
+    for u in 0..asked {
+        ahead.step();
+        step(u);
     }
+    (asked..link.units).for_each(step);
 }
 
 /// Adds the products of a panel of rows.
@@ -137,15 +151,21 @@ unsafe fn add_direct<const M: usize, const V: usize>(link: &Link, a_row: usize, 
 /// See [`scaled`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn add_panel<const M: usize, const V: usize>(link: &Link, acc: &mut Sums<M, V>) {
+unsafe fn add_panel<const M: usize, const V: usize>(link: &Link, ahead: &mut Walk, acc: &mut Sums<M, V>) {
     let (mut a, mut b) = (link.a, link.b);
-    for _ in 0..link.units {
+    let mut step = || {
         // SAFETY: by contract.
         unsafe {
             add(a, size_of::<u32>(), b, acc);
             (a, b) = (a.add(MR), b.add(NR));
         }
+    };
+    let asked = ahead.take(link.units);
+    for _ in 0..asked {
+        ahead.step();
+        step();
     }
+    (asked..link.units).for_each(|_| step());
 }
 
 /// Adds the products of one unit of each row, `a_row` bytes apart, and one of each column.

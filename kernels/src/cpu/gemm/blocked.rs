@@ -10,6 +10,7 @@
 //! Each element adds its products in order of depth, whatever part and tile it is in: its bits do not depend on how, or for how
 //! many threads, the result is cut.
 
+use super::ahead::{Ahead, Region};
 use super::micro::{Block, Chain, Fetch, Isa, Link, To};
 use super::pack::{self, Part};
 use super::tiling::{Extents, Grid, Most, TILE_AREA, Tiling};
@@ -41,6 +42,13 @@ struct Segment<'a> {
     direct: bool,
     /// Units of the phase before it.
     at: usize,
+}
+
+impl Segment<'_> {
+    /// Lines of one of its operands.
+    fn part(&self, first: usize, count: usize, width: usize) -> Part {
+        Part { first, count, k: self.k, depth: self.depth, width, pair: self.pair }
+    }
 }
 
 /// Most segments of a phase: a full phase has two of full depth, or shorter ones of several products.
@@ -213,11 +221,9 @@ impl Pass<'_> {
     unsafe fn pack_a(&self, phase: &Phase<'_>, part: usize) {
         let (mr, (i, m)) = (self.isa.mr, self.tiling.rows.part(part));
         for s in phase.iter().filter(|s| !s.direct) {
-            let part =
-                Part { first: self.row.0 + i, count: m, k: s.k, depth: s.depth, width: mr, pair: s.pair };
             // SAFETY: by contract.
             unsafe {
-                pack::pack(self.isa, &s.product.a, part, self.shared_a(i).of(s));
+                pack::pack(self.isa, &s.product.a, s.part(self.row.0 + i, m, mr), self.shared_a(i).of(s));
             }
         }
     }
@@ -227,10 +233,8 @@ impl Pass<'_> {
     /// # Safety
     /// As [`run`]; nothing else uses these panels meanwhile.
     unsafe fn pack_b(&self, phase: &Phase<'_>, (j, n): (usize, usize), to: Panels) {
-        let nr = self.isa.nr;
         for s in phase.iter() {
-            let part =
-                Part { first: self.column.0 + j, count: n, k: s.k, depth: s.depth, width: nr, pair: s.pair };
+            let part = s.part(self.column.0 + j, n, self.isa.nr);
             // SAFETY: by contract.
             unsafe {
                 pack::pack(self.isa, &s.product.b.t(), part, to.of(s));
@@ -306,6 +310,8 @@ impl Pass<'_> {
                 let step = if own_len > 0 { self.isa.nr } else { n };
                 for y in (0..n).step_by(step) {
                     let part = y..n.min(y + step);
+                    let mut ahead =
+                        if own_len > 0 { self.after(phase, j + part.end, m) } else { Ahead::none() };
                     let b = if own_len > 0 { own } else { self.shared_b(j + y) };
                     if rows.count == 1 {
                         self.pack_b(phase, (j + y, part.len()), b);
@@ -313,7 +319,7 @@ impl Pass<'_> {
                     if let Some(kernel) = chain {
                         let out = !in_place && !self.job.turned && is_last;
                         let place = Place { a: self.shared_a(i), b, top, left, out };
-                        self.chain(kernel, phase, &place, &tile, part, from, to);
+                        self.chain(kernel, phase, &place, &tile, part, from, to, &mut ahead);
                         continue;
                     }
                     let mut add = is_set;
@@ -323,13 +329,13 @@ impl Pass<'_> {
                         let place = Place { a: self.shared_a(i), b, top, left, out };
                         if let Some(d) = s.product.dropout {
                             let part = Tile { c: pd.as_mut_ptr(), ldc: n, ..tile };
-                            self.add(s, &place, &part, 0..n, false);
+                            self.add(s, &place, &part, 0..n, false, &mut ahead);
                             for r in 0..m {
                                 d.apply((top + r) * self.job.n + left, part.row(r));
                                 reduce::axpy(1.0, part.row(r), tile.row(r));
                             }
                         } else {
-                            self.add(s, &place, &tile, part.clone(), add);
+                            self.add(s, &place, &tile, part.clone(), add, &mut ahead);
                         }
                         add = true;
                     }
@@ -340,6 +346,24 @@ impl Pass<'_> {
                     (0..m).for_each(|r| self.job.c.store((top + r) * self.job.ldc + left, tile.row(r)));
                 }
             });
+        }
+    }
+
+    /// What is packed after the panel of columns that ends with column `j` of the part: it is asked for by the products of
+    /// `m` rows with that panel.
+    fn after(&self, phase: &Phase<'_>, j: usize, m: usize) -> Ahead {
+        let Isa { mr, nr, .. } = *self.isa;
+        let calls = m.div_ceil(mr);
+        let columns = |s: &Segment<'_>, j: usize| {
+            Region::new(&s.product.b.t(), &s.part(self.column.0 + j, nr.min(self.column.1 - j), nr))
+        };
+        match j < self.column.1 {
+            true => Ahead::new(phase.iter().map(|s| columns(s, j)), calls),
+            false if self.is_last => Ahead::none(),
+            false => {
+                let next = Phase::new(self.job.products, self.isa, phase.next);
+                Ahead::new(next.iter().map(|s| columns(s, 0)), calls)
+            }
         }
     }
 
@@ -413,6 +437,7 @@ impl Pass<'_> {
         columns: std::ops::Range<usize>,
         from: Option<(*const f32, usize)>,
         to: To,
+        ahead: &mut Ahead,
     ) {
         let &Isa { mr, nr, .. } = self.isa;
         // SAFETY: by contract.
@@ -448,6 +473,7 @@ impl Pass<'_> {
                         } else {
                             Fetch::lines(tile.c.wrapping_add(x * tile.ldc + y), tile.ldc)
                         },
+                        ahead: ahead.walk(),
                     });
                 }
             }
@@ -458,6 +484,7 @@ impl Pass<'_> {
     ///
     /// # Safety
     /// As [`run`], for this tile; its panels are packed.
+    #[allow(clippy::too_many_arguments)]
     unsafe fn add(
         &self,
         s: &Segment<'_>,
@@ -465,6 +492,7 @@ impl Pass<'_> {
         tile: &Tile,
         columns: std::ops::Range<usize>,
         add: bool,
+        ahead: &mut Ahead,
     ) {
         let &Isa { mr, nr, single, pair, .. } = self.isa;
         let Tile { c, ldc, m, n } = *tile;
@@ -494,6 +522,7 @@ impl Pass<'_> {
                         alpha: s.product.alpha,
                         add,
                         result: if place.out { self.result(place, x, y) } else { Fetch::lines(at, ldc) },
+                        ahead: ahead.walk(),
                     });
                 }
             }

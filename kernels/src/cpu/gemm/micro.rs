@@ -3,7 +3,9 @@
 //! A panel is `width` rows (or columns) of an operand, stored depth by depth in 32-bit units: a unit is one `f32`, or two
 //! `bf16` of consecutive depths. An element of the result is summed over the units in order, whatever its place in a panel.
 
+use super::ahead::Walk;
 use super::narrow;
+use super::spread::{self, Lines};
 use crate::cpu::simd::Level;
 
 /// One call of a micro-kernel: `C (+)= alpha · A · B` for `m × n` elements.
@@ -24,6 +26,8 @@ pub(super) struct Block {
     pub(super) add: bool,
     /// Where the result goes in the end: it is asked for while the sums are made.
     pub(super) result: Fetch,
+    /// What is asked for besides.
+    pub(super) ahead: Walk,
 }
 
 /// Memory that a micro-kernel may ask for while it computes, so that it is there when it is needed: `row` bytes from row to
@@ -66,8 +70,10 @@ pub(super) struct Chain<'a> {
     /// What is added to, and the elements from row to row of it (none for a row that all have in common); else nothing.
     pub(super) from: Option<(*const f32, usize)>,
     pub(super) to: To,
-    /// As [`Block::result`].
+    /// As [`Block::result`], or another place that is needed soon.
     pub(super) result: Fetch,
+    /// As [`Block::ahead`].
+    pub(super) ahead: Walk,
 }
 
 /// Where sums go, and the elements from row to row there.
@@ -108,6 +114,11 @@ pub(super) struct Isa {
     pub(super) chain: Option<unsafe fn(&Chain<'_>)>,
     /// Copies up to 16 rows into a panel.
     pub(super) transpose: Transpose,
+    /// Copies lines into panels of a width; of `bf16` in pairs if the last argument says so.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set.
+    pub(super) spread: unsafe fn(&Lines, usize, bool),
     /// Products of `bf16` with narrow matrices.
     pub(super) narrow: Option<&'static narrow::Kernels>,
 }
@@ -152,6 +163,7 @@ static PORTABLE: Isa = Isa {
     direct: None,
     chain: None,
     transpose,
+    spread: spread::spread,
     narrow: None,
 };
 

@@ -14,6 +14,7 @@ use crate::cpu::{choice, par, reduce, scratch};
 use kfc_graph::DType;
 use micro::Isa;
 
+mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -30,6 +31,8 @@ mod narrow_avx512;
 mod neon;
 mod pack;
 mod spread;
+#[cfg(target_arch = "x86_64")]
+mod spread_avx512;
 #[cfg(test)]
 mod tests;
 mod tiling;

@@ -6,6 +6,7 @@
 //! (Arm Architecture Reference Manual, FEAT_BF16.)
 
 use super::micro::{self, Block, Isa};
+use super::spread;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -32,6 +33,7 @@ pub(super) static BF16: Isa = Isa {
     direct: None,
     chain: None,
     transpose,
+    spread: spread::spread,
     narrow: None,
 };
 

@@ -1,7 +1,7 @@
 //! Copies blocks of operands into panels (see [`super::micro`]): converts, applies dropout, and transposes.
 
 use super::micro::Isa;
-use super::spread::{self, Lines};
+use super::spread::Lines;
 use super::{KC, Mat};
 use kfc_graph::DType;
 
@@ -43,7 +43,7 @@ pub(super) unsafe fn pack(isa: &Isa, mat: &Mat, part: Part, out: *mut u32) {
         match (mat.cs == 1, is_raw) {
             (true, true) => along_depth(isa, mat, part, out),
             (true, false) => converted_along_depth(isa, mat, part, out),
-            (false, _) => across(mat, part, is_raw, out),
+            (false, _) => across(isa, mat, part, is_raw, out),
         }
     }
 }
@@ -100,7 +100,7 @@ unsafe fn converted_along_depth(isa: &Isa, mat: &Mat, part: Part, out: *mut u32)
 ///
 /// # Safety
 /// As [`pack`].
-unsafe fn across(mat: &Mat, part: Part, is_raw: bool, out: *mut u32) {
+unsafe fn across(isa: &Isa, mat: &Mat, part: Part, is_raw: bool, out: *mut u32) {
     debug_assert!(mat.rs == 1);
     let Part { width, pair, depth, .. } = part;
     let panel = width * part.units();
@@ -112,13 +112,12 @@ unsafe fn across(mat: &Mat, part: Part, is_raw: bool, out: *mut u32) {
         let to = out.wrapping_add(line / width * panel);
         if !is_raw {
             // SAFETY: by contract.
-            unsafe { converted_across(mat, start, (lines, depth, width), (to, panel)) };
+            unsafe { converted_across(isa, mat, start, (lines, depth, width), (to, panel)) };
             continue;
         }
         let from = (mat.src.ptr().wrapping_add(start * size), mat.cs * size);
         // SAFETY: by contract.
-        let lines = unsafe { Lines::new(from, (lines, depth), (to, panel)) };
-        if pair { spread::pairs(&lines, width) } else { spread::singles(&lines, width) }
+        unsafe { (isa.spread)(&Lines::new(from, (lines, depth), (to, panel)), width, pair) };
     }
 }
 
@@ -127,6 +126,7 @@ unsafe fn across(mat: &Mat, part: Part, is_raw: bool, out: *mut u32) {
 /// # Safety
 /// As [`pack`]; there are at most [`RUN`] lines.
 unsafe fn converted_across(
+    isa: &Isa,
     mat: &Mat,
     start: usize,
     (lines, depth, width): (usize, usize, usize),
@@ -136,13 +136,13 @@ unsafe fn converted_across(
     let row = &mut floats[..lines];
     for k in 0..depth {
         // SAFETY: by contract.
-        let unit = unsafe {
+        unsafe {
             mat.src.load(start + k * mat.cs, row);
             if let Some(d) = mat.dropout {
                 d.apply(start + k * mat.cs, row);
             }
-            Lines::new((row.as_ptr().cast(), 0), (lines, 1), (out.wrapping_add(k * width), panel))
-        };
-        spread::singles(&unit, width);
+            let unit = Lines::new((row.as_ptr().cast(), 0), (lines, 1), (out.wrapping_add(k * width), panel));
+            (isa.spread)(&unit, width, false);
+        }
     }
 }

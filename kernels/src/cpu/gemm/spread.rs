@@ -37,6 +37,32 @@ impl Lines {
         Lines { at, stride, count, depth, out, panel }
     }
 
+    /// How many lines there are, and depths.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn extents(&self) -> (usize, usize) {
+        (self.count, self.depth)
+    }
+
+    /// The first `count` lines to a depth, the other lines, and what of the first is left below; whole panels and units.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn cut<const W: usize>(&self, count: usize, depth: usize, pair: bool) -> [Lines; 3] {
+        let (size, per) = if pair { (size_of::<u16>(), 2) } else { (size_of::<u32>(), 1) };
+        let right = Lines {
+            at: self.at.wrapping_add(count * size),
+            out: self.unit::<W>(0, count),
+            count: self.count - count,
+            ..*self
+        };
+        let below = Lines {
+            at: self.at.wrapping_add(depth * self.stride),
+            out: self.unit::<W>(depth / per, 0),
+            count,
+            depth: self.depth - depth,
+            ..*self
+        };
+        [Lines { count, depth, ..*self }, right, below]
+    }
+
     /// Asks for elements of all lines at a depth, which need not exist.
     #[inline(always)]
     fn prefetch(&self, depth: usize, size: usize) {
@@ -54,13 +80,13 @@ impl Lines {
 
     /// Elements at a depth, from a line on.
     #[inline(always)]
-    fn element<T>(&self, depth: usize, line: usize) -> *const T {
+    pub(super) fn element<T>(&self, depth: usize, line: usize) -> *const T {
         self.at.wrapping_add(depth * self.stride).cast::<T>().wrapping_add(line)
     }
 
     /// A unit of the panel of `W` lines that begins with a line.
     #[inline(always)]
-    fn unit<const W: usize>(&self, u: usize, line: usize) -> *mut u32 {
+    pub(super) fn unit<const W: usize>(&self, u: usize, line: usize) -> *mut u32 {
         self.out.wrapping_add(line / W * self.panel + u * W)
     }
 
@@ -125,11 +151,15 @@ fn pairs_of<const W: usize>(lines: &Lines) {
     }
 }
 
+/// Copies lines into panels of `width` lines: of `bf16` in pairs, or of units.
+pub(super) fn spread(lines: &Lines, width: usize, pair: bool) {
+    if pair { pairs(lines, width) } else { singles(lines, width) }
+}
+
 simd! {
     // Loops of constant width for the panels that there are.
 
-    /// Copies lines of units into panels of `width` lines.
-    pub(super) fn singles(lines: &Lines, width: usize) {
+    fn singles(lines: &Lines, width: usize) {
         match width {
             4 => singles_of::<4>(lines),
             6 => singles_of::<6>(lines),
@@ -143,8 +173,7 @@ simd! {
         }
     }
 
-    /// Copies lines of `bf16` into panels of `width` lines of pairs.
-    pub(super) fn pairs(lines: &Lines, width: usize) {
+    fn pairs(lines: &Lines, width: usize) {
         match width {
             8 => pairs_of::<8>(lines),
             12 => pairs_of::<12>(lines),

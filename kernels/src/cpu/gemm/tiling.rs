@@ -32,8 +32,9 @@ const PARTS: usize = 16;
 /// Rows (of the other operand) that could be multiplied in the time that packing takes.
 const PACKING: usize = 24;
 
-/// The same for reading a left operand from a far cache.
+/// The same for reading a left operand from a far cache, and where it is so deep that all parts read it from memory.
 const READING: usize = 2;
+const READING_DEEP: usize = 16;
 
 /// Most scratch of one thread, in floats: packed operands of a part and its sums, a tile twice, and what is rounded up.
 pub(super) const SCRATCH: usize =
@@ -182,7 +183,8 @@ impl Grid {
     fn time(&self, e: &Extents, threads: usize) -> usize {
         let (m, n) = self.most();
         let rounds = self.count().div_ceil(threads);
-        let part = m * n + if e.packs_a { PACKING } else { READING } * m;
+        let reading = if e.is_one_phase { READING } else { READING_DEEP };
+        let part = m * n + if e.packs_a { PACKING } else { reading } * m;
         let is_kept = e.is_one_phase && m > TILE_ROWS;
         let packs = if is_kept { rounds.div_ceil(self.rows.count) } else { rounds };
         part * rounds + PACKING * n * packs + if threads > 1 { (part + PACKING * n) / 5 } else { 0 }

@@ -1,0 +1,125 @@
+//! Operands that are packed next are asked for while micro-kernels sum what is packed already: packing waits for memory, and
+//! sums leave the memory idle.
+
+use super::Mat;
+use super::pack::Part;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Rows of cache lines.
+#[derive(Clone, Copy)]
+pub(super) struct Region {
+    at: *const u8,
+    /// Bytes from row to row.
+    pitch: usize,
+    rows: usize,
+    /// Lines of a row.
+    lines: usize,
+}
+
+impl Region {
+    /// Nothing.
+    pub(super) const NONE: Region = Region { at: std::ptr::null(), pitch: 0, rows: 0, lines: 0 };
+
+    /// What packing a part reads.
+    pub(super) fn new(mat: &Mat, part: &Part) -> Region {
+        let size = mat.src.dtype().size();
+        let at = mat.src.ptr().wrapping_add((part.first * mat.rs + part.k * mat.cs) * size);
+        let (pitch, rows, row) =
+            if mat.cs == 1 { (mat.rs, part.count, part.depth) } else { (mat.cs, part.depth, part.count) };
+        Region { at, pitch: pitch * size, rows, lines: (at as usize % LINE + row * size).div_ceil(LINE) }
+    }
+}
+
+/// Cache lines that a micro-kernel asks for, one at each unit. A hint: the addresses need not be valid.
+#[derive(Clone, Copy)]
+pub(super) struct Walk {
+    at: *const u8,
+    /// How many.
+    count: usize,
+    /// Of a row, and of the first from `at` on.
+    lines: usize,
+    left: usize,
+    /// Bytes from the last line of a row to the next row.
+    jump: usize,
+}
+
+impl Walk {
+    /// No lines.
+    pub(super) const NONE: Walk = Walk { at: std::ptr::null(), count: 0, lines: 0, left: 0, jump: 0 };
+
+    /// How many of the next lines to ask for, at most `most`.
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn take(&mut self, most: usize) -> usize {
+        let n = most.min(self.count);
+        self.count -= n;
+        n
+    }
+
+    /// Asks for the next line.
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn step(&mut self) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(self.at.cast()) };
+        self.left -= 1;
+        let is_end = self.left == 0;
+        self.at = self.at.wrapping_add(if is_end { self.jump } else { LINE });
+        self.left = if is_end { self.lines } else { self.left };
+    }
+}
+
+/// Most regions that are asked for together.
+const REGIONS: usize = 8;
+
+/// How far what is packed next has been asked for.
+pub(super) struct Ahead {
+    regions: [Region; REGIONS],
+    count: usize,
+    /// The region that is under way, and how many lines of it have been asked for.
+    number: usize,
+    done: usize,
+    /// Lines of a call.
+    each: usize,
+}
+
+impl Ahead {
+    /// Regions that so many calls ask for; no more than there is room for.
+    pub(super) fn new(wanted: impl Iterator<Item = Region>, calls: usize) -> Ahead {
+        let (mut regions, mut count, mut lines) = ([Region::NONE; REGIONS], 0, 0);
+        for (region, r) in regions.iter_mut().zip(wanted.filter(|r| r.rows * r.lines > 0)) {
+            *region = r;
+            (count, lines) = (count + 1, lines + r.rows * r.lines);
+        }
+        Ahead { regions, count, number: 0, done: 0, each: lines.div_ceil(calls.max(1)) }
+    }
+
+    /// Nothing.
+    pub(super) fn none() -> Ahead {
+        Ahead::new(std::iter::empty(), 0)
+    }
+
+    /// What the next call asks for.
+    pub(super) fn walk(&mut self) -> Walk {
+        if self.number == self.count {
+            return Walk::NONE;
+        }
+        let (r, done) = (self.regions[self.number], self.done);
+        let count = self.each.min(r.rows * r.lines - done);
+        self.done += count;
+        if self.done == r.rows * r.lines {
+            (self.number, self.done) = (self.number + 1, 0);
+        }
+        let (row, line) = (done / r.lines, done % r.lines);
+        Walk {
+            at: r.at.wrapping_add(row * r.pitch + line * LINE),
+            count,
+            lines: r.lines,
+            left: r.lines - line,
+            jump: r.pitch.wrapping_sub((r.lines - 1) * LINE),
+        }
+    }
+}
