@@ -15,6 +15,7 @@ use thiserror::Error;
 mod attention;
 pub mod choice;
 mod composite;
+mod dropout;
 mod elem;
 mod ewc;
 mod feature;

@@ -1,13 +1,12 @@
 //! Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
 
 use crate::cpu::simd::simd;
-use half::bf16;
 
 /// Counters computed side by side.
 const LANES: usize = 16;
 
 /// Words of as many counters.
-const WORDS: usize = 4 * LANES;
+pub(crate) const WORDS: usize = 4 * LANES;
 
 /// A stream of uniform numbers: element `i` depends on the key, the stream and `i` only.
 #[derive(Clone, Copy)]
@@ -27,73 +26,17 @@ impl Stream {
     }
 }
 
-/// Inverted dropout of a tensor whose elements are numbered from its first on.
-#[derive(Clone, Copy)]
-pub(crate) struct Dropout {
-    stream: Stream,
-    /// The smallest uniform number that keeps an element, times 2^24.
-    threshold: u32,
-    /// Factor of a kept element.
-    keep: f32,
-}
-
-impl Dropout {
-    /// Drops an element iff its uniform number is below `p`.
-    pub(crate) fn new(stream: Stream, p: f64) -> Dropout {
-        // Uniform numbers are multiples of 2^-24, so the next multiple decides as `p` does.
-        let threshold = (p * 16_777_216.0).ceil() as u32;
-        Dropout { stream, threshold, keep: (1.0 / (1.0 - p)) as f32 }
-    }
-
-    /// Applies it to `x`, which stands at elements `start..` of the tensor.
-    pub(crate) fn apply(&self, start: usize, x: &mut [f32]) {
-        drop_floats(self.stream, start as u64, self.threshold, self.keep, x);
-    }
-
-    /// Factor of elements that are kept.
-    pub(crate) fn keep(&self) -> f32 {
-        self.keep
-    }
-
-    /// Copies 16-bit floats that stand at elements `start..` of the tensor, with zeros for those that are dropped and without
-    /// the factor of the others.
-    pub(crate) fn copy_kept(&self, start: usize, x: &[bf16], out: &mut [bf16]) {
-        select(self.stream, start as u64, self.threshold, x, &mut out[..x.len()]);
-    }
-}
-
 simd! {
     fn uniform(stream: Stream, start: u64, out: &mut [f32]) {
         runs(stream, start, out.len(), |done, words| {
             out[done..].iter_mut().zip(words).for_each(|(o, w)| *o = unit(*w));
         });
     }
-
-    fn drop_floats(stream: Stream, start: u64, threshold: u32, keep: f32, x: &mut [f32]) {
-        runs(stream, start, x.len(), |done, words| {
-            for (x, w) in x[done..].iter_mut().zip(words) {
-                *x = if w >> 8 >= threshold { *x * keep } else { 0.0 };
-            }
-        });
-    }
-
-    fn select(stream: Stream, start: u64, threshold: u32, x: &[bf16], out: &mut [bf16]) {
-        runs(stream, start, x.len(), |done, words| {
-            // In two loops, one of which changes the width: LLVM makes vectors of both.
-            let mut kept = [0u16; WORDS];
-            for (kept, w) in kept.iter_mut().zip(words) {
-                *kept = u16::from(w >> 8 >= threshold).wrapping_neg();
-            }
-            for ((x, out), kept) in x[done..].iter().zip(&mut out[done..]).zip(&kept[..words.len()]) {
-                *out = bf16::from_bits(x.to_bits() & kept);
-            }
-        });
-    }
 }
 
 /// Calls `f` with the words of elements `start..start + n`, run by run: where a run begins, and its words.
 #[inline(always)]
-fn runs(stream: Stream, start: u64, n: usize, mut f: impl FnMut(usize, &[u32])) {
+pub(crate) fn runs(stream: Stream, start: u64, n: usize, mut f: impl FnMut(usize, &[u32])) {
     let mut pairs = [0; WORDS / 2];
     let mut done = 0;
     while done < n {
@@ -169,21 +112,6 @@ mod tests {
             let mut part = vec![0.0; n];
             s.uniform(start as u64, &mut part);
             assert_eq!(part, all[start..start + n]);
-        }
-    }
-
-    #[test]
-    fn dropout_of_floats_and_of_16_bit_floats_keeps_the_same_elements() {
-        let dropout = Dropout::new(Stream { key: [7, 9], stream: 3 }, 0.3);
-        let x: Vec<bf16> = (1..=700).map(|i| bf16::from_f32(i as f32)).collect();
-        for (start, n) in [(0, 700), (1, 10), (64, 64), (130, 601)] {
-            let mut floats: Vec<f32> = x[..n].iter().map(|x| x.to_f32()).collect();
-            dropout.apply(start, &mut floats);
-            let mut kept = vec![bf16::NAN; n];
-            dropout.copy_kept(start, &x[..n], &mut kept);
-            let scaled: Vec<f32> = kept.iter().map(|x| x.to_f32() * dropout.keep()).collect();
-            assert_eq!(scaled, floats, "{start} {n}");
-            assert!(floats.contains(&0.0) && floats.iter().any(|x| *x != 0.0));
         }
     }
 }

@@ -28,10 +28,10 @@ pub(super) unsafe fn pair<const DIRECT: bool>(t: &Block) {
     let link = Link { units: t.units, a: t.a, a_row: DIRECT.then_some(t.a_row), b: t.b };
     let from = t.add.then_some((t.c.cast_const(), t.ldc));
     let to = To::F32(t.c, t.ldc);
+    let chain =
+        Chain { links: &[link], m: t.m, n: t.n, dropped: None, from, to, result: t.result, ahead: t.ahead };
     // SAFETY: by contract.
-    unsafe {
-        scaled(&Chain { links: &[link], m: t.m, n: t.n, from, to, result: t.result, ahead: t.ahead }, t.alpha)
-    }
+    unsafe { scaled(&chain, t.alpha) }
 }
 
 /// `to = from + alpha · (A₀·B₀ + A₁·B₁ + …)`.
@@ -70,14 +70,21 @@ unsafe fn tile<const M: usize, const V: usize>(t: &Chain<'_>, alpha: f32) {
     let begins = alpha == 1.0;
     // SAFETY: by contract; lanes beyond the tile are masked.
     unsafe {
-        if let (true, Some(from)) = (begins, t.from) {
+        if let (true, Some(from), None) = (begins, t.from, t.dropped) {
             each!(|i, v, _x| load(t, from, i, v));
         }
         let mut ahead = t.ahead;
-        for link in t.links {
+        for (i, link) in t.links.iter().enumerate() {
             match link.a_row {
                 Some(a_row) => add_direct(link, a_row, &mut ahead, &mut acc),
                 None => add_panel(link, &mut ahead, &mut acc),
+            }
+            if let Some(d) = t.dropped.filter(|d| d.links == i + 1) {
+                each!(|i, v, x| {
+                    let mask = d.kept.at(d.first + i * d.row + 16 * v) as __mmask16;
+                    let x = _mm512_maskz_mul_ps(mask, x, _mm512_set1_ps(d.keep));
+                    t.from.map_or(x, |from| _mm512_add_ps(x, load(t, from, i, v)))
+                });
             }
         }
         if !begins {

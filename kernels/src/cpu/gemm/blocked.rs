@@ -11,7 +11,7 @@
 //! many threads, the result is cut.
 
 use super::ahead::{Ahead, Region};
-use super::micro::{Block, Chain, Fetch, Isa, Link, To};
+use super::micro::{Block, Chain, Dropped, Fetch, Isa, Link, To};
 use super::pack::{self, Part};
 use super::tiling::{Extents, Grid, Most, TILE_AREA, Tiling};
 use super::{Job, KC, Mat, Product};
@@ -111,10 +111,23 @@ impl<'a> Phase<'a> {
         self.iter().last().map_or(0, |s| s.at + s.units)
     }
 
-    /// The micro-kernel that goes through all segments at once, if they allow it.
+    /// Segments whose products dropout is applied to, and the others.
+    fn dropped(&self) -> impl Iterator<Item = &Segment<'a>> {
+        self.iter().filter(|s| s.product.dropout.is_some())
+    }
+
+    fn plain(&self) -> impl Iterator<Item = &Segment<'a>> {
+        self.iter().filter(|s| s.product.dropout.is_none())
+    }
+
+    /// The micro-kernel that goes through all segments at once, if they allow it: decisions of dropout are made.
     fn chain(&self, isa: &Isa) -> Option<unsafe fn(&Chain<'_>)> {
-        let is_plain = |s: &Segment<'_>| s.pair && s.product.dropout.is_none() && s.product.alpha == 1.0;
-        isa.chain.filter(|_| self.units() > 0 && self.iter().all(is_plain))
+        let fits = |s: &Segment<'_>| {
+            let is_decided = s.product.dropout.is_none_or(|d| d.kept().is_some());
+            s.pair && s.product.alpha == 1.0 && is_decided
+        };
+        let is_one = self.dropped().count() <= 1;
+        isa.chain.filter(|_| self.units() > 0 && is_one && self.iter().all(fits))
     }
 }
 
@@ -268,12 +281,12 @@ impl Pass<'_> {
         // Micro-kernels round the result themselves.
         let rounds = chain.is_some() && is_last && !self.job.turned && self.job.c.dtype() == DType::Bf16;
         let is_alone = is_first && is_last && !in_place;
+        let has_dropout = chain.is_none() && phase.dropped().next().is_some();
         let c_len = if is_alone && (!rounds || self.job.accumulate) { m * n } else { 0 };
         // A row that is added to every row and nothing else is read where it is.
         let adds_row = chain.is_some() && is_first && !self.job.turned && !self.job.accumulate;
         let bias = self.job.bias.filter(|_| adds_row);
         let bias_len = if bias.is_some() { n } else { 0 };
-        let has_dropout = phase.iter().any(|s| s.product.dropout.is_some());
         let d_len = if has_dropout || (self.job.turned && is_last) { m * n } else { 0 };
         debug_assert!(m * n <= TILE_AREA);
         // SAFETY: the tile lies within the result and no other task writes it.
@@ -296,11 +309,13 @@ impl Pass<'_> {
                 };
                 let tile = Tile { c, ldc, m, n };
                 let is_set = !is_first || (bias.is_none() && self.begin(&tile, top, left, phase, in_place));
-                let mut from = is_set.then_some((c.cast_const(), ldc));
-                if let Some(bias) = bias {
-                    bias.load(left, row);
-                    from = Some((row.as_ptr(), 0));
-                }
+                let from = match bias {
+                    Some(bias) => {
+                        bias.load(left, row);
+                        Some((row.as_ptr(), 0))
+                    }
+                    None => is_set.then_some((c.cast_const(), ldc)),
+                };
                 let to = if rounds {
                     let at = top * self.job.ldc + left;
                     To::Bf16(self.job.c.offset(at).src().ptr().cast_mut().cast(), self.job.ldc)
@@ -316,27 +331,24 @@ impl Pass<'_> {
                     if rows.count == 1 {
                         self.pack_b(phase, (j + y, part.len()), b);
                     }
+                    let place = Place { a: self.shared_a(i), b, top, left, out: false };
+                    let out = !in_place && !self.job.turned && is_last;
                     if let Some(kernel) = chain {
-                        let out = !in_place && !self.job.turned && is_last;
-                        let place = Place { a: self.shared_a(i), b, top, left, out };
+                        let place = Place { out, ..place };
                         self.chain(kernel, phase, &place, &tile, part, from, to, &mut ahead);
                         continue;
                     }
                     let mut add = is_set;
-                    for (number, s) in phase.iter().enumerate() {
-                        let out =
-                            !in_place && !self.job.turned && is_last && number + 1 == phase.iter().count();
-                        let place = Place { a: self.shared_a(i), b, top, left, out };
-                        if let Some(d) = s.product.dropout {
-                            let part = Tile { c: pd.as_mut_ptr(), ldc: n, ..tile };
-                            self.add(s, &place, &part, 0..n, false, &mut ahead);
-                            for r in 0..m {
-                                d.apply((top + r) * self.job.n + left, part.row(r));
-                                reduce::axpy(1.0, part.row(r), tile.row(r));
-                            }
-                        } else {
-                            self.add(s, &place, &tile, part.clone(), add, &mut ahead);
-                        }
+                    // There is one part then, the whole tile.
+                    for s in phase.dropped() {
+                        self.add_dropped(s, &place, &tile, add, pd);
+                        add = true;
+                    }
+                    let mut left = phase.plain().count();
+                    for s in phase.plain() {
+                        left -= 1;
+                        let place = Place { out: out && left == 0, ..place };
+                        self.add(s, &place, &tile, part.clone(), add, &mut ahead);
                         add = true;
                     }
                 }
@@ -399,7 +411,7 @@ impl Pass<'_> {
                 });
             }
             let is_set = job.accumulate || job.bias.is_some();
-            let is_written = phase.iter().next().is_some_and(|s| s.product.dropout.is_none());
+            let is_written = phase.iter().next().is_some();
             if !is_set && !is_written {
                 (0..tile.m).for_each(|r| tile.row(r).fill(0.0));
             }
@@ -445,7 +457,7 @@ impl Pass<'_> {
             // Each segment from the tile's first row and column on, and the bytes of a row.
             let mut begin = [(Link::NONE, 0); SEGMENTS];
             let mut count = 0;
-            for (begin, s) in begin.iter_mut().zip(phase.iter()) {
+            for (begin, s) in begin.iter_mut().zip(phase.dropped().chain(phase.plain())) {
                 let (a, a_row) = self.rows_of(s, place);
                 let link = Link { units: s.units, a, a_row, b: place.b.of(s) };
                 // A panel of `mr` rows is as long as `mr` rows.
@@ -453,6 +465,8 @@ impl Pass<'_> {
                 count += 1;
             }
             let mut links = [Link::NONE; SEGMENTS];
+            let dropout = phase.dropped().find_map(|s| s.product.dropout);
+            let kept = dropout.and_then(|d| d.kept().map(|kept| (kept, d.keep())));
             for (panel, y) in columns.step_by(nr).enumerate() {
                 for x in (0..tile.m).step_by(mr) {
                     for (link, &(begin, row)) in links[..count].iter_mut().zip(&begin) {
@@ -463,6 +477,10 @@ impl Pass<'_> {
                         links: &links[..count],
                         m: mr.min(tile.m - x),
                         n: nr.min(tile.n - y),
+                        dropped: kept.map(|(kept, keep)| {
+                            let first = (place.top + x) * self.job.n + place.left + y;
+                            Dropped { links: 1, kept, keep, first, row: self.job.n }
+                        }),
                         from: from.map(|(from, row)| (from.add(x * row + y), row)),
                         to: match to {
                             To::F32(to, row) => To::F32(to.add(x * row + y), row),
@@ -475,6 +493,26 @@ impl Pass<'_> {
                         },
                         ahead: ahead.walk(),
                     });
+                }
+            }
+        }
+    }
+
+    /// Adds a segment with dropout to a tile, or writes it. `sums` are as many as the tile has.
+    ///
+    /// # Safety
+    /// As [`run`], for this tile; its panels are packed, and `sums` are not part of it.
+    unsafe fn add_dropped(&self, s: &Segment<'_>, place: &Place, tile: &Tile, add: bool, sums: &mut [f32]) {
+        let Some(dropout) = s.product.dropout else { return };
+        let own = Tile { c: sums.as_mut_ptr(), ldc: tile.n, ..*tile };
+        let to = if add { &own } else { tile };
+        // SAFETY: by contract.
+        unsafe {
+            self.add(s, place, to, 0..tile.n, false, &mut Ahead::none());
+            for r in 0..tile.m {
+                dropout.apply((place.top + r) * self.job.n + place.left, to.row(r));
+                if add {
+                    reduce::axpy(1.0, to.row(r), tile.row(r));
                 }
             }
         }
@@ -580,6 +618,7 @@ impl Panels {
 }
 
 /// Where a tile is.
+#[derive(Clone, Copy)]
 struct Place {
     /// Panels of its rows, and of the columns that are added to.
     a: Panels,

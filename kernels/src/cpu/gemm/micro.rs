@@ -6,6 +6,7 @@
 use super::ahead::Walk;
 use super::narrow;
 use super::spread::{self, Lines};
+use crate::cpu::dropout::Kept;
 use crate::cpu::simd::Level;
 
 /// One call of a micro-kernel: `C (+)= alpha · A · B` for `m × n` elements.
@@ -67,6 +68,8 @@ pub(super) struct Chain<'a> {
     pub(super) links: &'a [Link],
     pub(super) m: usize,
     pub(super) n: usize,
+    /// Dropout of the sums of the first of the links.
+    pub(super) dropped: Option<Dropped>,
     /// What is added to, and the elements from row to row of it (none for a row that all have in common); else nothing.
     pub(super) from: Option<(*const f32, usize)>,
     pub(super) to: To,
@@ -74,6 +77,19 @@ pub(super) struct Chain<'a> {
     pub(super) result: Fetch,
     /// As [`Block::ahead`].
     pub(super) ahead: Walk,
+}
+
+/// Dropout of sums.
+#[derive(Clone, Copy)]
+pub(super) struct Dropped {
+    /// Links that they are sums of.
+    pub(super) links: usize,
+    pub(super) kept: Kept,
+    /// Factor of those that are kept.
+    pub(super) keep: f32,
+    /// Number of the first element, and of elements from row to row.
+    pub(super) first: usize,
+    pub(super) row: usize,
 }
 
 /// Where sums go, and the elements from row to row there.
@@ -107,7 +123,8 @@ pub(super) struct Isa {
     /// elements.
     pub(super) direct: Option<[unsafe fn(&Block); 2]>,
     /// Of units that are two `bf16`, from the first depth to the result. Gives the bits that calls of `pair` and `direct` with
-    /// an `alpha` of one give, which begin with the result's content where it is added to.
+    /// an `alpha` of one give, which begin with the result's content where it is added to; sums with dropout come first, and
+    /// that content is added to them.
     ///
     /// # Safety
     /// As `single`, for all links, at least one of which has units.

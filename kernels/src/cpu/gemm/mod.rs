@@ -7,8 +7,8 @@
 //! converted to `f32` in the panels. Results that are not `f32` are rounded once, at the end. Few rows are computed as dot
 //! products without panels.
 
+use crate::cpu::dropout::Dropout;
 use crate::cpu::float::{Dst, Src};
-use crate::cpu::philox::Dropout;
 use crate::cpu::simd::{self, Level};
 use crate::cpu::{choice, par, reduce, scratch};
 use kfc_graph::DType;

@@ -5,6 +5,7 @@
 //! copied into panels but for the narrow one: it is small.
 
 use super::micro;
+use crate::cpu::dropout::Kept;
 use crate::cpu::par::Shared;
 use crate::cpu::scratch;
 use crate::cpu::simd::{level, simd};
@@ -22,7 +23,7 @@ pub(super) const PAIRS: usize = 2 * LANES;
 pub(crate) const STRIP: usize = 64;
 
 /// Rows of a strip that stay in the nearest cache while all lines are multiplied with them.
-pub(crate) const CHUNK: usize = 128;
+const CHUNK: usize = 128;
 
 /// The kernels of an instruction set.
 pub(super) struct Kernels {
@@ -65,6 +66,8 @@ pub(super) struct Columns {
     /// The first of the lines in a panel.
     pub(super) panel: *const u32,
     pub(super) lines: usize,
+    /// Which elements of `x` count, if not all: the number of the first one, and of elements from row to row.
+    pub(super) kept: Option<(Kept, usize, usize)>,
     pub(super) sums: *mut f32,
 }
 
@@ -201,23 +204,23 @@ impl Narrow {
         }
     }
 
-    /// Calls `result` with each line of `Nᵀ · x` for `n <= STRIP` columns. `x` says where rows of them are, at most [`CHUNK`]:
-    /// the address of the first, and the elements from one to the next.
+    /// Calls `result` with each line of `Nᵀ · x` for `n <= STRIP` columns: those of the rows of `stride` elements that begin
+    /// at `x`. With `kept`, which numbers them from a column's first element on, only the elements that it keeps count.
     ///
     /// # Safety
-    /// What `x` says covers these extents until it is called again, and `panels` are written.
+    /// `x` covers these extents, `panels` are written, and so is what `kept` says of these elements.
     pub(crate) unsafe fn columns(
         &self,
         n: usize,
         panels: &Panels,
-        mut x: impl FnMut(Range<usize>) -> (*const bf16, usize),
+        (x, stride): (*const bf16, usize),
+        kept: Option<(Kept, usize)>,
         mut result: impl FnMut(usize, &[f32]),
     ) {
         scratch::with(panels.lines * STRIP, |sums| {
             sums.fill(0.0);
             for start in (0..panels.depth).step_by(CHUNK) {
                 let rows = start..panels.depth.min(start + CHUNK);
-                let (x, stride) = x(rows.clone());
                 for j in (0..n).step_by(self.0.n) {
                     for line in panels.panels().flat_map(|p| p.step_by(self.0.lines)) {
                         let end = panels.lines.min(line / LANES * LANES + LANES);
@@ -225,11 +228,12 @@ impl Narrow {
                         unsafe {
                             (self.0.columns)(&Columns {
                                 depth: rows.len(),
-                                x: x.add(j).cast(),
+                                x: x.add(start * stride + j).cast(),
                                 stride,
                                 n: self.0.n.min(n - j),
                                 panel: panels.at(line, start / 2),
                                 lines: self.0.lines.min(end - line),
+                                kept: kept.map(|(kept, first)| (kept, first + start * stride + j, stride)),
                                 sums: sums.as_mut_ptr().add(line * STRIP + j),
                             });
                         }

@@ -75,24 +75,20 @@ unsafe fn rows_tile<const R: usize>(t: &Rows) {
 /// # Safety
 /// See [`Kernels::columns`].
 unsafe fn columns(t: &Columns) {
-    const TILES: [unsafe fn(&Columns); LINES] = [
-        columns_tile::<1>,
-        columns_tile::<2>,
-        columns_tile::<3>,
-        columns_tile::<4>,
-        columns_tile::<5>,
-        columns_tile::<6>,
-        columns_tile::<7>,
-        columns_tile::<8>,
-    ];
+    macro_rules! tiles {
+        ($($lines:literal),*) => {
+            [$([columns_tile::<$lines, false>, columns_tile::<$lines, true>]),*]
+        };
+    }
+    const TILES: [[unsafe fn(&Columns); 2]; LINES] = tiles!(1, 2, 3, 4, 5, 6, 7, 8);
     // SAFETY: by contract.
-    unsafe { TILES[t.lines - 1](t) }
+    unsafe { TILES[t.lines - 1][usize::from(t.kept.is_some())](t) }
 }
 
 /// # Safety
-/// See [`Kernels::columns`]; there are `L` lines.
+/// See [`Kernels::columns`]; there are `L` lines, and `DROPS` says whether not all elements count.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn columns_tile<const L: usize>(t: &Columns) {
+unsafe fn columns_tile<const L: usize, const DROPS: bool>(t: &Columns) {
     let mask = (!0u32) >> (N - t.n);
     let mut acc = [[_mm512_setzero_ps(); 2]; L];
     for (i, acc) in acc.iter_mut().enumerate() {
@@ -110,9 +106,13 @@ unsafe fn columns_tile<const L: usize>(t: &Columns) {
         _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add((AHEAD + 1) * t.stride).cast());
         // SAFETY: by contract; columns beyond the last are masked.
         unsafe {
-            let first = _mm512_maskz_loadu_epi16(mask, x.cast());
+            let mask_of = |row: usize| match t.kept {
+                Some((kept, first, stride)) if DROPS => mask & kept.at(first + row * stride),
+                _ => mask,
+            };
+            let first = _mm512_maskz_loadu_epi16(mask_of(2 * u), x.cast());
             let second = if 2 * u + 1 < t.depth {
-                _mm512_maskz_loadu_epi16(mask, x.add(t.stride).cast())
+                _mm512_maskz_loadu_epi16(mask_of(2 * u + 1), x.add(t.stride).cast())
             } else {
                 _mm512_setzero_si512()
             };

@@ -155,22 +155,54 @@ fn no_depth_leaves_the_sum_of_nothing() {
     }
 }
 
-/// Bits of a LoRA-like sum with dropout on an operand and on a product.
+/// Bits of a LoRA-like sum with dropout on an operand and on a product, of which the decisions are made before; and of one
+/// with dropout on a product of `bf16`, which micro-kernels apply to sums in registers.
 fn bits(level: Level, threads: usize, dtype: DType, (m, n, k): (usize, usize, usize)) -> Vec<u32> {
+    use crate::cpu::dropout::Kept;
     use crate::cpu::philox::Stream;
     let (a, b) = (Data::new(m * k, dtype, 1), Data::new(k * n, dtype, 2));
     let (s, t) = (Data::new(m * 8, DType::F32, 3), Data::new(8 * n, DType::F32, 4));
     let mut c = vec![0u32; m * n];
-    let d = Some(Dropout::new(Stream::new(&[7, 8], 3), 0.25));
+    let d = Dropout::new(Stream::new(&[7, 8], 3), 0.25);
+    let mut words = vec![0; Kept::words(m * n)];
+    let kept = Kept::new(&mut words);
+    // SAFETY: there is room.
+    unsafe { d.decide(kept, 0, m * n) };
+    let (low, high) = (Data::new(m * 8, dtype, 5), Data::new(8 * n, dtype, 6));
+    let decided = Some(d.with(kept));
+    let pair = [
+        Product::new(a.mat(m, k, false), b.mat(k, n, true), k),
+        Product { dropout: decided, ..Product::new(low.mat(m, 8, false), high.mat(8, n, false), 8) },
+    ];
+    let d = Some(d);
     let products = [
         Product::new(a.mat(m, k, false), b.mat(k, n, true), k),
+        Product { dropout: decided, ..Product::new(s.mat(m, 8, false), t.mat(8, n, false), 8) },
         Product { dropout: d, ..Product::new(s.mat(m, 8, false), t.mat(8, n, false), 8) },
         Product::new(a.mat(m, k, false).with_dropout(d), b.mat(k, n, true), k),
     ];
     let dst = Dst::new(c.as_mut_ptr().cast(), dtype);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let mut sums = vec![0u32; m * n];
+    let to = Dst::new(sums.as_mut_ptr().cast(), dtype);
     // SAFETY: operands have these extents.
-    pool.install(|| unsafe { Job::new(m, n, &products, dst).run_at(level) });
+    pool.install(|| unsafe {
+        Job::new(m, n, &products, dst).run_at(level);
+        Job::new(m, n, &pair, to).run_at(level);
+    });
+    let mut want = vec![[0.0, 0.0]; m * n];
+    exact(m, n, 8, (&low, false), (&high, false), 1.0, &mut want);
+    for (i, want) in want.iter_mut().enumerate() {
+        // SAFETY: within the tensor.
+        let factor = if unsafe { kept.at(i) } & 1 == 1 { 1.0 / 0.75 } else { 0.0 };
+        *want = want.map(|x| x * factor);
+    }
+    exact(m, n, k, (&a, false), (&b, true), 1.0, &mut want);
+    let mut got = vec![0.0; m * n];
+    // SAFETY: as above.
+    unsafe { to.src().load(0, &mut got) };
+    compare(&format!("dropout {level:?} {dtype}"), &got, &want, dtype);
+    c.extend(sums);
     c
 }
 

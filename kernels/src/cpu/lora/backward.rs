@@ -1,11 +1,11 @@
 //! `lora_linear_bwd`. The gradient of the frozen weight is never computed.
 
 use super::{Lora, Piece, Pieces, ROWS, bf16_rows, f32_rows, round, round_tasks, split_depths, split_tasks};
+use crate::cpu::dropout::{BITS, Dropout, Kept};
 use crate::cpu::float::{Dst, convert};
-use crate::cpu::gemm::narrow::{CHUNK, Narrow, Panels, STRIP};
+use crate::cpu::gemm::narrow::{Narrow, Panels, STRIP};
 use crate::cpu::gemm::{Job, Mat, Product};
 use crate::cpu::par::{self, Shared, Stage};
-use crate::cpu::scratch;
 use crate::cpu::transposed::Transposed;
 use crate::cpu::{Call, Kernel, KernelError};
 use half::bf16;
@@ -18,6 +18,8 @@ pub(crate) struct LoraLinearBwd {
     need_dx: bool,
     /// dS `[M, r]`.
     ds: Piece<f32>,
+    /// What dropout keeps of x `[M, I]`, a bit each.
+    kept: Option<Piece<u32>>,
     way: Way,
     workspace: usize,
 }
@@ -47,6 +49,7 @@ impl LoraLinearBwd {
         let Lora { rows, inputs, outputs, rank, .. } = lora;
         let mut pieces = Pieces::default();
         let ds = pieces.next(rows * rank);
+        let kept = lora.dropout.map(|_| pieces.next(Kept::words(rows * inputs)));
         let way = match lora.narrow() {
             Some(narrow) => {
                 let layout = Layout {
@@ -60,7 +63,7 @@ impl LoraLinearBwd {
             }
             None => Way::Plain(pieces.next(rank * outputs)),
         };
-        Ok(LoraLinearBwd { lora, need_dx: attrs.bool("need_dx")?, ds, way, workspace: pieces.bytes })
+        Ok(LoraLinearBwd { lora, need_dx: attrs.bool("need_dx")?, ds, kept, way, workspace: pieces.bytes })
     }
 
     fn weight(&self) -> Transposed {
@@ -68,7 +71,19 @@ impl LoraLinearBwd {
         Transposed { operand: 2, rows: outputs, columns: inputs, dtype: w }
     }
 
-    /// Computes the gradients of A and B; returns dS and A as operands of the second product of dx.
+    /// Dropout, whose decisions are yet to be made by [`decide`].
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn dropout(&self, call: &Call<'_>) -> Option<(Dropout, Kept)> {
+        // SAFETY: by contract; the workspace has the size asked for.
+        unsafe {
+            let kept = self.kept.as_ref().map(|kept| Kept::new(kept.of(call)))?;
+            Some((self.lora.dropout(call)?.with(kept), kept))
+        }
+    }
+
+    /// Computes the gradients of A and B, and what dropout keeps; returns dS and A as operands of the second product of dx.
     ///
     /// # Safety
     /// As [`Kernel::run`].
@@ -91,8 +106,12 @@ impl LoraLinearBwd {
         // SAFETY: by contract; the workspace has the size asked for.
         unsafe {
             let dy = Mat::rows(call.src(0, self.lora.x), outputs);
-            let x = Mat::rows(call.src(1, self.lora.x), inputs).with_dropout(self.lora.dropout(call));
+            let dropout = self.dropout(call);
+            let x = Mat::rows(call.src(1, self.lora.x), inputs).with_dropout(dropout.map(|d| d.0));
             let b = Mat::rows(call.src(4, f32), rank);
+            if dropout.is_some() {
+                par::tasks(rows.div_ceil(ROWS), |task| decide(dropout, inputs, block(task, rows)));
+            }
             let ds = self.ds.of(call);
             let product = Product { alpha: scale, ..Product::new(dy, b, outputs) };
             Job::new(rows, rank, &[product], Dst::floats(ds)).run();
@@ -117,7 +136,7 @@ impl LoraLinearBwd {
         unsafe {
             let (dy, x) = (call.src(0, DType::Bf16), call.src(1, DType::Bf16));
             let (a, b, s) = (call.input::<f32>(3), call.input::<f32>(4), call.input::<f32>(5));
-            let dropout = self.lora.dropout(call);
+            let dropout = self.dropout(call);
             let (a16, ds16) = (layout.a16.of(call), layout.ds16.of(call));
             let (a_rounded, ds_rounded) = (Shared::new(a16), Shared::new(ds16));
             let ds = Shared::new(self.ds.of(call));
@@ -140,11 +159,11 @@ impl LoraLinearBwd {
                     round(a, a_rounded, task - of_b - of_s);
                 }
             };
-            // dS = scale · dy·B, as it is, split and rounded.
+            // dS = scale · dy·B, as it is, split and rounded; and what dropout keeps of these rows.
             let rows_of_s = |task: usize| {
-                let start = task * ROWS;
-                let end = rows.min(start + ROWS);
+                let Range { start, end } = block(task, rows);
                 let n = end - start;
+                decide(dropout, inputs, start..end);
                 let part = ds.slice(start * rank, n * rank);
                 narrow.rows(dy.raw(start * outputs, n * outputs), outputs, &b_panels, scale, part);
                 convert(part, ds_rounded.slice(start * rank, n * rank));
@@ -154,31 +173,18 @@ impl LoraLinearBwd {
             let columns_of_b = |strip: usize| {
                 let (j, n) = part(strip, outputs);
                 let db = db.slice(j * rank, n * rank);
-                let dy = |chunk: Range<usize>| (dy.offset(chunk.start * outputs + j).ptr().cast(), outputs);
-                narrow.columns(n, &s_panels, dy, |k, line| {
+                narrow.columns(n, &s_panels, (dy.offset(j).ptr().cast(), outputs), None, |k, line| {
                     line.iter().zip(db.chunks_exact_mut(rank)).for_each(|(sum, db)| db[k] = scale * sum);
                 });
             };
             // dA = dSᵀ·dropout(x)
             let columns_of_a = |strip: usize| {
                 let (j, n) = part(strip, inputs);
-                let keep = dropout.map_or(1.0, |d| d.keep());
-                scratch::with(CHUNK * STRIP / 2, |kept| {
-                    let kept: &mut [bf16] = bytemuck::cast_slice_mut(kept);
-                    let x = |chunk: Range<usize>| {
-                        let Some(dropout) = dropout else {
-                            return (x.offset(chunk.start * inputs + j).ptr().cast(), inputs);
-                        };
-                        for (row, kept) in chunk.zip(kept.chunks_exact_mut(STRIP)) {
-                            let start = row * inputs + j;
-                            dropout.copy_kept(start, x.raw(start, n), &mut kept[..n]);
-                        }
-                        (kept.as_ptr(), STRIP)
-                    };
-                    narrow.columns(n, &ds_panels, x, |k, line| {
-                        let da = da.slice(k * inputs + j, n);
-                        da.iter_mut().zip(line).for_each(|(da, sum)| *da = keep * sum);
-                    });
+                let keep = dropout.map_or(1.0, |d| d.0.keep());
+                let (x, kept) = ((x.offset(j).ptr().cast(), inputs), dropout.map(|d| (d.1, j)));
+                narrow.columns(n, &ds_panels, x, kept, |k, line| {
+                    let da = da.slice(k * inputs + j, n);
+                    da.iter_mut().zip(line).for_each(|(da, sum)| *da = keep * sum);
                 });
             };
             let blocks = rows.div_ceil(ROWS);
@@ -196,6 +202,23 @@ impl LoraLinearBwd {
     }
 }
 
+/// Rows of a task.
+fn block(task: usize, rows: usize) -> Range<usize> {
+    task * ROWS..rows.min((task + 1) * ROWS)
+}
+
+/// Decides what dropout keeps of rows, from a whole block of them on.
+///
+/// # Safety
+/// There are bits for the rows, and nothing else uses them meanwhile.
+unsafe fn decide(dropout: Option<(Dropout, Kept)>, inputs: usize, rows: Range<usize>) {
+    const { assert!(ROWS.is_multiple_of(BITS)) };
+    if let Some((dropout, kept)) = dropout {
+        // SAFETY: by contract.
+        unsafe { dropout.decide(kept, rows.start * inputs, rows.len() * inputs) }
+    }
+}
+
 /// First and number of the columns of a strip.
 fn part(strip: usize, columns: usize) -> (usize, usize) {
     (strip * STRIP, STRIP.min(columns - strip * STRIP))
@@ -210,7 +233,7 @@ impl Kernel for LoraLinearBwd {
             if self.need_dx {
                 let dy = Mat::rows(call.src(0, self.lora.x), outputs);
                 let w = self.weight().mat(call);
-                let dropout = self.lora.dropout(call);
+                let dropout = self.dropout(call).map(|d| d.0);
                 let products =
                     [Product::new(dy, w, outputs), Product { dropout, ..Product::new(ds, a, rank) }];
                 Job { dots: false, ..Job::new(rows, inputs, &products, call.dst(0, self.lora.x)) }.run();

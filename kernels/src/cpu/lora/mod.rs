@@ -10,11 +10,12 @@ mod forward;
 pub(crate) use backward::LoraLinearBwd;
 pub(crate) use forward::LoraLinear;
 
+use crate::cpu::dropout::Dropout;
 use crate::cpu::float::{Dst, Src, convert};
 use crate::cpu::gemm::Mat;
 use crate::cpu::gemm::narrow::Narrow;
 use crate::cpu::par::Shared;
-use crate::cpu::philox::{Dropout, Stream};
+use crate::cpu::philox::Stream;
 use crate::cpu::{Call, KernelError};
 use half::bf16;
 use kfc_graph::{Attrs, DType, TensorType};
