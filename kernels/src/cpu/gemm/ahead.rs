@@ -46,16 +46,14 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    /// No lines.
-    pub(super) const NONE: Walk = Walk { at: std::ptr::null(), count: 0, lines: 0, left: 0, jump: 0 };
-
-    /// How many of the next lines to ask for, at most `most`.
+    /// The walk of a call of so many units, and how many lines it asks for.
     #[inline(always)]
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn take(&mut self, most: usize) -> usize {
-        let n = most.min(self.count);
-        self.count -= n;
-        n
+    pub(super) fn begin(walk: Option<&Walk>, units: usize) -> (Walk, usize) {
+        match walk {
+            Some(walk) => (*walk, units.min(walk.count)),
+            None => (Walk { at: std::ptr::null(), count: 0, lines: 0, left: 0, jump: 0 }, 0),
+        }
     }
 
     /// Asks for the next line.
@@ -103,9 +101,10 @@ impl Ahead {
     }
 
     /// What the next call asks for.
-    pub(super) fn walk(&mut self) -> Walk {
+    #[inline]
+    pub(super) fn walk(&mut self) -> Option<Walk> {
         if self.number == self.count {
-            return Walk::NONE;
+            return None;
         }
         let (r, done) = (self.regions[self.number], self.done);
         let count = self.each.min(r.rows * r.lines - done);
@@ -114,12 +113,12 @@ impl Ahead {
             (self.number, self.done) = (self.number + 1, 0);
         }
         let (row, line) = (done / r.lines, done % r.lines);
-        Walk {
+        Some(Walk {
             at: r.at.wrapping_add(row * r.pitch + line * LINE),
             count,
             lines: r.lines,
             left: r.lines - line,
             jump: r.pitch.wrapping_sub((r.lines - 1) * LINE),
-        }
+        })
     }
 }

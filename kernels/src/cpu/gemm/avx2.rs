@@ -26,8 +26,8 @@ pub(super) static ISA: Isa = Isa {
 
 /// # Safety
 /// See [`Isa::single`].
-unsafe fn single(t: &Block) {
-    const TILES: [[unsafe fn(&Block); 2]; MR] = [
+unsafe fn single(t: &Block<'_>) {
+    const TILES: [[unsafe fn(&Block<'_>); 2]; MR] = [
         [tile::<1, 1>, tile::<1, 2>],
         [tile::<2, 1>, tile::<2, 2>],
         [tile::<3, 1>, tile::<3, 2>],
@@ -42,7 +42,7 @@ unsafe fn single(t: &Block) {
 /// # Safety
 /// See [`Isa::single`]; `M` rows and `V` vectors are those of the block.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile<const M: usize, const V: usize>(t: &Block) {
+unsafe fn tile<const M: usize, const V: usize>(t: &Block<'_>) {
     let mut acc = [[_mm256_setzero_ps(); V]; M];
     let (mut pa, mut pb) = (t.a.cast::<f32>(), t.b.cast::<f32>());
     for _ in 0..t.units {

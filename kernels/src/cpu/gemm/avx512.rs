@@ -1,5 +1,6 @@
 //! Micro-kernels of AVX-512.
 
+use super::ahead::Walk;
 use super::avx512_pair;
 use super::micro::{Block, Fetch, Isa};
 use super::spread_avx512;
@@ -56,13 +57,13 @@ pub(super) fn ask_for<const M: usize, const V: usize>(result: &Fetch) {
 
 /// # Safety
 /// See [`Isa::single`], or [`Isa::direct`] if `DIRECT`.
-unsafe fn single<const DIRECT: bool>(t: &Block) {
+unsafe fn single<const DIRECT: bool>(t: &Block<'_>) {
     macro_rules! tiles {
         ($m:literal) => {
             [single_tile::<$m, 1, DIRECT>, single_tile::<$m, 2, DIRECT>, single_tile::<$m, 3, DIRECT>]
         };
     }
-    let tiles: [[unsafe fn(&Block); VR]; MR] =
+    let tiles: [[unsafe fn(&Block<'_>); VR]; MR] =
         const { [tiles!(1), tiles!(2), tiles!(3), tiles!(4), tiles!(5), tiles!(6), tiles!(7), tiles!(8)] };
     // SAFETY: by contract.
     unsafe { tiles[t.m - 1][(t.n - 1) / 16](t) }
@@ -71,38 +72,42 @@ unsafe fn single<const DIRECT: bool>(t: &Block) {
 /// # Safety
 /// See [`single`]; `M` rows and `V` vectors are those of the block.
 #[target_feature(enable = "avx512f")]
-unsafe fn single_tile<const M: usize, const V: usize, const DIRECT: bool>(t: &Block) {
+unsafe fn single_tile<const M: usize, const V: usize, const DIRECT: bool>(t: &Block<'_>) {
     ask_for::<M, V>(&t.result);
     let mut acc = [[_mm512_setzero_ps(); V]; M];
     let (mut pa, mut pb) = (t.a, t.b.cast::<f32>());
     let (a_row, a_unit) = if DIRECT { (t.a_row, 1) } else { (size_of::<u32>(), MR) };
-    let mut step = |u: usize| {
-        if DIRECT && u % 16 < M {
-            // A line of each of the rows that come next.
-            _mm_prefetch::<_MM_HINT_T0>(pa.wrapping_byte_add((M + u % 16) * a_row).cast());
-        }
-        let mut b = [_mm512_setzero_ps(); V];
-        // SAFETY: panels have `units` groups of their width, rows as many units.
-        unsafe {
-            for (v, b) in b.iter_mut().enumerate() {
-                *b = _mm512_loadu_ps(pb.add(16 * v));
+    // No closure: sums stay in registers.
+    macro_rules! step {
+        ($u:ident) => {
+            if DIRECT && $u % 16 < M {
+                // A line of each of the rows that come next.
+                _mm_prefetch::<_MM_HINT_T0>(pa.wrapping_byte_add((M + $u % 16) * a_row).cast());
             }
-            for (i, acc) in acc.iter_mut().enumerate() {
-                let a = _mm512_set1_ps(pa.byte_add(i * a_row).cast::<f32>().read_unaligned());
-                for (acc, &b) in acc.iter_mut().zip(&b) {
-                    *acc = _mm512_fmadd_ps(a, b, *acc);
+            let mut b = [_mm512_setzero_ps(); V];
+            // SAFETY: panels have `units` groups of their width, rows as many units.
+            unsafe {
+                for (v, b) in b.iter_mut().enumerate() {
+                    *b = _mm512_loadu_ps(pb.add(16 * v));
                 }
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let a = _mm512_set1_ps(pa.byte_add(i * a_row).cast::<f32>().read_unaligned());
+                    for (acc, &b) in acc.iter_mut().zip(&b) {
+                        *acc = _mm512_fmadd_ps(a, b, *acc);
+                    }
+                }
+                (pa, pb) = (pa.add(a_unit), pb.add(NR));
             }
-            (pa, pb) = (pa.add(a_unit), pb.add(NR));
-        }
-    };
-    let mut ahead = t.ahead;
-    let asked = ahead.take(t.units);
+        };
+    }
+    let (mut ahead, asked) = Walk::begin(t.ahead, t.units);
     for u in 0..asked {
         ahead.step();
-        step(u);
+        step!(u);
     }
-    (asked..t.units).for_each(step);
+    for u in asked..t.units {
+        step!(u);
+    }
     let alpha = _mm512_set1_ps(t.alpha);
     for (i, acc) in acc.iter().enumerate() {
         for (v, &acc) in acc.iter().enumerate() {

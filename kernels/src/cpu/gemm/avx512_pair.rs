@@ -19,41 +19,41 @@ type Sums<const M: usize, const V: usize> = [[__m512; V]; M];
 /// See [`super::micro::Isa::chain`].
 pub(super) unsafe fn chain(t: &Chain<'_>) {
     // SAFETY: by contract.
-    unsafe { scaled(t, 1.0) }
+    unsafe { if t.dropped.is_some() { scaled::<true>(t, 1.0) } else { scaled::<false>(t, 1.0) } }
 }
 
 /// # Safety
 /// See [`super::micro::Isa::pair`], or [`super::micro::Isa::direct`] if `DIRECT`.
-pub(super) unsafe fn pair<const DIRECT: bool>(t: &Block) {
+pub(super) unsafe fn pair<const DIRECT: bool>(t: &Block<'_>) {
     let link = Link { units: t.units, a: t.a, a_row: DIRECT.then_some(t.a_row), b: t.b };
     let from = t.add.then_some((t.c.cast_const(), t.ldc));
     let to = To::F32(t.c, t.ldc);
     let chain =
         Chain { links: &[link], m: t.m, n: t.n, dropped: None, from, to, result: t.result, ahead: t.ahead };
     // SAFETY: by contract.
-    unsafe { scaled(&chain, t.alpha) }
+    unsafe { scaled::<false>(&chain, t.alpha) }
 }
 
-/// `to = from + alpha · (A₀·B₀ + A₁·B₁ + …)`.
+/// `to = from + alpha · (A₀·B₀ + A₁·B₁ + …)`; `DROPS` says whether sums are dropped, of which none are otherwise.
 ///
 /// # Safety
 /// See [`super::micro::Isa::chain`].
-unsafe fn scaled(t: &Chain<'_>, alpha: f32) {
+unsafe fn scaled<const DROPS: bool>(t: &Chain<'_>, alpha: f32) {
     macro_rules! tiles {
         ($m:literal) => {
-            [tile::<$m, 1>, tile::<$m, 2>, tile::<$m, 3>]
+            [tile::<$m, 1, DROPS>, tile::<$m, 2, DROPS>, tile::<$m, 3, DROPS>]
         };
     }
-    const TILES: [[Tile; VR]; MR] =
-        [tiles!(1), tiles!(2), tiles!(3), tiles!(4), tiles!(5), tiles!(6), tiles!(7), tiles!(8)];
+    let tiles: [[Tile; VR]; MR] =
+        const { [tiles!(1), tiles!(2), tiles!(3), tiles!(4), tiles!(5), tiles!(6), tiles!(7), tiles!(8)] };
     // SAFETY: by contract.
-    unsafe { TILES[t.m - 1][(t.n - 1) / 16](t, alpha) }
+    unsafe { tiles[t.m - 1][(t.n - 1) / 16](t, alpha) }
 }
 
 /// # Safety
 /// See [`scaled`]; `M` rows and `V` vectors are those of the tile.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn tile<const M: usize, const V: usize>(t: &Chain<'_>, alpha: f32) {
+unsafe fn tile<const M: usize, const V: usize, const DROPS: bool>(t: &Chain<'_>, alpha: f32) {
     ask_for::<M, V>(&t.result);
     let mut acc: Sums<M, V> = [[_mm512_setzero_ps(); V]; M];
     /// Sets each vector, called `$x`, of row `$i`.
@@ -70,16 +70,16 @@ unsafe fn tile<const M: usize, const V: usize>(t: &Chain<'_>, alpha: f32) {
     let begins = alpha == 1.0;
     // SAFETY: by contract; lanes beyond the tile are masked.
     unsafe {
-        if let (true, Some(from), None) = (begins, t.from, t.dropped) {
+        if let (true, Some(from), false) = (begins, t.from, DROPS) {
             each!(|i, v, _x| load(t, from, i, v));
         }
-        let mut ahead = t.ahead;
         for (i, link) in t.links.iter().enumerate() {
+            let ahead = t.ahead.filter(|_| i == usize::from(DROPS));
             match link.a_row {
-                Some(a_row) => add_direct(link, a_row, &mut ahead, &mut acc),
-                None => add_panel(link, &mut ahead, &mut acc),
+                Some(a_row) => add_direct(link, a_row, ahead, &mut acc),
+                None => add_panel(link, ahead, &mut acc),
             }
-            if let Some(d) = t.dropped.filter(|d| d.links == i + 1) {
+            if let Some(d) = t.dropped.filter(|d| DROPS && d.links == i + 1) {
                 each!(|i, v, x| {
                     let mask = d.kept.at(d.first + i * d.row + 16 * v) as __mmask16;
                     let x = _mm512_maskz_mul_ps(mask, x, _mm512_set1_ps(d.keep));
@@ -129,27 +129,32 @@ unsafe fn load(t: &Chain<'_>, (from, row): (*const f32, usize), i: usize, v: usi
 unsafe fn add_direct<const M: usize, const V: usize>(
     link: &Link,
     a_row: usize,
-    ahead: &mut Walk,
+    ahead: Option<&Walk>,
     acc: &mut Sums<M, V>,
 ) {
     let (mut a, mut b) = (link.a, link.b);
-    let mut step = |u: usize| {
-        if u % 16 < M {
-            // A line of each of the rows that come next.
-            _mm_prefetch::<_MM_HINT_T0>(a.wrapping_byte_add((M + u % 16) * a_row).cast());
-        }
-        // SAFETY: by contract.
-        unsafe {
-            add(a, a_row, b, acc);
-            (a, b) = (a.add(1), b.add(NR));
-        }
-    };
-    let asked = ahead.take(link.units);
+    // No closure: sums stay in registers.
+    macro_rules! step {
+        ($u:ident) => {
+            if $u % 16 < M {
+                // A line of each of the rows that come next.
+                _mm_prefetch::<_MM_HINT_T0>(a.wrapping_byte_add((M + $u % 16) * a_row).cast());
+            }
+            // SAFETY: by contract.
+            unsafe {
+                add(a, a_row, b, acc);
+                (a, b) = (a.add(1), b.add(NR));
+            }
+        };
+    }
+    let (mut ahead, asked) = Walk::begin(ahead, link.units);
     for u in 0..asked {
         ahead.step();
-        step(u);
+        step!(u);
     }
-    (asked..link.units).for_each(step);
+    for u in asked..link.units {
+        step!(u);
+    }
 }
 
 /// Adds the products of a panel of rows.
@@ -158,21 +163,24 @@ unsafe fn add_direct<const M: usize, const V: usize>(
 /// See [`scaled`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn add_panel<const M: usize, const V: usize>(link: &Link, ahead: &mut Walk, acc: &mut Sums<M, V>) {
+unsafe fn add_panel<const M: usize, const V: usize>(link: &Link, ahead: Option<&Walk>, acc: &mut Sums<M, V>) {
     let (mut a, mut b) = (link.a, link.b);
-    let mut step = || {
+    let (mut ahead, asked) = Walk::begin(ahead, link.units);
+    for _ in 0..asked {
+        ahead.step();
         // SAFETY: by contract.
         unsafe {
             add(a, size_of::<u32>(), b, acc);
             (a, b) = (a.add(MR), b.add(NR));
         }
-    };
-    let asked = ahead.take(link.units);
-    for _ in 0..asked {
-        ahead.step();
-        step();
     }
-    (asked..link.units).for_each(|_| step());
+    for _ in asked..link.units {
+        // SAFETY: by contract.
+        unsafe {
+            add(a, size_of::<u32>(), b, acc);
+            (a, b) = (a.add(MR), b.add(NR));
+        }
+    }
 }
 
 /// Adds the products of one unit of each row, `a_row` bytes apart, and one of each column.

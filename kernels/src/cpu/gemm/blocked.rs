@@ -473,14 +473,15 @@ impl Pass<'_> {
                         let b = begin.b.add(panel * nr * begin.units);
                         *link = Link { a: begin.a.byte_add(x * row), b, ..begin };
                     }
+                    let dropped = kept.map(|(kept, keep)| {
+                        let first = (place.top + x) * self.job.n + place.left + y;
+                        Dropped { links: 1, kept, keep, first, row: self.job.n }
+                    });
                     kernel(&Chain {
                         links: &links[..count],
                         m: mr.min(tile.m - x),
                         n: nr.min(tile.n - y),
-                        dropped: kept.map(|(kept, keep)| {
-                            let first = (place.top + x) * self.job.n + place.left + y;
-                            Dropped { links: 1, kept, keep, first, row: self.job.n }
-                        }),
+                        dropped: dropped.as_ref(),
                         from: from.map(|(from, row)| (from.add(x * row + y), row)),
                         to: match to {
                             To::F32(to, row) => To::F32(to.add(x * row + y), row),
@@ -491,7 +492,7 @@ impl Pass<'_> {
                         } else {
                             Fetch::lines(tile.c.wrapping_add(x * tile.ldc + y), tile.ldc)
                         },
-                        ahead: ahead.walk(),
+                        ahead: ahead.walk().as_ref(),
                     });
                 }
             }
@@ -560,7 +561,7 @@ impl Pass<'_> {
                         alpha: s.product.alpha,
                         add,
                         result: if place.out { self.result(place, x, y) } else { Fetch::lines(at, ldc) },
-                        ahead: ahead.walk(),
+                        ahead: ahead.walk().as_ref(),
                     });
                 }
             }

@@ -4,7 +4,6 @@
 //! single `f32`. Operands of other types are converted before they are packed.
 
 use super::Mat;
-use super::ahead::Walk;
 use super::micro::{self, Block, Fetch, Isa};
 use super::pack::{self, Part};
 use crate::cpu::float::Src;
@@ -164,7 +163,7 @@ impl Engine {
                     alpha: p.alpha,
                     add: p.add,
                     result: Fetch::lines(c, p.ldc),
-                    ahead: Walk::NONE,
+                    ahead: None,
                 });
             }
         }

@@ -11,7 +11,7 @@ use crate::cpu::simd::Level;
 
 /// One call of a micro-kernel: `C (+)= alpha · A · B` for `m × n` elements.
 #[derive(Clone, Copy)]
-pub(super) struct Block {
+pub(super) struct Block<'a> {
     pub(super) units: usize,
     pub(super) a: *const u32,
     /// Bytes from one row of `a` to the next, for kernels that read it where it lies ([`Isa::direct`]).
@@ -28,7 +28,7 @@ pub(super) struct Block {
     /// Where the result goes in the end: it is asked for while the sums are made.
     pub(super) result: Fetch,
     /// What is asked for besides.
-    pub(super) ahead: Walk,
+    pub(super) ahead: Option<&'a Walk>,
 }
 
 /// Memory that a micro-kernel may ask for while it computes, so that it is there when it is needed: `row` bytes from row to
@@ -69,14 +69,14 @@ pub(super) struct Chain<'a> {
     pub(super) m: usize,
     pub(super) n: usize,
     /// Dropout of the sums of the first of the links.
-    pub(super) dropped: Option<Dropped>,
+    pub(super) dropped: Option<&'a Dropped>,
     /// What is added to, and the elements from row to row of it (none for a row that all have in common); else nothing.
     pub(super) from: Option<(*const f32, usize)>,
     pub(super) to: To,
     /// As [`Block::result`], or another place that is needed soon.
     pub(super) result: Fetch,
-    /// As [`Block::ahead`].
-    pub(super) ahead: Walk,
+    /// As [`Block::ahead`], while the first link without dropout is multiplied.
+    pub(super) ahead: Option<&'a Walk>,
 }
 
 /// Dropout of sums.
@@ -111,9 +111,9 @@ pub(super) struct Isa {
     /// # Safety
     /// The CPU has the instruction set; panels and result cover the extents, `m` and `n` are at most `mr` and `nr`, and the
     /// result is not used elsewhere.
-    pub(super) single: unsafe fn(&Block),
+    pub(super) single: unsafe fn(&Block<'_>),
     /// Of units that are two `bf16`, with the same contract.
-    pub(super) pair: Option<unsafe fn(&Block)>,
+    pub(super) pair: Option<unsafe fn(&Block<'_>)>,
     /// Sum of products of as many `bf16`.
     ///
     /// # Safety
@@ -121,7 +121,7 @@ pub(super) struct Isa {
     pub(super) dot: Option<Dot>,
     /// As `single` and `pair` for a left operand that is no panel: rows of contiguous units, `a_row` bytes apart, aligned to
     /// elements.
-    pub(super) direct: Option<[unsafe fn(&Block); 2]>,
+    pub(super) direct: Option<[unsafe fn(&Block<'_>); 2]>,
     /// Of units that are two `bf16`, from the first depth to the result. Gives the bits that calls of `pair` and `direct` with
     /// an `alpha` of one give, which begin with the result's content where it is added to; sums with dropout come first, and
     /// that content is added to them.
@@ -186,7 +186,7 @@ static PORTABLE: Isa = Isa {
 
 /// # Safety
 /// See [`Isa::single`].
-unsafe fn portable(t: &Block) {
+unsafe fn portable(t: &Block<'_>) {
     // SAFETY: panels have `units` groups of their width.
     let acc = unsafe {
         let a = std::slice::from_raw_parts(t.a.cast::<[f32; MR]>(), t.units);

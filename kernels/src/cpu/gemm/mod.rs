@@ -14,6 +14,8 @@ use crate::cpu::{choice, par, reduce, scratch};
 use kfc_graph::DType;
 use micro::Isa;
 
+// Only kernels for x86-64 ask ahead.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

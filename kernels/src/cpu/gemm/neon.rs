@@ -39,13 +39,13 @@ pub(super) static BF16: Isa = Isa {
 
 /// # Safety
 /// See [`Isa::single`].
-unsafe fn single(t: &Block) {
+unsafe fn single(t: &Block<'_>) {
     macro_rules! tiles {
         ($m:literal) => {
             [single_tile::<$m, 1>, single_tile::<$m, 2>, single_tile::<$m, 3>]
         };
     }
-    const TILES: [[unsafe fn(&Block); VR]; MR] =
+    const TILES: [[unsafe fn(&Block<'_>); VR]; MR] =
         [tiles!(1), tiles!(2), tiles!(3), tiles!(4), tiles!(5), tiles!(6), tiles!(7), tiles!(8)];
     // SAFETY: by contract.
     unsafe { TILES[t.m - 1][(t.n - 1) / 4](t) }
@@ -54,7 +54,7 @@ unsafe fn single(t: &Block) {
 /// # Safety
 /// See [`Isa::single`]; `M` rows and `V` vectors are those of the block.
 #[target_feature(enable = "neon")]
-unsafe fn single_tile<const M: usize, const V: usize>(t: &Block) {
+unsafe fn single_tile<const M: usize, const V: usize>(t: &Block<'_>) {
     let mut acc = [[vdupq_n_f32(0.0); V]; M];
     let (mut pa, mut pb) = (t.a.cast::<f32>(), t.b.cast::<f32>());
     for _ in 0..t.units {
@@ -100,7 +100,7 @@ unsafe fn single_tile<const M: usize, const V: usize>(t: &Block) {
 /// See [`Isa::single`]; `i` and `j` are less than the block's extents.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn store(t: &Block, i: usize, j: usize, acc: float32x4_t) {
+unsafe fn store(t: &Block<'_>, i: usize, j: usize, acc: float32x4_t) {
     // SAFETY: by contract.
     unsafe {
         let sum = |c: *const f32| match t.add {
@@ -122,13 +122,13 @@ unsafe fn store(t: &Block, i: usize, j: usize, acc: float32x4_t) {
 
 /// # Safety
 /// See [`Isa::pair`].
-unsafe fn pair(t: &Block) {
+unsafe fn pair(t: &Block<'_>) {
     macro_rules! tiles {
         ($m:literal) => {
             [pair_tile::<$m, 1>, pair_tile::<$m, 2>, pair_tile::<$m, 3>]
         };
     }
-    const TILES: [[unsafe fn(&Block); VR]; MR / 2] = [tiles!(1), tiles!(2), tiles!(3), tiles!(4)];
+    const TILES: [[unsafe fn(&Block<'_>); VR]; MR / 2] = [tiles!(1), tiles!(2), tiles!(3), tiles!(4)];
     // SAFETY: by contract.
     unsafe { TILES[(t.m - 1) / 2][(t.n - 1) / 4](t) }
 }
@@ -167,7 +167,7 @@ unsafe fn joined(first: *const u32, second: *const u32) -> [uint32x4_t; 2] {
 /// See [`Isa::pair`].
 #[inline]
 #[target_feature(enable = "neon,bf16")]
-unsafe fn pair_sums<const M: usize, const V: usize>(t: &Block) -> [[[float32x4_t; 2]; V]; M] {
+unsafe fn pair_sums<const M: usize, const V: usize>(t: &Block<'_>) -> [[[float32x4_t; 2]; V]; M] {
     // What completes an odd number of units.
     static ZEROS: [u32; NR] = [0; NR];
     let mut acc = [[[vdupq_n_f32(0.0); 2]; V]; M];
@@ -195,7 +195,7 @@ unsafe fn pair_sums<const M: usize, const V: usize>(t: &Block) -> [[[float32x4_t
 /// # Safety
 /// See [`Isa::pair`]; `M` pairs of rows and `V` vectors cover those of the block.
 #[target_feature(enable = "neon,bf16")]
-unsafe fn pair_tile<const M: usize, const V: usize>(t: &Block) {
+unsafe fn pair_tile<const M: usize, const V: usize>(t: &Block<'_>) {
     // SAFETY: by contract.
     let acc = unsafe { pair_sums::<M, V>(t) };
     for (i, acc) in acc.iter().enumerate() {

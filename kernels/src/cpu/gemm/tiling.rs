@@ -32,7 +32,8 @@ const PARTS: usize = 16;
 /// Rows (of the other operand) that could be multiplied in the time that packing takes.
 const PACKING: usize = 24;
 
-/// The same for reading a left operand from a far cache, and where it is so deep that all parts read it from memory.
+/// The same for reading a left operand from a far cache; and where there are few rows or columns, so deep that parts read them
+/// from memory.
 const READING: usize = 2;
 const READING_DEEP: usize = 16;
 
@@ -183,7 +184,8 @@ impl Grid {
     fn time(&self, e: &Extents, threads: usize) -> usize {
         let (m, n) = self.most();
         let rounds = self.count().div_ceil(threads);
-        let reading = if e.is_one_phase { READING } else { READING_DEEP };
+        let is_few = e.m.min(e.n) <= TILE_ROWS;
+        let reading = if is_few && !e.is_one_phase { READING_DEEP } else { READING };
         let part = m * n + if e.packs_a { PACKING } else { reading } * m;
         let is_kept = e.is_one_phase && m > TILE_ROWS;
         let packs = if is_kept { rounds.div_ceil(self.rows.count) } else { rounds };
