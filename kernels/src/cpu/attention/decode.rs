@@ -221,6 +221,8 @@ fn dots(level: Level, q: &[f32], keys: &[f32], stride: usize, d: usize, out: &mu
         // SAFETY: the CPU has these instructions.
         return unsafe { super::decode_avx512::dots(q, keys, stride, d, out, n) };
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = level;
     for (q, out) in q.chunks_exact(d).zip(out.chunks_mut(n)) {
         for (key, out) in keys.chunks(stride).zip(out) {
             *out = reduce::dot(q, &key[..d]);
@@ -246,6 +248,8 @@ fn weighted(
         // SAFETY: the CPU has these instructions.
         return unsafe { super::decode_avx512::weighted(weights, n, values, stride, dv, out, part) };
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = level;
     for (w, out) in weights.chunks(n).zip(out.chunks_exact_mut(part)) {
         for (v, &w) in values.chunks(stride).zip(w) {
             add(w, &v[..dv], &mut out[2..]);

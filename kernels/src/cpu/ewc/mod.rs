@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // What is asked for ahead.
 mod tile;
 
 use crate::cpu::par::{self, Stage};

@@ -2,8 +2,7 @@
 //!
 //! The result is cut into parts ([`super::tiling`]), and a thread computes a part on its own, with operands that it packed for
 //! itself: what another core has just written costs more to read than to pack again. The depth of all products is cut into
-//! segments of at most [`KC`] units; as many as fit the packed operands are a phase: its panels are packed, and then all tiles
-//! of the part add them up. A left operand that lies in memory as the micro-kernels can read it is not packed at all.
+//! phases ([`super::phase`]): the panels of one are packed, and then all tiles of the part add them up. A left operand that lies in memory as the micro-kernels can read it is not packed at all.
 //!
 //! A tile of a result that is not `f32` is summed in scratch if there is one phase, else all tiles of the part are.
 //!
@@ -12,133 +11,21 @@
 
 use super::ahead::{Ahead, Region};
 use super::micro::{Block, Chain, Dropped, Fetch, Isa, Link, To};
-use super::pack::{self, Part};
+use super::pack;
+use super::phase::{Phase, SEGMENTS, Segment, is_direct, phases};
 use super::tiling::{Extents, Grid, Most, TILE_AREA, Tiling};
-use super::{Job, KC, Mat, Product};
+use super::{Job, Mat};
 use crate::cpu::par::{self, Shared};
 use crate::cpu::reduce;
 use crate::cpu::scratch::{self, Cut};
 use kfc_graph::DType;
 
-/// Units of depth of a phase.
-pub(super) const PHASE: usize = 2 * KC;
-
 /// Floats between two cache lines.
 pub(super) const LINE: usize = 16;
-
-/// Distance of rows, in bytes, of which a multiple lets rows evict each other from the cache: such operands are packed.
-pub(super) const CROWDED: usize = 8192;
-
-/// A part of the depth of one product.
-#[derive(Clone, Copy)]
-struct Segment<'a> {
-    product: &'a Product,
-    k: usize,
-    depth: usize,
-    units: usize,
-    /// Whether units are pairs.
-    pair: bool,
-    /// Whether the left operand is read where it lies.
-    direct: bool,
-    /// Units of the phase before it.
-    at: usize,
-}
-
-impl Segment<'_> {
-    /// Lines of one of its operands.
-    fn part(&self, first: usize, count: usize, width: usize) -> Part {
-        Part { first, count, k: self.k, depth: self.depth, width, pair: self.pair }
-    }
-}
-
-/// Most segments of a phase: a full phase has two of full depth, or shorter ones of several products.
-const SEGMENTS: usize = 8;
-
-/// Segments that are packed together, and where the next phase begins: a product and a depth of it.
-struct Phase<'a> {
-    segments: [Option<Segment<'a>>; SEGMENTS],
-    next: (usize, usize),
-}
-
-/// Whether both operands are multiplied as `bf16`.
-fn is_pair(p: &Product, isa: &Isa) -> bool {
-    let is_plain = |m: &Mat| m.src.dtype() == DType::Bf16 && m.dropout.is_none();
-    isa.pair.is_some() && is_plain(&p.a) && is_plain(&p.b)
-}
 
 /// Whether sums are kept in the result itself.
 fn is_in_place(job: &Job<'_>) -> bool {
     job.c.dtype() == DType::F32 && !job.turned
-}
-
-/// Whether the left operand's rows are units as they lie in memory.
-pub(super) fn is_direct(p: &Product, isa: &Isa) -> bool {
-    let is_pair = is_pair(p, isa);
-    let is_plain = is_pair || (p.a.src.dtype() == DType::F32 && p.a.dropout.is_none());
-    let is_whole = !is_pair || p.k.is_multiple_of(2);
-    let bytes = p.a.rs * p.a.src.dtype().size();
-    isa.direct.is_some() && is_plain && is_whole && p.a.cs == 1 && !bytes.is_multiple_of(CROWDED)
-}
-
-impl<'a> Phase<'a> {
-    /// The phase that begins at `from`; without segments if there is no depth left.
-    fn new(products: &'a [Product], isa: &Isa, from: (usize, usize)) -> Phase<'a> {
-        let (mut product, mut k) = from;
-        let (mut segments, mut count, mut used) = ([None; SEGMENTS], 0, 0);
-        while let Some(p) = products.get(product) {
-            let (pair, direct) = (is_pair(p, isa), is_direct(p, isa));
-            let depth = if pair { 2 * KC } else { KC }.min(p.k - k);
-            let units = if pair { depth.div_ceil(2) } else { depth };
-            if depth > 0 {
-                if used + units > PHASE || count == SEGMENTS {
-                    break;
-                }
-                segments[count] = Some(Segment { product: p, k, depth, units, pair, direct, at: used });
-                (count, used, k) = (count + 1, used + units, k + depth);
-            }
-            if k == p.k {
-                (product, k) = (product + 1, 0);
-            }
-        }
-        Phase { segments, next: (product, k) }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Segment<'a>> {
-        self.segments.iter().flatten()
-    }
-
-    fn units(&self) -> usize {
-        self.iter().last().map_or(0, |s| s.at + s.units)
-    }
-
-    /// Segments whose products dropout is applied to, and the others.
-    fn dropped(&self) -> impl Iterator<Item = &Segment<'a>> {
-        self.iter().filter(|s| s.product.dropout.is_some())
-    }
-
-    fn plain(&self) -> impl Iterator<Item = &Segment<'a>> {
-        self.iter().filter(|s| s.product.dropout.is_none())
-    }
-
-    /// The micro-kernel that goes through all segments at once, if they allow it: decisions of dropout are made.
-    fn chain(&self, isa: &Isa) -> Option<unsafe fn(&Chain<'_>)> {
-        let fits = |s: &Segment<'_>| {
-            let is_decided = s.product.dropout.is_none_or(|d| d.kept().is_some());
-            s.pair && s.product.alpha == 1.0 && is_decided
-        };
-        let is_one = self.dropped().count() <= 1;
-        isa.chain.filter(|_| self.units() > 0 && is_one && self.iter().all(fits))
-    }
-}
-
-/// All phases; there is always one, if only without segments.
-fn phases<'a>(products: &'a [Product], isa: &Isa) -> impl Iterator<Item = Phase<'a>> {
-    let first = Phase::new(products, isa, (0, 0));
-    std::iter::successors(Some(first), move |phase| {
-        // What is left may be products without depth.
-        let is_last = products[phase.next.0.min(products.len())..].iter().all(|p| p.k == 0);
-        (!is_last).then(|| Phase::new(products, isa, phase.next))
-    })
 }
 
 /// The first `n` floats of a piece that begin at a cache line.

@@ -14,7 +14,7 @@ use crate::cpu::{choice, par, reduce, scratch};
 use kfc_graph::DType;
 use micro::Isa;
 
-// Only kernels for x86-64 ask ahead.
+// Some of what micro-kernels are told only those for x86-64 use.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod ahead;
 #[cfg(target_arch = "x86_64")]
@@ -25,13 +25,16 @@ mod avx512;
 mod avx512_pair;
 mod blocked;
 mod engine;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod micro;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) mod narrow;
 #[cfg(target_arch = "x86_64")]
 mod narrow_avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
+mod phase;
 mod spread;
 #[cfg(target_arch = "x86_64")]
 mod spread_avx512;
@@ -178,7 +181,7 @@ impl<'a> Job<'a> {
         let fits = |p: &Product| {
             let plain = p.dropout.is_none() && p.a.dropout.is_none() && p.b.dropout.is_none();
             let turned = Product { a: p.b.t(), b: p.a.t(), ..*p };
-            (plain, plain && blocked::is_direct(&turned, isa))
+            (plain, plain && phase::is_direct(&turned, isa))
         };
         let count = self.products.len();
         let mut any = false;
@@ -263,7 +266,7 @@ impl<'a> Job<'a> {
 /// Floats from row to row of a matrix with that many columns, so that its rows can be read in place, as `f32` or `bf16`.
 pub(crate) fn row_pitch(columns: usize) -> usize {
     let line = 64 / size_of::<f32>();
-    if (columns * size_of::<f32>()).is_multiple_of(blocked::CROWDED) { columns + line } else { columns }
+    if (columns * size_of::<f32>()).is_multiple_of(phase::CROWDED) { columns + line } else { columns }
 }
 
 /// Whether `bf16` operands are multiplied as they are.

@@ -20,8 +20,18 @@ const VR: usize = 3;
 const NR: usize = 4 * VR;
 
 /// `f32` only.
-pub(super) static F32: Isa =
-    Isa { mr: MR, nr: NR, single, pair: None, dot: None, direct: None, chain: None, transpose, narrow: None };
+pub(super) static F32: Isa = Isa {
+    mr: MR,
+    nr: NR,
+    single,
+    pair: None,
+    dot: None,
+    direct: None,
+    chain: None,
+    transpose,
+    spread: spread::spread,
+    narrow: None,
+};
 
 /// `f32`, and `bf16` by its own instructions.
 pub(super) static BF16: Isa = Isa {

@@ -2,8 +2,9 @@
 //! products in order of depth, whatever part and tile it is in. So both may depend on the kernel's
 //! [`Choice`](crate::cpu::choice::Choice), and parts on the number of threads.
 
-use super::blocked::{LINE, PHASE};
+use super::blocked::LINE;
 use super::micro::Isa;
+use super::phase::PHASE;
 use crate::cpu::choice;
 
 /// Largest extents of a tile.
