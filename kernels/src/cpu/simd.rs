@@ -2,6 +2,8 @@
 //!
 //! A process uses one level from its first kernel to its last: the best of its CPU, or the one that [`VARIABLE`] names.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
 use std::sync::OnceLock;
 use thiserror::Error;
 
@@ -128,6 +130,17 @@ pub fn available() -> Vec<Level> {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub fn available() -> Vec<Level> {
     vec![Level::Portable]
+}
+
+/// The quarters of two vectors in turn: the first two of each, and the last two.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) fn quarters(a: __m512i, b: __m512i) -> [__m512i; 2] {
+    [
+        _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), b),
+        _mm512_permutex2var_epi64(a, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), b),
+    ]
 }
 
 /// Declares functions whose body is compiled once for each [`Level`] and dispatched on entry. The body must be plain

@@ -3,6 +3,7 @@
 use super::softmax::{Kept, Lanes, Mask, Rows, SLACK};
 use crate::cpu::gemm::Engine;
 use crate::cpu::simd::Level;
+use crate::cpu::simd::quarters;
 use std::arch::x86_64::*;
 
 /// Vectors of a row.
@@ -340,11 +341,9 @@ fn store_panel(keys: &[__m512; MR], out: &mut [u32]) {
             _mm512_unpackhi_pd(pd(m[0]), pd(m[1])),
         ]
     };
-    // Quarters of two vectors in turn: the first two of each, and the last two.
-    let orders = [_mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15)];
     for (j, (a, b)) in four(&keys[..4]).into_iter().zip(four(&keys[4..])).enumerate() {
-        for (h, order) in orders.into_iter().enumerate() {
-            let lanes = _mm512_permutex2var_pd(a, order, b);
+        for (h, lanes) in quarters(_mm512_castpd_si512(a), _mm512_castpd_si512(b)).into_iter().enumerate() {
+            let lanes = _mm512_castsi512_pd(lanes);
             let halves = [_mm512_castpd512_pd256(lanes), _mm512_extractf64x4_pd::<1>(lanes)];
             for (q, half) in halves.into_iter().enumerate() {
                 let to = &mut out[(8 * h + 4 * q + j) * MR..][..MR];

@@ -20,7 +20,7 @@ pub(super) struct Region {
 
 impl Region {
     /// Nothing.
-    pub(super) const NONE: Region = Region { at: std::ptr::null(), pitch: 0, rows: 0, lines: 0 };
+    const NONE: Region = Region { at: std::ptr::null(), pitch: 0, rows: 0, lines: 0 };
 
     /// What packing a part reads.
     pub(super) fn new(mat: &Mat, part: &Part) -> Region {

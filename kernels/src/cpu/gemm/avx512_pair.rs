@@ -79,7 +79,7 @@ unsafe fn tile<const M: usize, const V: usize, const DROPS: bool>(t: &Chain<'_>,
                 Some(a_row) => add_direct(link, a_row, ahead, &mut acc),
                 None => add_panel(link, ahead, &mut acc),
             }
-            if let Some(d) = t.dropped.filter(|d| DROPS && d.links == i + 1) {
+            if let Some(d) = t.dropped.filter(|_| DROPS && i == 0) {
                 each!(|i, v, x| {
                     let mask = d.kept.at(d.first + i * d.row + 16 * v) as __mmask16;
                     let x = _mm512_maskz_mul_ps(mask, x, _mm512_set1_ps(d.keep));

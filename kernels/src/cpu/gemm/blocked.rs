@@ -362,7 +362,7 @@ impl Pass<'_> {
                     }
                     let dropped = kept.map(|(kept, keep)| {
                         let first = (place.top + x) * self.job.n + place.left + y;
-                        Dropped { links: 1, kept, keep, first, row: self.job.n }
+                        Dropped { kept, keep, first, row: self.job.n }
                     });
                     kernel(&Chain {
                         links: &links[..count],

@@ -68,7 +68,7 @@ pub(super) struct Chain<'a> {
     pub(super) links: &'a [Link],
     pub(super) m: usize,
     pub(super) n: usize,
-    /// Dropout of the sums of the first of the links.
+    /// Dropout of the sums of the first link.
     pub(super) dropped: Option<&'a Dropped>,
     /// What is added to, and the elements from row to row of it (none for a row that all have in common); else nothing.
     pub(super) from: Option<(*const f32, usize)>,
@@ -82,8 +82,6 @@ pub(super) struct Chain<'a> {
 /// Dropout of sums.
 #[derive(Clone, Copy)]
 pub(super) struct Dropped {
-    /// Links that they are sums of.
-    pub(super) links: usize,
     pub(super) kept: Kept,
     /// Factor of those that are kept.
     pub(super) keep: f32,

@@ -1,6 +1,7 @@
 //! Kernels of [`super::narrow`] for AVX-512 with BF16.
 
 use super::narrow::{Columns, Kernels, LANES, PAIRS, Rows, STRIP};
+use crate::cpu::simd::quarters;
 use std::arch::x86_64::*;
 
 /// Rows of a register tile of [`rows`]; each has sums of rounded elements and of rests.
@@ -126,16 +127,14 @@ unsafe fn columns_tile<const L: usize, const DROPS: bool>(t: &Columns) {
             (x, panel) = (x.wrapping_add(2 * t.stride), panel.add(PAIRS));
         }
     }
-    let (low, high) =
-        (_mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15));
     for (i, acc) in acc.iter().enumerate() {
-        let [even, odd] = acc.map(|a| _mm512_castps_pd(a));
+        let [even, odd] = acc.map(|a| _mm512_castps_si512(a));
         // SAFETY: by contract.
         unsafe {
             let at = t.sums.add(i * STRIP);
-            let both = [low, high].map(|index| _mm512_permutex2var_pd(even, index, odd));
-            _mm512_storeu_ps(at, _mm512_castpd_ps(both[0]));
-            _mm512_storeu_ps(at.add(16), _mm512_castpd_ps(both[1]));
+            let [first, second] = quarters(even, odd);
+            _mm512_storeu_si512(at.cast(), first);
+            _mm512_storeu_si512(at.add(16).cast(), second);
         }
     }
 }

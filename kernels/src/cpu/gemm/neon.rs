@@ -34,18 +34,7 @@ pub(super) static F32: Isa = Isa {
 };
 
 /// `f32`, and `bf16` by its own instructions.
-pub(super) static BF16: Isa = Isa {
-    mr: MR,
-    nr: NR,
-    single,
-    pair: Some(pair),
-    dot: Some(dot),
-    direct: None,
-    chain: None,
-    transpose,
-    spread: spread::spread,
-    narrow: None,
-};
+pub(super) static BF16: Isa = Isa { pair: Some(pair), dot: Some(dot), ..F32 };
 
 /// # Safety
 /// See [`Isa::single`].

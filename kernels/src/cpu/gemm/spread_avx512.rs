@@ -3,6 +3,7 @@
 
 use super::avx512::MR;
 use super::spread::{self, Lines};
+use crate::cpu::simd::quarters;
 use std::arch::x86_64::*;
 
 /// Depths that are fetched ahead. Few, for rows that lie a multiple of 4 KiB apart share one place in the nearest cache.
@@ -62,16 +63,11 @@ fn singles(lines: &Lines) {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn pairs(lines: &Lines) {
     let (count, depth) = lines.extents();
-    // The quarters of two vectors in turn: what `unpacklo` and `unpackhi` make of a quarter belongs to one panel.
-    let (low, high) =
-        (_mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15));
     for k in (0..depth).step_by(4) {
         for line in (0..count).step_by(32) {
             let [a, b, c, d] = [k, k + 1, k + 2, k + 3].map(|k| read::<u16>(lines, k, line));
-            let joined = |a, b| {
-                let [first, second] = [_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b)];
-                [low, high].map(|index| _mm512_permutex2var_epi64(first, index, second))
-            };
+            // What `unpacklo` and `unpackhi` make of a quarter belongs to one panel.
+            let joined = |a, b| quarters(_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b));
             let (first, second) = (joined(a, b), joined(c, d));
             for i in 0..2 {
                 let at = line + 2 * MR * i;
