@@ -3,7 +3,7 @@
 //! Loops over elements are written once, over [`Elem`], and compute in `f32`: an element is converted in a register on
 //! its way. Where a loop wants `f32` in memory, [`Src::read`] converts a block.
 
-use crate::cpu::elem::Elem;
+use crate::cpu::elem::{Elem, of_type};
 use crate::cpu::simd::simd;
 use half::{bf16, f16};
 use kfc_graph::DType;
@@ -171,6 +171,19 @@ impl Dst {
     }
 }
 
+impl Dst {
+    /// Writes rows of `width`, which follow one another in `src`, from element `start` on, `stride` elements apart.
+    ///
+    /// # Safety
+    /// As [`Dst::store`].
+    pub(crate) unsafe fn store_rows(self, start: usize, stride: usize, width: usize, src: &[f32]) {
+        // SAFETY: by contract; the type is the result's.
+        of_type!(self.dtype, T => {
+            convert_rows(src, width, unsafe { self.ptr.cast::<T>().add(start) }, stride)
+        });
+    }
+}
+
 /// Room for a copy of `N` elements.
 pub(crate) struct Copied<T, const N: usize = BLOCK>([MaybeUninit<T>; N]);
 
@@ -233,6 +246,16 @@ simd! {
     pub(crate) fn convert<A: Elem, B: Elem>(src: &[A], out: &mut [B]) {
         for (o, s) in out.iter_mut().zip(src) {
             *o = B::put(s.get());
+        }
+    }
+    /// Converts rows of `width`, which follow one another, to rows that are `stride` apart: [`Dst::store_rows`].
+    fn convert_rows<T: Elem>(src: &[f32], width: usize, out: *mut T, stride: usize) {
+        for (r, src) in src.chunks_exact(width).enumerate() {
+            // SAFETY: by contract of the only caller.
+            let out = unsafe { std::slice::from_raw_parts_mut(out.add(r * stride), width) };
+            for (o, s) in out.iter_mut().zip(src) {
+                *o = T::put(*s);
+            }
         }
     }
 }

@@ -236,17 +236,24 @@ simd! {
     }
 
     /// `Σ x·y`, in 32 interleaved partial sums.
-    pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    pub(crate) fn dot<T: Elem>(x: &[T], y: &[T]) -> f32 {
         const LANES: usize = 32;
         let (px, py) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
         let (rx, ry) = (px.remainder(), py.remainder());
         let mut acc = [0.0f32; LANES];
         for (x, y) in px.zip(py) {
             for l in 0..LANES {
-                acc[l] += x[l] * y[l];
+                acc[l] += x[l].get() * y[l].get();
             }
         }
-        acc.iter().sum::<f32>() + rx.iter().zip(ry).map(|(x, y)| x * y).sum::<f32>()
+        let mut half = LANES / 2;
+        while half > 0 {
+            for l in 0..half {
+                acc[l] += acc[l + half];
+            }
+            half /= 2;
+        }
+        acc[0] + rx.iter().zip(ry).map(|(x, y)| x.get() * y.get()).sum::<f32>()
     }
 
     /// The largest element; -inf if there is none.

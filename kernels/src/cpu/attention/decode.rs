@@ -3,10 +3,10 @@
 //! Keys are cut into chunks; each chunk has its own maximum, sum and weighted values in the workspace, and these are joined
 //! in order.
 
-use super::forward::{finish_row, query_tokens};
+use super::forward::query_tokens;
 use super::panels;
 use super::{Head, Shape, Tokens};
-use crate::cpu::float::Src;
+use crate::cpu::float::{Dst, Src};
 use crate::cpu::simd::{Level, simd};
 use crate::cpu::{Call, math, par, reduce, scratch};
 use kfc_graph::DType;
@@ -178,6 +178,29 @@ impl Decode {
             // SAFETY: by contract.
             unsafe { finish_row(s, (o, lse), at, r, row, (state[0], state[1])) }
         }
+    }
+}
+
+/// Divides a row by its sum of exponentials, which are relative to `max`, and writes it with its log-sum-exp.
+///
+/// # Safety
+/// The row lies within the results.
+unsafe fn finish_row(
+    s: &Shape,
+    (o, lse): (Dst, Dst),
+    at: Head,
+    r: usize,
+    row: &mut [f32],
+    (max, sum): (f32, f32),
+) {
+    let sees = sum > 0.0;
+    let inverse = if sees { 1.0 / sum } else { 0.0 };
+    reduce::scale(inverse, row);
+    let row_lse = if sees { max + math::log(sum) } else { 0.0 };
+    // SAFETY: by contract.
+    unsafe {
+        o.store(s.tensor_row(at, r) * s.dv, row);
+        lse.store(s.lse_index(at, r), &[row_lse]);
     }
 }
 

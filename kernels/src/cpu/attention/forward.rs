@@ -1,14 +1,14 @@
 //! The forward pass over tiles: one task a panel of queries, over all tiles of keys that it sees.
 
 use super::panels::{self, LINE};
+use super::results;
 use super::sight::{Extent, Map};
 use super::softmax::{self, Lanes};
 use super::{Head, Shape, Tokens};
-use crate::cpu::float::Dst;
 use crate::cpu::gemm::{Engine, Panels};
-use crate::cpu::{Call, math, par, reduce, scratch};
+use crate::cpu::{Call, par, scratch};
 use kfc_graph::DType;
-use std::f32::consts::{LN_2, LOG2_E};
+use std::f32::consts::LOG2_E;
 
 /// Bytes of packed keys and values that a wave of key heads may have.
 const WAVE: usize = 16 << 20;
@@ -125,17 +125,23 @@ impl Forward {
             let (pairs, q): (&mut [u32], &mut [u32]) =
                 (bytemuck::cast_slice_mut(pairs), bytemuck::cast_slice_mut(q));
             let (seg, pos) = query_tokens(s, &tokens, at, first, n);
-            let queries = Extent::of(&seg[..n], &pos[..n]);
+            let seen = Extent::of(&seg[..n], &pos[..n]);
             max.fill(f32::NEG_INFINITY);
             sum.fill(0.0);
+            if n < nr {
+                // Lanes without a query are not computed.
+                scores.fill(0.0);
+                acc.fill(0.0);
+            }
             let mut lanes = Lanes { seg: &seg[..nr], pos: &pos[..nr], max, sum, factor };
             let mut is_begun = false;
             // SAFETY: by contract; extents are those of the scratch.
             unsafe {
-                panels::query_rows(s, e, call.src(0, s.x), at, (first, n, nr), s.d, rows);
-                e.pack_rows(rows.as_ptr().cast(), s.d, nr, s.d, nr, q.as_mut_ptr());
+                let (queries, stride) =
+                    panels::query_rows(s, e, call.src(0, s.x), at, (first, n, nr), s.d, rows);
+                e.pack_rows(queries, stride, nr, s.d, nr, q.as_mut_ptr());
                 for t in 0..self.map.tiles() {
-                    let Some(run) = self.map.run(extents, &queries, t) else { continue };
+                    let Some(run) = self.map.run(extents, &seen, t) else { continue };
                     let (start, len) = (t * tile + run.lo, run.hi - run.lo);
                     let scores = &mut scores[..len * nr];
                     e.product(&Panels {
@@ -146,14 +152,14 @@ impl Forward {
                         c: scores.as_mut_ptr(),
                         ldc: nr,
                         m: len,
-                        n: nr,
+                        n,
                         alpha: s.scale * LOG2_E,
                         add: false,
                     });
                     let mask = run.masked.then(|| tokens.keys(s, at.batch, start, len));
                     let raised = softmax::forward(e, scores, &mut lanes, mask, pairs);
                     if raised && is_begun {
-                        softmax::rescale(nr, lanes.factor, acc);
+                        softmax::rescale(e, lanes.factor, acc);
                     }
                     let v_units = e.units(self.map.keys(t));
                     e.product(&Panels {
@@ -164,7 +170,7 @@ impl Forward {
                         c: acc.as_mut_ptr(),
                         ldc: nr,
                         m: s.dv,
-                        n: nr,
+                        n,
                         alpha: 1.0,
                         add: is_begun,
                     });
@@ -173,53 +179,12 @@ impl Forward {
                 if !is_begun {
                     acc.fill(0.0);
                 }
-                e.transpose(acc.as_ptr(), nr, (s.dv, nr), rows.as_mut_ptr(), s.dv);
-                self.store(call, at, (first, n), rows, (lanes.max, lanes.sum));
+                softmax::finish(nr, lanes.max, lanes.sum, lanes.factor);
+                softmax::rescale(e, lanes.factor, acc);
+                results::store(s, e, at, (first, n), acc, call.dst(0, s.x), rows);
+                results::store_lanes(s, at, (first, n), lanes.max, call.dst(1, DType::F32));
             }
         });
-    }
-
-    /// Divides rows by their sums and writes them with their log-sum-exp.
-    ///
-    /// # Safety
-    /// As [`Forward::panel`].
-    unsafe fn store(
-        &self,
-        call: &Call<'_>,
-        at: Head,
-        (first, n): (usize, usize),
-        rows: &mut [f32],
-        (max, sum): (&[f32], &[f32]),
-    ) {
-        let s = &self.s;
-        let (o, lse) = (call.dst(0, s.x), call.dst(1, DType::F32));
-        for (i, row) in rows.chunks_exact_mut(s.dv).take(n).enumerate() {
-            // SAFETY: by contract.
-            unsafe { finish_row(s, (o, lse), at, first + i, row, (max[i] * LN_2, sum[i])) }
-        }
-    }
-}
-
-/// Divides a row by its sum of exponentials, which are relative to `max`, and writes it with its log-sum-exp.
-///
-/// # Safety
-/// The row lies within the results.
-pub(super) unsafe fn finish_row(
-    s: &Shape,
-    (o, lse): (Dst, Dst),
-    at: Head,
-    r: usize,
-    row: &mut [f32],
-    (max, sum): (f32, f32),
-) {
-    let sees = sum > 0.0;
-    let inverse = if sees { 1.0 / sum } else { 0.0 };
-    reduce::scale(inverse, row);
-    let row_lse = if sees { max + math::log(sum) } else { 0.0 };
-    // SAFETY: by contract.
-    unsafe {
-        o.store(s.tensor_row(at, r) * s.dv, row);
-        lse.store(s.lse_index(at, r), &[row_lse]);
     }
 }
 

@@ -21,6 +21,7 @@ mod decode;
 mod decode_avx512;
 mod forward;
 mod panels;
+mod results;
 mod sight;
 mod softmax;
 #[cfg(target_arch = "x86_64")]

@@ -42,8 +42,8 @@ pub(super) unsafe fn key_rows(
     (scratch.as_ptr().cast(), width)
 }
 
-/// Copies rows of queries `first..first + n` one after the other, as the engine takes them; rows up to `all` are zero.
-/// `out` holds `all · width` floats.
+/// Rows of queries `first..first + n` as the engine takes them, and the elements from one to the next: where they lie, or
+/// copied to `room`, where rows up to `all` are zero. `room` holds `all · width` floats.
 ///
 /// # Safety
 /// The rows lie within the tensor; its type is `x`.
@@ -54,25 +54,29 @@ pub(super) unsafe fn query_rows(
     at: Head,
     (first, n, all): (usize, usize, usize),
     width: usize,
-    out: &mut [f32],
-) {
+    room: &mut [f32],
+) -> (*const u8, usize) {
     // SAFETY: by contract.
     unsafe {
+        if s.group == 1 && n == all && x.dtype() == e.element() {
+            return (x.offset(s.tensor_row(at, first) * width).ptr(), s.heads() * width);
+        }
         if e.is_pair() {
-            let out = &mut bytemuck::cast_slice_mut::<f32, u16>(out)[..all * width];
-            let (rows, rest) = out.split_at_mut(n * width);
+            let room = &mut bytemuck::cast_slice_mut::<f32, u16>(room)[..all * width];
+            let (rows, rest) = room.split_at_mut(n * width);
             for (i, row) in rows.chunks_exact_mut(width).enumerate() {
                 row.copy_from_slice(x.raw(s.tensor_row(at, first + i) * width, width));
             }
             rest.fill(0);
         } else {
-            let (rows, rest) = out[..all * width].split_at_mut(n * width);
+            let (rows, rest) = room[..all * width].split_at_mut(n * width);
             for (i, row) in rows.chunks_exact_mut(width).enumerate() {
                 x.load(s.tensor_row(at, first + i) * width, row);
             }
             rest.fill(0.0);
         }
     }
+    (room.as_ptr().cast(), width)
 }
 
 /// The first `n` floats of `rest`, at the beginning of a cache line if `rest` is; `rest` then begins after them, at a line.

@@ -49,7 +49,7 @@ pub(super) fn forward(
     let raised = raise(nr, scores, lanes.max, lanes.sum, lanes.factor);
     exponentials(nr, scores, lanes.max, lanes.sum);
     if e.is_pair() {
-        join_keys(nr, scores, pairs);
+        join(e, scores, pairs);
     }
     raised
 }
@@ -95,7 +95,7 @@ pub(super) fn backward(
     }
     gradients(nr, p, ds, rows.lse, rows.delta);
     if e.is_pair() {
-        join_keys(nr, ds, kept.pairs);
+        join(e, ds, kept.pairs);
     }
     for (x, out) in [(&*p, kept.p), (&*ds, kept.ds)] {
         for (keys, out) in x.chunks(mr * nr).zip(out.chunks_mut(kept.stride)) {
@@ -111,6 +111,27 @@ pub(super) fn backward(
             unsafe { e.pack_rows(lines, nr, keys.len() / nr, nr, mr, out.as_mut_ptr()) }
         }
     }
+}
+
+/// `x *= factor`, lane by lane.
+pub(super) fn rescale(e: &Engine, factor: &[f32], x: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if super::softmax_avx512::fits(e) {
+        // SAFETY: the CPU has these instructions.
+        return unsafe { super::softmax_avx512::rescale(factor, x) };
+    }
+    rescale_rows(e.nr(), factor, x);
+}
+
+/// Pairs of rows as units, of an engine that takes pairs: `bf16` of the first in the low half; an odd last row is paired with
+/// zeros.
+pub(super) fn join(e: &Engine, x: &[f32], out: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    if super::softmax_avx512::fits(e) && e.is_pair() {
+        // SAFETY: the CPU has these instructions.
+        return unsafe { super::softmax_avx512::join_rows(x, out) };
+    }
+    join_rows(e.nr(), x, out);
 }
 
 /// Calls a body with the number of lanes as a constant, for those that there are.
@@ -238,13 +259,23 @@ simd! {
         with_lanes!(nr, gradient_lanes(nr, p, ds, lse, delta))
     }
 
-    /// Pairs of rows as units: `bf16` of the first in the low half; an odd last row is paired with zeros.
-    pub(super) fn join_keys(nr: usize, x: &[f32], out: &mut [u32]) {
+    fn join_rows(nr: usize, x: &[f32], out: &mut [u32]) {
         with_lanes!(nr, join_lanes(nr, x, out))
     }
 
-    /// `x *= factor`, lane by lane.
-    pub(super) fn rescale(nr: usize, factor: &[f32], x: &mut [f32]) {
+    /// What ends the forward pass: sums become factors that rows are multiplied by, maxima log-sum-exps; both are 0 for lanes
+    /// that saw nothing.
+    pub(super) fn finish(nr: usize, max: &mut [f32], sum: &[f32], factor: &mut [f32]) {
+        let (max, sum, factor) = (&mut max[..nr], &sum[..nr], &mut factor[..nr]);
+        for l in 0..nr {
+            let sees = sum[l] > 0.0;
+            factor[l] = if sees { 1.0 / sum[l] } else { 0.0 };
+            let lse = max[l] * LN_2 + math::log(sum[l]);
+            max[l] = if sees { lse } else { 0.0 };
+        }
+    }
+
+    fn rescale_rows(nr: usize, factor: &[f32], x: &mut [f32]) {
         with_lanes!(nr, {
             let factor = &factor[..nr];
             for row in x.chunks_exact_mut(nr) {

@@ -238,6 +238,36 @@ unsafe fn exponential_pairs(scores: &[f32], lanes: &mut Lanes<'_>, pairs: &mut [
     }
 }
 
+/// See [`super::softmax::rescale`].
+///
+/// # Safety
+/// The CPU has AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn rescale(factor: &[f32], x: &mut [f32]) {
+    let factor = row(factor);
+    for x in x.chunks_exact_mut(NR) {
+        for v in 0..VR {
+            let scaled = _mm512_mul_ps(load(&x[16 * v..]), factor[v]);
+            store(&mut x[16 * v..], scaled);
+        }
+    }
+}
+
+/// See [`super::softmax::join`].
+///
+/// # Safety
+/// The CPU has AVX-512 with BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) unsafe fn join_rows(x: &[f32], out: &mut [u32]) {
+    let order = interleaved();
+    for (x, out) in x.chunks(2 * NR).zip(out.chunks_exact_mut(NR)) {
+        for v in 0..VR {
+            let high = x.get(NR + 16 * v..).map_or(_mm512_setzero_ps(), |high| load(high));
+            store_units(&mut out[16 * v..], join(load(&x[16 * v..]), high, order));
+        }
+    }
+}
+
 /// Keys of a panel.
 const MR: usize = 8;
 

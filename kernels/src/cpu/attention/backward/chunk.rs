@@ -119,7 +119,7 @@ impl AttentionBwd {
                         };
                         let (sums, ldc) = self.sums(call, b, j, t * self.map.tile + key);
                         e.product(&Panels {
-                            units: (hi + 1 - lo) * units,
+                            units: (hi - lo) * units + e.units(self.panel_rows(b, part.start + hi).len()),
                             a: kept.as_ptr().add((key / mr * depth + lo * units) * mr),
                             a_panel: 0,
                             b: b.work.add(columns + (i * self.block + part.start + lo) * units * nr),
@@ -151,10 +151,15 @@ impl AttentionBwd {
         tile: &mut Tile<'_>,
     ) {
         let (s, e, at) = (&self.s, &self.e, &self.at);
-        let (nr, mr) = (e.nr(), e.mr());
+        let (nr, mr, n) = (e.nr(), e.mr(), self.panel_rows(b, panel).len());
         let (start, len) = (t * self.map.tile + run.lo, run.hi - run.lo);
         let whole = len.next_multiple_of(mr).min(self.map.tile);
         let (p, ds) = (&mut tile.scores[..whole * nr], &mut tile.grads[..whole * nr]);
+        if n < nr {
+            // Lanes without a query are not computed.
+            p.fill(0.0);
+            ds.fill(0.0);
+        }
         // SAFETY: by contract.
         unsafe {
             for (width, keys, lanes, out, alpha) in
@@ -169,7 +174,7 @@ impl AttentionBwd {
                     c: out.as_mut_ptr(),
                     ldc: nr,
                     m: len,
-                    n: nr,
+                    n,
                     alpha,
                     add: false,
                 });
@@ -202,7 +207,7 @@ impl AttentionBwd {
                 c: self.slot(b, tile.chunk, panel),
                 ldc: nr,
                 m: s.d,
-                n: nr,
+                n,
                 alpha: s.scale,
                 add: tile.begun[panel],
             });

@@ -7,7 +7,8 @@
 
 use super::panels::{self, LINE};
 use super::sight::{Extent, Map, Sight};
-use super::{Head, Shape, Tokens, forward};
+use super::{Head, Shape, Tokens, forward, results};
+use crate::cpu::elem::of_type;
 use crate::cpu::float::Dst;
 use crate::cpu::gemm::Engine;
 use crate::cpu::reduce::{axpy, dot};
@@ -167,9 +168,9 @@ impl AttentionBwd {
                 e.pack_rows(rows, stride, n, s.d, mr, b.work.add(at.k + start * e.units(s.d)));
                 e.pack_columns(rows, stride, s.d, n, mr, b.work.add(at.kt + tile * at.kt_tile));
                 for (j, width) in [(1, s.d), (2, s.dv)] {
-                    for key in start..start + n {
-                        let (row, _) = self.sums(call, b, j, key);
-                        std::slice::from_raw_parts_mut(row, width).fill(0.0);
+                    let (rows, stride) = self.sums(call, b, j, start);
+                    for key in 0..n {
+                        std::slice::from_raw_parts_mut(rows.add(key * stride), width).fill(0.0);
                     }
                 }
             }
@@ -184,24 +185,24 @@ impl AttentionBwd {
         let (s, e, at) = (&self.s, &self.e, &self.at);
         let nr = e.nr();
         let (first, n) = (b.first + panel * nr, nr.min(b.rows - panel * nr));
-        let sizes = [nr * s.d.max(s.dv), s.dv, s.dv];
-        scratch::with(panels::scratch_len(&sizes), |scratch| {
+        let room = nr * s.d.max(s.dv);
+        scratch::with(panels::scratch_len(&[room]), |scratch| {
             let mut rest = panels::aligned(scratch);
-            let [rows, x, y] = sizes.map(|n| panels::take(&mut rest, n));
+            let room = panels::take(&mut rest, room);
             // SAFETY: by contract.
             unsafe {
                 let (d_o, q, o) = (call.src(0, s.x), call.src(1, s.x), call.src(4, s.x));
                 for (x, width, lanes, columns) in
                     [(q, s.d, at.q, at.q_columns), (d_o, s.dv, at.d_o, at.do_columns)]
                 {
-                    panels::query_rows(s, e, x, b.head, (first, n, nr), width, rows);
+                    let (rows, stride) = panels::query_rows(s, e, x, b.head, (first, n, nr), width, room);
                     let out = b.work.add(lanes + panel * nr * e.units(width));
-                    e.pack_rows(rows.as_ptr().cast(), width, nr, width, nr, out);
+                    e.pack_rows(rows, stride, nr, width, nr, out);
                     for (i, c) in self.columns(width).enumerate() {
-                        let from = rows.as_ptr().cast::<u8>().add(c.start * e.element().size());
+                        let from = rows.add(c.start * e.element().size());
                         let units = e.units(nr);
                         let out = b.work.add(columns + (i * self.block + panel) * units * nr);
-                        e.pack_columns(from, width, c.len(), nr, nr, out);
+                        e.pack_columns(from, stride, c.len(), nr, nr, out);
                     }
                 }
                 let lse: &mut [f32] = self.row_values(b, at.lse, panel);
@@ -211,7 +212,7 @@ impl AttentionBwd {
                 delta.fill(0.0);
                 for r in 0..n {
                     let row = s.tensor_row(b.head, first + r) * s.dv;
-                    delta[r] = dot(d_o.read(row, s.dv, x), o.read(row, s.dv, y));
+                    delta[r] = of_type!(s.x, T => dot::<T>(d_o.raw(row, s.dv), o.raw(row, s.dv)));
                     lse[r] = saved[s.lse_index(b.head, first + r)] * LOG2_E;
                 }
                 let (seg, pos) = forward::query_tokens(s, tokens, b.head, first, n);
@@ -277,24 +278,19 @@ impl AttentionBwd {
         let (s, e) = (&self.s, &self.e);
         let nr = e.nr();
         let (first, n) = (b.first + panel * nr, nr.min(b.rows - panel * nr));
-        let out = call.dst(0, s.x);
         scratch::with(panels::scratch_len(&[nr * s.d]), |scratch| {
             let mut rest = panels::aligned(scratch);
-            let rows = panels::take(&mut rest, nr * s.d);
+            let room = panels::take(&mut rest, nr * s.d);
             // SAFETY: by contract.
             unsafe {
                 let (_, chunks) = self.tiles(tokens, b);
                 let slot = |c: usize| std::slice::from_raw_parts_mut(self.slot(b, c, panel), s.d * nr);
+                let total = slot(0);
                 if chunks == 0 {
-                    rows.fill(0.0);
-                } else {
-                    let total = slot(0);
-                    (1..chunks).for_each(|c| axpy(1.0, slot(c), total));
-                    e.transpose(total.as_ptr(), nr, (s.d, nr), rows.as_mut_ptr(), s.d);
+                    total.fill(0.0);
                 }
-                for (i, row) in rows.chunks_exact(s.d).take(n).enumerate() {
-                    out.store(s.tensor_row(b.head, first + i) * s.d, row);
-                }
+                (1..chunks).for_each(|c| axpy(1.0, slot(c), total));
+                results::store(s, e, b.head, (first, n), total, call.dst(0, s.x), room);
             }
         });
     }
@@ -308,12 +304,11 @@ impl AttentionBwd {
         let start = tile * self.map.tile;
         for (j, width) in [(1, s.d), (2, s.dv)] {
             let out: Dst = call.dst(j, s.x);
-            for key in start..start + self.map.keys(tile) {
-                // SAFETY: by contract.
-                unsafe {
-                    let row = std::slice::from_raw_parts(self.sums(call, b, j, key).0, width);
-                    out.store(s.key_row(b.head, key) * width, row);
-                }
+            let keys = self.map.keys(tile);
+            // SAFETY: by contract.
+            unsafe {
+                let rows = std::slice::from_raw_parts(self.sums(call, b, j, start).0, keys * width);
+                out.store_rows(s.key_row(b.head, start) * width, s.kv_heads * width, width, rows);
             }
         }
     }
