@@ -143,6 +143,18 @@ pub(crate) fn quarters(a: __m512i, b: __m512i) -> [__m512i; 2] {
     ]
 }
 
+/// Asks for a cache line that is needed soon, but not next: the address need not be valid.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    // SAFETY: a prefetch never faults.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Declares functions whose body is compiled once for each [`Level`] and dispatched on entry. The body must be plain
 /// loops that LLVM vectorises; what it calls must be `#[inline(always)]`. Where instructions fuse multiplications and
 /// additions, `math` in the body is [`crate::cpu::math::fused`].

@@ -69,6 +69,8 @@ pub(super) struct Columns {
     /// Which elements of `x` count, if not all: the number of the first one, and of elements from row to row.
     pub(super) kept: Option<(Kept, usize, usize)>,
     pub(super) sums: *mut f32,
+    /// As many rows of as many columns that come next: they are asked for row by row. A hint: they need not be there.
+    pub(super) ahead: *const u16,
 }
 
 /// A narrow matrix, split.
@@ -217,24 +219,34 @@ impl Narrow {
         kept: Option<(Kept, usize)>,
         mut result: impl FnMut(usize, &[f32]),
     ) {
+        let Kernels { n: most, lines: most_lines, columns, .. } = *self.0;
         scratch::with(panels.lines * STRIP, |sums| {
             sums.fill(0.0);
             for start in (0..panels.depth).step_by(CHUNK) {
                 let rows = start..panels.depth.min(start + CHUNK);
-                for j in (0..n).step_by(self.0.n) {
-                    for line in panels.panels().flat_map(|p| p.step_by(self.0.lines)) {
+                for j in (0..n).step_by(most) {
+                    let part = x.wrapping_add(start * stride + j);
+                    let next = if j + most < n {
+                        part.wrapping_add(most)
+                    } else {
+                        x.wrapping_add(rows.end * stride)
+                    };
+                    for line in panels.panels().flat_map(|p| p.step_by(most_lines)) {
                         let end = panels.lines.min(line / LANES * LANES + LANES);
+                        // The last of the lines ask for what comes next, while what they read is near.
+                        let ahead = if end == panels.lines && line + most_lines >= end { next } else { part };
                         // SAFETY: by contract; the first depth of a chunk is even.
                         unsafe {
-                            (self.0.columns)(&Columns {
+                            columns(&Columns {
                                 depth: rows.len(),
-                                x: x.add(start * stride + j).cast(),
+                                x: part.cast(),
                                 stride,
-                                n: self.0.n.min(n - j),
+                                n: most.min(n - j),
                                 panel: panels.at(line, start / 2),
-                                lines: self.0.lines.min(end - line),
+                                lines: most_lines.min(end - line),
                                 kept: kept.map(|(kept, first)| (kept, first + start * stride + j, stride)),
                                 sums: sums.as_mut_ptr().add(line * STRIP + j),
+                                ahead: ahead.cast(),
                             });
                         }
                     }

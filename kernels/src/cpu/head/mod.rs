@@ -288,7 +288,7 @@ impl Head {
                     let zt = zt.slice(r * pitch_t, vt);
                     let is_forward = self.attrs.divergence == Divergence::ForwardKl && vt >= v;
                     let forward = (self.attrs.kd == KdKind::Logits && is_forward)
-                        .then(|| Forward::new(z, zt, label, t as f32));
+                        .then(|| Forward::new(z, zt, [pitch, pitch_t], label, t as f32));
                     let ce = match &forward {
                         Some(forward) => forward.ce,
                         None => rows::cross_entropy(z, label),

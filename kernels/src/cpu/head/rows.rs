@@ -1,6 +1,6 @@
 //! Passes over one token's logits.
 
-use crate::cpu::simd::simd;
+use crate::cpu::simd::{self, simd};
 use crate::cpu::{math, reduce};
 use kfc_ops::head::Divergence;
 
@@ -109,8 +109,15 @@ impl Power for Fourth {
 }
 
 impl Forward {
-    /// Of logits of which the teacher has at least as many as the student.
-    pub(super) fn new(z: &mut [f32], zt: &mut [f32], label: Option<usize>, temperature: f32) -> Forward {
+    /// Of logits of which the teacher has at least as many as the student. Those of the next token, `next` elements further, are
+    /// asked for.
+    pub(super) fn new(
+        z: &mut [f32],
+        zt: &mut [f32],
+        next: [usize; 2],
+        label: Option<usize>,
+        temperature: f32,
+    ) -> Forward {
         let scale = 1.0 / temperature;
         let zt = &mut zt[..z.len()];
         let (max, max_t) = (reduce::max(z), reduce::max(zt));
@@ -118,10 +125,10 @@ impl Forward {
         let is_best = label.is_some_and(|l| is_best(max, z, l));
         let squares = Squares::of(temperature);
         let [all, student, teacher, gap] = match squares {
-            None => forward_sums(scale, max, max_t, z, zt),
-            Some(Squares::None) => forward_powers(First, scale, max, max_t, z, zt),
-            Some(Squares::One) => forward_powers(Second, scale, max, max_t, z, zt),
-            Some(Squares::Two) => forward_powers(Fourth, scale, max, max_t, z, zt),
+            None => forward_sums(scale, max, max_t, z, zt, next),
+            Some(Squares::None) => forward_powers(First, scale, max, max_t, z, zt, next),
+            Some(Squares::One) => forward_powers(Second, scale, max, max_t, z, zt, next),
+            Some(Squares::Two) => forward_powers(Fourth, scale, max, max_t, z, zt, next),
         };
         let lse = f64::from(max) + all.ln();
         let lse_s = f64::from(max) * f64::from(scale) + student.ln();
@@ -246,9 +253,14 @@ fn sum_pairs(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f64 {
     total
 }
 
-/// Sums of four terms, as [`sum_pairs`], which may change the elements.
+/// Sums of four terms, as [`sum_pairs`], which may change the elements. Elements `next` further are asked for.
 #[inline(always)]
-fn sum_changed(x: &mut [f32], y: &mut [f32], f: impl Fn(&mut f32, &mut f32) -> [f32; 4]) -> [f64; 4] {
+fn sum_changed(
+    x: &mut [f32],
+    y: &mut [f32],
+    next: [usize; 2],
+    f: impl Fn(&mut f32, &mut f32) -> [f32; 4],
+) -> [f64; 4] {
     const LANES: usize = 16;
     const RUN: usize = 4096;
     let mut totals = [0.0f64; 4];
@@ -256,6 +268,8 @@ fn sum_changed(x: &mut [f32], y: &mut [f32], f: impl Fn(&mut f32, &mut f32) -> [
         let mut acc = [[0.0f32; LANES]; 4];
         let (mut px, mut py) = (x.chunks_exact_mut(LANES), y.chunks_exact_mut(LANES));
         for (x, y) in (&mut px).zip(&mut py) {
+            simd::prefetch(x.as_ptr().wrapping_add(next[0]));
+            simd::prefetch(y.as_ptr().wrapping_add(next[1]));
             for l in 0..LANES {
                 let t = f(&mut x[l], &mut y[l]);
                 (0..4).for_each(|i| acc[i][l] += t[i]);
@@ -292,8 +306,8 @@ simd! {
         }
     }
 
-    fn forward_sums(scale: f32, max: f32, max_t: f32, z: &mut [f32], zt: &mut [f32]) -> [f64; 4] {
-        sum_changed(z, zt, |z, zt| {
+    fn forward_sums(scale: f32, max: f32, max_t: f32, z: &mut [f32], zt: &mut [f32], next: [usize; 2]) -> [f64; 4] {
+        sum_changed(z, zt, next, |z, zt| {
             let (d, dt) = (*z - max, *zt - max_t);
             *zt = math::exp(dt * scale);
             [math::exp(d), math::exp(d * scale), *zt, *zt * ((dt - d) * scale)]
@@ -301,8 +315,8 @@ simd! {
     }
 
     /// The same sums; `z` becomes `e^((z - max)·scale)`, a power of which is `e^(z - max)`.
-    fn forward_powers<P: Power>(power: P, scale: f32, max: f32, max_t: f32, z: &mut [f32], zt: &mut [f32]) -> [f64; 4] {
-        sum_changed(z, zt, |z, zt| {
+    fn forward_powers<P: Power>(power: P, scale: f32, max: f32, max_t: f32, z: &mut [f32], zt: &mut [f32], next: [usize; 2]) -> [f64; 4] {
+        sum_changed(z, zt, next, |z, zt| {
             let (d, dt) = ((*z - max) * scale, (*zt - max_t) * scale);
             *z = math::exp(d);
             *zt = math::exp(dt);
