@@ -118,34 +118,56 @@ impl Panels {
     /// # Safety
     /// Nothing else uses these depths meanwhile.
     pub(crate) unsafe fn split(&self, matrix: &[f32], strides: (usize, usize), depths: Range<usize>) {
+        let (n, units) = (depths.len(), depths.len().div_ceil(2));
         for lines in self.panels() {
-            for depth in (0..depths.len()).step_by(2) {
-                let mut pair = [[0.0f32; LANES]; 2];
-                for (depth, row) in (depth..depths.len()).zip(&mut pair) {
-                    let start = lines.start * strides.0 + depth * strides.1;
-                    let row = &mut row[..lines.len()];
-                    if strides.0 == 1 {
-                        row.copy_from_slice(&matrix[start..start + lines.len()]);
-                    } else {
-                        row.iter_mut().enumerate().for_each(|(i, x)| *x = matrix[start + i * strides.0]);
-                    }
-                }
-                // SAFETY: by contract.
-                unsafe {
-                    let at = self.at(lines.start, (depths.start + depth) / 2);
-                    split(&pair, std::slice::from_raw_parts_mut(at, PAIRS));
-                }
+            // SAFETY: by contract.
+            let out = unsafe {
+                std::slice::from_raw_parts_mut(self.at(lines.start, depths.start / 2), units * PAIRS)
+            };
+            let matrix = matrix.get(lines.start * strides.0..).unwrap_or_default();
+            if strides.0 == 1 {
+                split_rows(matrix, strides.1, lines.len(), n, out);
+            } else {
+                split_columns(matrix, strides, lines.len(), n, out);
             }
         }
     }
 }
 
 simd! {
-    /// The pairs of one panel at two depths.
-    fn split(rows: &[[f32; LANES]; 2], out: &mut [u32]) {
+    /// The pairs of a panel whose lines are next to each other; from one depth to the next there are `stride` elements.
+    fn split_rows(matrix: &[f32], stride: usize, lines: usize, depth: usize, out: &mut [u32]) {
+        let all = |d: usize| matrix[d * stride..].first_chunk().copied().unwrap_or_default();
+        let some = |d: usize| padded(&matrix[d * stride..][..lines]);
+        if lines == LANES { split_depths(depth, all, out) } else { split_depths(depth, some, out) }
+    }
+
+    /// The pairs of a panel whose lines and depths are `strides` apart.
+    fn split_columns(matrix: &[f32], strides: (usize, usize), lines: usize, depth: usize, out: &mut [u32]) {
+        let at = |d: usize, i: usize| matrix[i * strides.0 + d * strides.1];
+        let all = |d: usize| std::array::from_fn(|i| at(d, i));
+        let some = |d: usize| std::array::from_fn(|i| if i < lines { at(d, i) } else { 0.0 });
+        if lines == LANES { split_depths(depth, all, out) } else { split_depths(depth, some, out) }
+    }
+}
+
+/// A few elements, and zeros after them.
+#[inline(always)]
+fn padded(x: &[f32]) -> [f32; LANES] {
+    let mut row = [0.0; LANES];
+    row[..x.len()].copy_from_slice(x);
+    row
+}
+
+/// Writes the pairs of depths, an odd last one with zeros.
+#[inline(always)]
+fn split_depths(depth: usize, row: impl Fn(usize) -> [f32; LANES], out: &mut [u32]) {
+    for (u, out) in out.chunks_exact_mut(PAIRS).enumerate() {
+        let first = row(2 * u);
+        let second = if 2 * u + 1 < depth { row(2 * u + 1) } else { [0.0; LANES] };
         let (high, low) = out.split_at_mut(LANES);
         for i in 0..LANES {
-            let [a, b] = [parts(rows[0][i]), parts(rows[1][i])];
+            let [a, b] = [parts(first[i]), parts(second[i])];
             high[i] = a[0] | b[0] << 16;
             low[i] = a[1] | b[1] << 16;
         }
