@@ -177,9 +177,10 @@ impl Dst {
     /// # Safety
     /// As [`Dst::store`].
     pub(crate) unsafe fn store_rows(self, start: usize, stride: usize, width: usize, src: &[f32]) {
-        // SAFETY: by contract; the type is the result's.
         of_type!(self.dtype, T => {
-            convert_rows(src, width, unsafe { self.ptr.cast::<T>().add(start) }, stride)
+            // SAFETY: in bounds; the type is the result's.
+            let at = unsafe { self.ptr.cast::<T>().add(start) };
+            convert_rows(src, width, at, stride)
         });
     }
 }

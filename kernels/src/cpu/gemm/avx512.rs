@@ -19,6 +19,7 @@ pub(super) const NR: usize = 16 * VR;
 pub(super) static F32: Isa = Isa {
     mr: MR,
     nr: NR,
+    lanes: NR / VR,
     single: single::<false>,
     pair: None,
     dot: None,

@@ -54,7 +54,7 @@ pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa, alone: bool) {
     let has_dropout = job.products.iter().any(|p| p.dropout.is_some());
     let is_tiled = Tiling::new(m, n, isa, most).rows.count > 1;
     let a_len = if extents.packs_a { m * deep } else { 0 };
-    let b_len = if is_tiled || has_dropout { n * deep } else { 0 };
+    let b_len = if is_tiled || has_dropout { n.next_multiple_of(isa.nr) * deep } else { 0 };
     let c_len = if extents.keeps_c { m * n } else { 0 };
     let thread = |parts: &mut dyn Iterator<Item = usize>| {
         scratch::with(a_len + b_len + c_len + 3 * LINE, |s| {

@@ -102,8 +102,9 @@ pub(super) enum To {
 pub(super) struct Isa {
     /// Rows of a panel of the left operand.
     pub(super) mr: usize,
-    /// Columns of a panel of the right operand.
+    /// Columns of a panel of the right operand, and of a part of it that costs its share of one.
     pub(super) nr: usize,
+    pub(super) lanes: usize,
     /// Of units that are one `f32`.
     ///
     /// # Safety
@@ -172,6 +173,7 @@ const NR: usize = 8;
 static PORTABLE: Isa = Isa {
     mr: MR,
     nr: NR,
+    lanes: NR,
     single: portable,
     pair: None,
     dot: None,

@@ -36,7 +36,7 @@ const PACKING: usize = 24;
 /// The same for reading a left operand from a far cache; and where there are few rows or columns, so deep that parts read them
 /// from memory.
 const READING: usize = 2;
-const READING_DEEP: usize = 16;
+const READING_DEEP: usize = 32;
 
 /// Most scratch of one thread, in floats: packed operands of a part and its sums, a tile twice, and what is rounded up.
 pub(super) const SCRATCH: usize =
@@ -68,9 +68,8 @@ impl Parts {
 
     /// Start and length of a part.
     pub(super) fn part(&self, i: usize) -> (usize, usize) {
-        // The first of the parts have one unit more where they do not come out even.
-        let (units, longer) = (self.units / self.count, self.units % self.count);
-        let at = |i: usize| ((i * units + i.min(longer)) * self.to).min(self.n);
+        // Where they do not come out even, parts of one unit more stand between the others, so that halves are equal.
+        let at = |i: usize| (i * self.units / self.count * self.to).min(self.n);
         (at(i), at(i + 1) - at(i))
     }
 
@@ -148,10 +147,10 @@ impl Grid {
     pub(super) fn new(e: &Extents, isa: &Isa, threads: usize) -> Grid {
         let worth = (e.m * e.n).saturating_mul(e.depth) / PART_WORK;
         let most = worth.min(choice::current().parts.map_or(PARTS, usize::from) * threads);
-        let most_columns = if e.packs_a { PACKED_COLUMNS } else { PART_COLUMNS };
+        let most_columns = if e.packs_a || e.m <= TILE_ROWS { PACKED_COLUMNS } else { PART_COLUMNS };
         let (mut best, mut least) = (None, usize::MAX);
         for columns in counts(e.n.div_ceil(isa.nr)) {
-            let columns = Parts::cut(e.n, columns, isa.nr);
+            let columns = Parts::cut(e.n, columns, isa.lanes);
             if columns.most() > most_columns.next_multiple_of(isa.nr) {
                 continue;
             }
@@ -161,7 +160,7 @@ impl Grid {
                     break;
                 }
                 let grid = Grid { rows: Parts::cut(e.m, rows, isa.mr), columns };
-                let time = if grid.has_room(e, isa) { grid.time(e, threads) } else { continue };
+                let time = if grid.has_room(e, isa) { grid.time(e, isa, threads) } else { continue };
                 if time < least {
                     (best, least) = (Some(grid), time);
                 }
@@ -180,17 +179,31 @@ impl Grid {
         (!e.packs_a || m <= PACKED_ROWS.next_multiple_of(isa.mr)) && (!e.keeps_c || m * n <= PART_AREA)
     }
 
-    /// How long it takes, in multiply-adds of a unit of depth: what the thread with the most parts has to do, and a fifth of a
-    /// part that it waits for another.
-    fn time(&self, e: &Extents, threads: usize) -> usize {
-        let (m, n) = self.most();
-        let rounds = self.count().div_ceil(threads);
-        let is_few = e.m.min(e.n) <= TILE_ROWS;
-        let reading = if is_few && !e.is_one_phase { READING_DEEP } else { READING };
-        let part = m * n + if e.packs_a { PACKING } else { reading } * m;
+    /// How long it takes, in multiply-adds of a unit of depth: what the thread with the first or the last share of the parts has
+    /// to do, and a tenth of a part that it waits for another.
+    fn time(&self, e: &Extents, isa: &Isa, threads: usize) -> usize {
+        let ((m, n), count) = (self.most(), self.count());
+        let share = count.div_ceil(threads);
+        let before = |part: usize| {
+            let (row, column) = (part % self.rows.count, self.columns.part(part / self.rows.count));
+            e.m * column.0 + self.rows.part(row).0 * column.1
+        };
+        let products = before(share).max(e.m * e.n - before(count * (threads - 1) / threads));
+        // Columns of parts are packed for each, or once for those that follow one another.
         let is_kept = e.is_one_phase && m > TILE_ROWS;
-        let packs = if is_kept { rounds.div_ceil(self.rows.count) } else { rounds };
-        part * rounds + PACKING * n * packs + if threads > 1 { (part + PACKING * n) / 5 } else { 0 }
+        let packed = if is_kept { share.div_ceil(self.rows.count) } else { share };
+        let is_few = e.m.min(e.n) <= TILE_ROWS;
+        let reading = match is_few && !e.is_one_phase {
+            _ if e.packs_a => PACKING,
+            true => READING_DEEP,
+            false => READING,
+        };
+        // A register tile of one vector takes longer than its share of a wider one.
+        let is_narrow = isa.lanes < isa.nr && (1..=isa.lanes).contains(&(n % isa.nr));
+        let waste = if is_narrow { isa.lanes / 2 } else { 0 };
+        let part = m * n + reading * m + PACKING * n;
+        let wait = if threads > 1 { part / 10 } else { 0 };
+        products + share * m * (reading + waste) + PACKING * n * packed + wait
     }
 
     /// Rows and columns of the largest part, whole units.
@@ -212,4 +225,59 @@ impl Grid {
 fn counts(most: usize) -> impl Iterator<Item = usize> {
     let next = move |n: &usize| (*n < most).then(|| (n + n.div_ceil(3)).min(most));
     std::iter::successors(Some(1), next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::gemm::micro;
+    use crate::cpu::simd::available;
+
+    #[test]
+    fn parts_cover_an_extent_and_its_halves_are_equal() {
+        for n in [1, 15, 16, 17, 255, 256, 688, 1024, 2752, 8192, 32000] {
+            for to in [8, 16, 48] {
+                for count in [1, 2, 3, 4, 6, 8, 11, 20, 36] {
+                    let parts = Parts::cut(n, count, to);
+                    let of = |i: usize| parts.part(i);
+                    assert_eq!((of(0).0, of(parts.count)), (0, (n, 0)));
+                    assert!((0..parts.count).all(|i| of(i).0 + of(i).1 == of(i + 1).0));
+                    let (least, most) = (parts.units / parts.count * to, parts.most());
+                    assert!(most - least <= to && (0..parts.count).all(|i| of(i).1 <= most));
+                    assert!((0..parts.count - 1).all(|i| of(i).1 >= least));
+                    if parts.count.is_multiple_of(2) {
+                        assert_eq!(of(parts.count / 2).0, (parts.units / 2 * to).min(n));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_have_equal_shares_of_a_result() {
+        let shapes = [
+            (1024, 256, 272, true),
+            (1024, 688, 272, true),
+            (1024, 1024, 1024, true),
+            (1024, 1024, 2752, false),
+            (1024, 2752, 1024, true),
+            (256, 256, 8192, false),
+            (256, 8192, 256, true),
+        ];
+        for (level, (m, n, depth, is_one_phase)) in
+            available().into_iter().flat_map(|level| shapes.map(|shape| (level, shape)))
+        {
+            let isa = micro::isa(level);
+            for threads in [2, 4] {
+                let e = Extents { m, n, depth, is_one_phase, packs_a: false, keeps_c: !is_one_phase };
+                let grid = Grid::new(&e, isa, threads);
+                let at = |t: usize| grid.count() * t / threads;
+                let area = |(row, column): ((usize, usize), (usize, usize))| row.1 * column.1;
+                let share = |t: usize| (at(t)..at(t + 1)).map(|i| area(grid.part(i))).sum::<usize>();
+                let most = (0..threads).map(share).max().unwrap_or(0);
+                assert_eq!((0..threads).map(share).sum::<usize>(), m * n);
+                assert!(most * threads * 100 <= m * n * 104, "{m} × {n} for {threads}: {grid:?}");
+            }
+        }
+    }
 }
