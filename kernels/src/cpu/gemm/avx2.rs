@@ -14,7 +14,7 @@ const NR: usize = 16;
 pub(super) static ISA: Isa = Isa {
     mr: MR,
     nr: NR,
-    lanes: NR,
+    lanes: 8,
     single,
     pair: None,
     dot: None,

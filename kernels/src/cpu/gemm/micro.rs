@@ -102,8 +102,9 @@ pub(super) enum To {
 pub(super) struct Isa {
     /// Rows of a panel of the left operand.
     pub(super) mr: usize,
-    /// Columns of a panel of the right operand, and of a part of it that costs its share of one.
+    /// Columns of a panel of the right operand.
     pub(super) nr: usize,
+    /// Columns of a vector of a register tile: where they are fewer than a panel's, part of one costs its share.
     pub(super) lanes: usize,
     /// Of units that are one `f32`.
     ///

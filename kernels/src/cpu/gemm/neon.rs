@@ -23,7 +23,7 @@ const NR: usize = 4 * VR;
 pub(super) static F32: Isa = Isa {
     mr: MR,
     nr: NR,
-    lanes: NR,
+    lanes: NR / VR,
     single,
     pair: None,
     dot: None,
