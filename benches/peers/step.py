@@ -16,7 +16,8 @@ import sys
 import side_by_side as side
 
 MODES = {"torch eager": ["eager"], "torch eager, checkpointing": ["eager", "--ckpt"],
-         "torch compile": ["compile"], "torch compile, checkpointing": ["compile", "--ckpt"]}
+         "torch compile": ["compile"], "torch compile, models alone": ["compile-models"],
+         "torch compile, checkpointing": ["compile", "--ckpt"]}
 TOLERANCE = 1e-4
 
 
@@ -25,7 +26,8 @@ def main():
     side.add_arguments(parser)
     parser.add_argument("--losses", action="store_true", help="compare the losses of kfc and eager torch, and nothing else")
     parser.add_argument("--modes", default=",".join(m.removeprefix("torch ") for m in MODES if "," not in m) + ",ckpt",
-                        help="torch's modes: eager, compile, ckpt, compile-ckpt [default: eager,compile,ckpt]")
+                        help="torch's modes: eager, compile, compile-models (not the loss), ckpt, compile-ckpt "
+                             "[default: eager,compile,ckpt]")
     args = parser.parse_args()
     folder = args.work / f"{args.workload}-{args.dtype}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +37,7 @@ def main():
     if args.losses:
         args.rounds, args.modes = 1, "eager"
     short = {"eager": "torch eager", "compile": "torch compile", "ckpt": "torch eager, checkpointing",
-             "compile-ckpt": "torch compile, checkpointing"}
+             "compile-models": "torch compile, models alone", "compile-ckpt": "torch compile, checkpointing"}
     chosen = [short[m] for m in args.modes.split(",") if m]
     runs = side.in_turns(args, {"kfc": kfc, **{name: torch + MODES[name] for name in chosen}})
     if "kfc" not in runs or len(runs) == 1:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One LoRA + KD + EWC training step with transformers, peft and torch, on what `kfc bench --keep DIR` left in DIR.
 
-    python torch_step.py DIR --mode eager|compile [--ckpt] [--warmup 2] [--steps 5] [--threads N]
+    python torch_step.py DIR --mode eager|compile|compile-models [--ckpt] [--warmup 2] [--steps 5] [--threads N]
 
 Everything comes from DIR: the models, the initial adapter (`snapshot`), the rows, the Fisher diagonals and, from
 `job.toml`, every number of the loss and of the optimiser. So both sides start from the same bits and compute the same:
@@ -27,7 +27,8 @@ from pathlib import Path
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", type=Path, help="folder that `kfc bench WORKLOAD --keep` filled")
-    parser.add_argument("--mode", choices=["eager", "compile"], default="eager")
+    parser.add_argument("--mode", choices=["eager", "compile", "compile-models"], default="eager",
+                        help="compile: models and loss as one; compile-models: the models, as trainers do it")
     parser.add_argument("--ckpt", action="store_true", help="gradient checkpointing")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--warmup", type=int, default=2)
@@ -71,6 +72,9 @@ class Job:
         self.optimiser = torch.optim.AdamW(
             self.trained.values(), lr=t["lr"], betas=tuple(t["betas"]), eps=t["eps"],
             weight_decay=t["weight_decay"], fused=True)
+        if args.mode == "compile-models":
+            for model in filter(None, [self.student.base_model.model, self.teacher]):
+                model.forward = torch.compile(model.forward)
         self.run = torch.compile(self.terms) if args.mode == "compile" else self.terms
 
     def terms(self, ids):
