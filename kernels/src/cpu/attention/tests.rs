@@ -181,6 +181,7 @@ fn all_instruction_sets() {
             (33, 290, 1, 2, 17, 40),
             (1, 300, 2, 4, 24, 8),
             (137, 137, 1, 1, 64, 5),
+            (100, 100, 3, 1, 16, 64),
         ] {
             let s = Shape { batch: 2, tq, tk, kv_heads, group, d, dv, scale: 0.7, x };
             let case = Case::new(s);
