@@ -15,9 +15,9 @@ import sys
 
 import side_by_side as side
 
-MODES = {"torch eager": ["eager"], "torch eager, checkpointing": ["eager", "--ckpt"],
-         "torch compile": ["compile"], "torch compile, models alone": ["compile-models"],
-         "torch compile, checkpointing": ["compile", "--ckpt"]}
+MODES = {"eager": ("torch eager", ["eager"]), "ckpt": ("torch eager, checkpointing", ["eager", "--ckpt"]),
+         "compile": ("torch compile", ["compile"]), "compile-models": ("torch compile, models alone", ["compile-models"]),
+         "compile-ckpt": ("torch compile, checkpointing", ["compile", "--ckpt"])}
 TOLERANCE = 1e-4
 
 
@@ -25,10 +25,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     side.add_arguments(parser)
     parser.add_argument("--losses", action="store_true", help="compare the losses of kfc and eager torch, and nothing else")
-    parser.add_argument("--modes", default=",".join(m.removeprefix("torch ") for m in MODES if "," not in m) + ",ckpt",
-                        help="torch's modes: eager, compile, compile-models (not the loss), ckpt, compile-ckpt "
-                             "[default: eager,compile,ckpt]")
+    parser.add_argument("--modes", default="eager,compile,ckpt",
+                        help=f"torch's modes, of {', '.join(MODES)} [default: eager,compile,ckpt]")
     args = parser.parse_args()
+    unknown = [m for m in args.modes.split(",") if m and m not in MODES]
+    if unknown:
+        parser.error(f"--modes: no mode {', '.join(unknown)}; there are {', '.join(MODES)}")
     folder = args.work / f"{args.workload}-{args.dtype}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     kfc = [args.kfc, "bench", args.workload, "--dtype", args.dtype, "--keep", folder, "--threads", args.threads, "--json",
@@ -36,10 +38,8 @@ def main():
     torch = [sys.executable, side.HERE / "torch_step.py", folder, "--threads", args.threads, "--mode"]
     if args.losses:
         args.rounds, args.modes = 1, "eager"
-    short = {"eager": "torch eager", "compile": "torch compile", "ckpt": "torch eager, checkpointing",
-             "compile-models": "torch compile, models alone", "compile-ckpt": "torch compile, checkpointing"}
-    chosen = [short[m] for m in args.modes.split(",") if m]
-    runs = side.in_turns(args, {"kfc": kfc, **{name: torch + MODES[name] for name in chosen}})
+    chosen = [MODES[m] for m in args.modes.split(",") if m]
+    runs = side.in_turns(args, {"kfc": kfc, **{name: torch + mode for name, mode in chosen}})
     if "kfc" not in runs or len(runs) == 1:
         sys.exit("nothing to compare")
     if not args.losses:
@@ -68,7 +68,7 @@ def report(args, runs):
 
 def compare_losses(args, runs):
     """Prints both series; false if they are further apart than rounding of f32 explains."""
-    peer = next((n for n in ("torch eager", *MODES) if n in runs), None)
+    peer = next((name for name, _ in MODES.values() if name in runs), None)
     ours, theirs = runs["kfc"][0]["losses"], runs[peer][0]["losses"]
     largest = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
     print(f"losses of kfc          {' '.join(f'{l:.6f}' for l in ours)}")

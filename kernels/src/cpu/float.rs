@@ -169,9 +169,7 @@ impl Dst {
             }
         }
     }
-}
 
-impl Dst {
     /// Writes rows of `width`, which follow one another in `src`, from element `start` on, `stride` elements apart.
     ///
     /// # Safety
@@ -249,6 +247,7 @@ simd! {
             *o = B::put(s.get());
         }
     }
+
     /// Converts rows of `width`, which follow one another, to rows that are `stride` apart: [`Dst::store_rows`].
     fn convert_rows<T: Elem>(src: &[f32], width: usize, out: *mut T, stride: usize) {
         for (r, src) in src.chunks_exact(width).enumerate() {

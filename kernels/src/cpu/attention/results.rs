@@ -6,10 +6,7 @@ use crate::cpu::float::Dst;
 use crate::cpu::gemm::Engine;
 use kfc_graph::DType;
 
-/// Rows of queries of a head: the first, and how many.
-pub(super) type Rows = (usize, usize);
-
-/// Writes `sums [width, nr]`, whose first lanes are `rows`, to the tensor `out [B·Tq·heads, width]`. `room` holds as many
+/// Writes `sums [width, nr]`, whose first `n` lanes are rows of queries from `first` on, to the tensor `out [B·Tq·heads, width]`. `room` holds as many
 /// floats as `sums`.
 ///
 /// # Safety
@@ -18,7 +15,7 @@ pub(super) unsafe fn store(
     s: &Shape,
     e: &Engine,
     at: Head,
-    rows: Rows,
+    (first, n): (usize, usize),
     sums: &[f32],
     out: Dst,
     room: &mut [f32],
@@ -27,18 +24,18 @@ pub(super) unsafe fn store(
     // SAFETY: by contract.
     unsafe {
         match out.dtype() {
-            DType::F32 => move_units(s, e, at, rows, (sums.as_ptr(), width), out, room),
+            DType::F32 => move_units(s, e, at, (first, n), (sums.as_ptr(), width), out, room),
             DType::Bf16 if width.is_multiple_of(2) => {
                 // Two elements of a query are moved as one.
                 let (pairs, room) = room.split_at_mut(sums.len() / 2);
                 let pairs: &mut [u32] = bytemuck::cast_slice_mut(pairs);
                 softmax::join(e, sums, pairs);
-                move_units(s, e, at, rows, (pairs.as_ptr().cast(), width / 2), out, room);
+                move_units(s, e, at, (first, n), (pairs.as_ptr().cast(), width / 2), out, room);
             }
             _ => {
                 e.transpose(sums.as_ptr(), e.nr(), (width, e.nr()), room.as_mut_ptr(), width);
-                for (i, row) in room.chunks_exact(width).take(rows.1).enumerate() {
-                    out.store(s.tensor_row(at, rows.0 + i) * width, row);
+                for (i, row) in room.chunks_exact(width).take(n).enumerate() {
+                    out.store(s.tensor_row(at, first + i) * width, row);
                 }
             }
         }
@@ -53,7 +50,7 @@ unsafe fn move_units(
     s: &Shape,
     e: &Engine,
     at: Head,
-    (first, n): Rows,
+    (first, n): (usize, usize),
     (units, count): (*const f32, usize),
     out: Dst,
     room: &mut [f32],
@@ -76,7 +73,7 @@ unsafe fn move_units(
 ///
 /// # Safety
 /// As [`store`].
-pub(super) unsafe fn store_lanes(s: &Shape, at: Head, (first, n): Rows, values: &[f32], out: Dst) {
+pub(super) unsafe fn store_lanes(s: &Shape, at: Head, (first, n): (usize, usize), values: &[f32], out: Dst) {
     // SAFETY: by contract.
     unsafe {
         if s.group == 1 {

@@ -60,9 +60,7 @@ impl Walk {
     #[inline(always)]
     #[cfg(target_arch = "x86_64")]
     pub(super) fn step(&mut self) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(self.at.cast()) };
+        crate::cpu::simd::prefetch(self.at);
         self.left -= 1;
         let is_end = self.left == 0;
         self.at = self.at.wrapping_add(if is_end { self.jump } else { LINE });

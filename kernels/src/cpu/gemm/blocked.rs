@@ -2,7 +2,8 @@
 //!
 //! The result is cut into parts ([`super::tiling`]), and a thread computes a part on its own, with operands that it packed for
 //! itself: what another core has just written costs more to read than to pack again. The depth of all products is cut into
-//! phases ([`super::phase`]): the panels of one are packed, and then all tiles of the part add them up. A left operand that lies in memory as the micro-kernels can read it is not packed at all.
+//! phases ([`super::phase`]): the panels of one are packed, and then all tiles of the part add them up. A left operand that lies
+//! in memory as the micro-kernels can read it is not packed at all.
 //!
 //! A tile of a result that is not `f32` is summed in scratch if there is one phase, else all tiles of the part are.
 //!

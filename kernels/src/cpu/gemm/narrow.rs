@@ -69,8 +69,6 @@ pub(super) struct Columns {
     /// Which elements of `x` count, if not all: the number of the first one, and of elements from row to row.
     pub(super) kept: Option<(Kept, usize, usize)>,
     pub(super) sums: *mut f32,
-    /// As many rows of as many columns that come next: they are asked for row by row. A hint: they need not be there.
-    pub(super) ahead: *const u16,
 }
 
 /// A narrow matrix, split.
@@ -137,9 +135,9 @@ impl Panels {
 simd! {
     /// The pairs of a panel whose lines are next to each other; from one depth to the next there are `stride` elements.
     fn split_rows(matrix: &[f32], stride: usize, lines: usize, depth: usize, out: &mut [u32]) {
-        let all = |d: usize| matrix[d * stride..].first_chunk().copied().unwrap_or_default();
+        let all = |d: usize| padded(&matrix[d * stride..][..LANES]);
         let some = |d: usize| padded(&matrix[d * stride..][..lines]);
-        if lines == LANES { split_depths(depth, all, out) } else { split_depths(depth, some, out) }
+        if lines == LANES { write_pairs(depth, all, out) } else { write_pairs(depth, some, out) }
     }
 
     /// The pairs of a panel whose lines and depths are `strides` apart.
@@ -147,7 +145,7 @@ simd! {
         let at = |d: usize, i: usize| matrix[i * strides.0 + d * strides.1];
         let all = |d: usize| std::array::from_fn(|i| at(d, i));
         let some = |d: usize| std::array::from_fn(|i| if i < lines { at(d, i) } else { 0.0 });
-        if lines == LANES { split_depths(depth, all, out) } else { split_depths(depth, some, out) }
+        if lines == LANES { write_pairs(depth, all, out) } else { write_pairs(depth, some, out) }
     }
 }
 
@@ -161,7 +159,7 @@ fn padded(x: &[f32]) -> [f32; LANES] {
 
 /// Writes the pairs of depths, an odd last one with zeros.
 #[inline(always)]
-fn split_depths(depth: usize, row: impl Fn(usize) -> [f32; LANES], out: &mut [u32]) {
+fn write_pairs(depth: usize, row: impl Fn(usize) -> [f32; LANES], out: &mut [u32]) {
     for (u, out) in out.chunks_exact_mut(PAIRS).enumerate() {
         let first = row(2 * u);
         let second = if 2 * u + 1 < depth { row(2 * u + 1) } else { [0.0; LANES] };
@@ -247,28 +245,19 @@ impl Narrow {
             for start in (0..panels.depth).step_by(CHUNK) {
                 let rows = start..panels.depth.min(start + CHUNK);
                 for j in (0..n).step_by(most) {
-                    let part = x.wrapping_add(start * stride + j);
-                    let next = if j + most < n {
-                        part.wrapping_add(most)
-                    } else {
-                        x.wrapping_add(rows.end * stride)
-                    };
                     for line in panels.panels().flat_map(|p| p.step_by(most_lines)) {
                         let end = panels.lines.min(line / LANES * LANES + LANES);
-                        // The last of the lines ask for what comes next, while what they read is near.
-                        let ahead = if end == panels.lines && line + most_lines >= end { next } else { part };
                         // SAFETY: by contract; the first depth of a chunk is even.
                         unsafe {
                             columns(&Columns {
                                 depth: rows.len(),
-                                x: part.cast(),
+                                x: x.add(start * stride + j).cast(),
                                 stride,
                                 n: most.min(n - j),
                                 panel: panels.at(line, start / 2),
                                 lines: most_lines.min(end - line),
                                 kept: kept.map(|(kept, first)| (kept, first + start * stride + j, stride)),
                                 sums: sums.as_mut_ptr().add(line * STRIP + j),
-                                ahead: ahead.cast(),
                             });
                         }
                     }

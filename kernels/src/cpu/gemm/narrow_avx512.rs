@@ -13,6 +13,9 @@ const LINES: usize = 8;
 /// Columns of it.
 const N: usize = 32;
 
+/// Rows that are fetched ahead by [`columns`], where each is one cache line.
+const AHEAD: usize = 12;
+
 pub(super) static KERNELS: Kernels = Kernels { m: M, rows, n: N, lines: LINES, columns };
 
 /// The products of pairs of `bf16`, added to sums.
@@ -98,10 +101,10 @@ unsafe fn columns_tile<const L: usize, const DROPS: bool>(t: &Columns) {
             *acc = [_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b)];
         }
     }
-    let (mut x, mut panel, mut ahead) = (t.x, t.panel, t.ahead);
+    let (mut x, mut panel) = (t.x, t.panel);
     for u in 0..t.depth.div_ceil(2) {
-        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(t.stride).cast());
+        _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(AHEAD * t.stride).cast());
+        _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add((AHEAD + 1) * t.stride).cast());
         // SAFETY: by contract; columns beyond the last are masked.
         unsafe {
             let mask_of = |row: usize| match t.kept {
@@ -122,7 +125,6 @@ unsafe fn columns_tile<const L: usize, const DROPS: bool>(t: &Columns) {
                 }
             }
             (x, panel) = (x.wrapping_add(2 * t.stride), panel.add(PAIRS));
-            ahead = ahead.wrapping_add(2 * t.stride);
         }
     }
     for (i, acc) in acc.iter().enumerate() {

@@ -192,11 +192,12 @@ impl Grid {
         // Columns of parts are packed for each, or once for those that follow one another.
         let is_kept = e.is_one_phase && m > TILE_ROWS;
         let packed = if is_kept { share.div_ceil(self.rows.count) } else { share };
-        let is_few = e.m.min(e.n) <= TILE_ROWS;
-        let reading = match is_few && !e.is_one_phase {
-            _ if e.packs_a => PACKING,
-            true => READING_DEEP,
-            false => READING,
+        let reading = if e.packs_a {
+            PACKING
+        } else if e.m.min(e.n) <= TILE_ROWS && !e.is_one_phase {
+            READING_DEEP
+        } else {
+            READING
         };
         // A register tile of one vector takes longer than its share of a wider one.
         let is_narrow = isa.lanes < isa.nr && (1..=isa.lanes).contains(&(n % isa.nr));

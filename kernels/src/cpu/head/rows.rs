@@ -306,7 +306,9 @@ simd! {
         }
     }
 
-    fn forward_sums(scale: f32, max: f32, max_t: f32, z: &mut [f32], zt: &mut [f32], next: [usize; 2]) -> [f64; 4] {
+    fn forward_sums(
+        scale: f32, max: f32, max_t: f32, z: &mut [f32], zt: &mut [f32], next: [usize; 2]
+    ) -> [f64; 4] {
         sum_changed(z, zt, next, |z, zt| {
             let (d, dt) = (*z - max, *zt - max_t);
             *zt = math::exp(dt * scale);
@@ -315,7 +317,9 @@ simd! {
     }
 
     /// The same sums; `z` becomes `e^((z - max)·scale)`, a power of which is `e^(z - max)`.
-    fn forward_powers<P: Power>(power: P, scale: f32, max: f32, max_t: f32, z: &mut [f32], zt: &mut [f32], next: [usize; 2]) -> [f64; 4] {
+    fn forward_powers<P: Power>(
+        power: P, scale: f32, max: f32, max_t: f32, z: &mut [f32], zt: &mut [f32], next: [usize; 2]
+    ) -> [f64; 4] {
         sum_changed(z, zt, next, |z, zt| {
             let (d, dt) = ((*z - max) * scale, (*zt - max_t) * scale);
             *z = math::exp(d);
