@@ -33,6 +33,8 @@ pub mod math;
 mod matmul;
 mod movement;
 mod norm;
+#[cfg(target_arch = "x86_64")]
+mod norm_avx512;
 mod optim;
 pub mod pages;
 mod par;

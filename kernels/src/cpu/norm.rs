@@ -1,11 +1,19 @@
 //! `rms_norm` and its gradient, row by row.
 
 use crate::cpu::elem::{Elem, of_type};
-use crate::cpu::reduce::{axpy, sum_squares};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::norm_avx512;
+use crate::cpu::reduce::{axpy, dot, sum_squares};
 use crate::cpu::scratch::{self, Cut};
 use crate::cpu::simd::simd;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::simd::{self, Level};
 use crate::cpu::{Call, Kernel, par};
+use half::{bf16, f16};
 use kfc_graph::{DType, TensorType};
+
+/// Rows whose sums are made one after the other: a sum is a chain of additions, beside which there is room for others.
+const TOGETHER: usize = 8;
 
 /// `rms_norm`: `y = x · rstd · w`, `rstd = 1/√(mean(x²) + eps)`.
 pub(crate) struct RmsNorm {
@@ -25,7 +33,7 @@ impl RmsNorm {
 impl RmsNorm {
     /// # Safety
     /// As [`Kernel::run`], with x of type `T`.
-    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>) {
+    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>, Loops { squares, scale }: Loops<T>) {
         let h = self.width;
         let (x, w, y) = (call.src(0, self.x), call.src(1, self.w), call.dst(0, self.x));
         let rstd = call.dst(1, DType::F32);
@@ -34,11 +42,19 @@ impl RmsNorm {
                 // SAFETY: by contract of `run`; rows are written by one task each.
                 unsafe {
                     let w = w.read(0, h, s);
-                    for r in rows {
-                        let x = x.raw::<T>(r * h, h);
-                        let scale = (1.0 / (sum_squares(x) / h as f64 + self.eps).sqrt()) as f32;
-                        scale_by(scale, x, w, y.raw::<T>(r * h, h));
-                        rstd.store(r, &[scale]);
+                    let end = rows.end;
+                    for first in rows.step_by(TOGETHER) {
+                        let mut factors = [0.0; TOGETHER];
+                        let factors = &mut factors[..TOGETHER.min(end - first)];
+                        for (i, factor) in factors.iter_mut().enumerate() {
+                            let sum = squares(x.raw::<T>((first + i) * h, h));
+                            *factor = (1.0 / (sum / h as f64 + self.eps).sqrt()) as f32;
+                        }
+                        for (i, factor) in factors.iter().enumerate() {
+                            let start = (first + i) * h;
+                            scale(*factor, x.raw(start, h), w, y.raw::<T>(start, h));
+                        }
+                        rstd.store(first, factors);
                     }
                 }
             });
@@ -49,8 +65,39 @@ impl RmsNorm {
 impl Kernel for RmsNorm {
     unsafe fn run(&self, call: &Call<'_>) {
         // SAFETY: by contract.
-        of_type!(self.x, T => unsafe { self.run_as::<T>(call) });
+        unsafe {
+            match self.x {
+                DType::Bf16 => self.run_as(call, of_bf16()),
+                // Squares of numbers of 16 bits are exact in `f32`, as far as its range goes.
+                DType::F16 => {
+                    self.run_as::<f16>(call, Loops { squares: |x| dot(x, x).into(), scale: scale_by })
+                }
+                x => {
+                    of_type!(x, T => self.run_as::<T>(call, Loops { squares: sum_squares, scale: scale_by }))
+                }
+            }
+        }
     }
+}
+
+/// The loops of `rms_norm`: `Σ x²` and `y = scale · x · w`.
+struct Loops<T> {
+    squares: fn(&[T]) -> f64,
+    scale: fn(f32, &[T], &[f32], &mut [T]),
+}
+
+/// Those of the level.
+fn of_bf16() -> Loops<bf16> {
+    #[cfg(target_arch = "x86_64")]
+    if simd::level() == Level::Avx512Bf16 {
+        return Loops {
+            // SAFETY: the level is there.
+            squares: |x| unsafe { norm_avx512::squares(x) }.into(),
+            // SAFETY: as above.
+            scale: |scale, x, w, y| unsafe { norm_avx512::scale_by(scale, x, w, y) },
+        };
+    }
+    Loops { squares: |x| dot(x, x).into(), scale: scale_by }
 }
 
 /// `rms_norm_bwd`.
@@ -77,7 +124,7 @@ impl RmsNormBwd {
 impl RmsNormBwd {
     /// # Safety
     /// As [`Kernel::run`], with x of type `T`.
-    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>) {
+    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>, Gradient { dot, subtract, writes_over }: Gradient<T>) {
         let h = self.width;
         let (dy, x, w) = (call.src(0, self.x), call.src(1, self.x), call.src(2, self.w));
         let (rstd, dx) = (call.src(3, DType::F32), call.dst(0, self.x));
@@ -96,15 +143,28 @@ impl RmsNormBwd {
                     let dw = shared.slice(partial.0, partial.1);
                     dw.fill(0.0);
                     let w = w.read(0, h, sw);
-                    for r in rows {
-                        let x = x.raw::<T>(r * h, h);
-                        let dy = dy.row_before::<T>(&[dx], r * h, h, room);
-                        let rstd = rstd.at(r);
-                        let projection = dot_weighted(dy, w, x) * rstd * rstd / h as f32;
-                        if self.need_dw {
-                            add_product(rstd, dy, x, dw);
+                    let end = rows.end;
+                    for first in rows.step_by(TOGETHER) {
+                        let n = TOGETHER.min(end - first);
+                        let row = |i: usize| ((first + i) * h, x.raw::<T>((first + i) * h, h));
+                        let mut projections = [0.0; TOGETHER];
+                        for (i, projection) in projections[..n].iter_mut().enumerate() {
+                            let (start, x) = row(i);
+                            *projection = dot(dy.raw(start, h), w, x);
                         }
-                        subtract_projection(rstd, projection, dy, w, x, dx.raw::<T>(r * h, h));
+                        for (i, projection) in projections[..n].iter().enumerate() {
+                            let ((start, x), rstd) = (row(i), rstd.at(first + i));
+                            let projection = projection * rstd * rstd / h as f32;
+                            let to = dx.offset(start).src().ptr().cast_mut().cast();
+                            let dy = match writes_over {
+                                true => dy.raw(start, h),
+                                false => dy.row_before::<T>(&[dx], start, h, room),
+                            };
+                            if self.need_dw {
+                                add_product(rstd, dy, x, dw);
+                            }
+                            subtract(rstd, projection, dy.as_ptr(), w, x, to);
+                        }
                     }
                 }
             });
@@ -121,7 +181,12 @@ impl RmsNormBwd {
 impl Kernel for RmsNormBwd {
     unsafe fn run(&self, call: &Call<'_>) {
         // SAFETY: by contract.
-        of_type!(self.x, T => unsafe { self.run_as::<T>(call) });
+        unsafe {
+            match self.x {
+                DType::Bf16 => self.run_as(call, gradient_of_bf16()),
+                x => of_type!(x, T => self.run_as(call, gradient_of::<T>())),
+            }
+        }
     }
 
     fn may_inplace(&self) -> &'static [(usize, usize)] {
@@ -131,6 +196,50 @@ impl Kernel for RmsNormBwd {
     fn workspace_bytes(&self) -> usize {
         if self.need_dw { self.rows.div_ceil(self.grain()) * self.width * size_of::<f32>() } else { 0 }
     }
+}
+
+/// The loops of the gradient.
+struct Gradient<T> {
+    /// `Σ dy·w·x`
+    dot: fn(&[T], &[f32], &[T]) -> f32,
+    /// `dx = rstd · (dy · w - projection · x)`
+    subtract: Subtract<T>,
+    /// Whether dx may be where dy is.
+    writes_over: bool,
+}
+
+/// Of `rstd`, `projection`, dy, w, x and dx.
+///
+/// # Safety
+/// There are as many elements of dy and dx as of x; dx overlaps neither w nor x.
+type Subtract<T> = unsafe fn(f32, f32, *const T, &[f32], &[T], *mut T);
+
+/// Those of any type and level.
+fn gradient_of<T: Elem>() -> Gradient<T> {
+    let subtract: Subtract<T> = |rstd, projection, dy, w, x, dx| {
+        // SAFETY: by contract, and they do not overlap either.
+        let (dy, dx) =
+            unsafe { (std::slice::from_raw_parts(dy, x.len()), std::slice::from_raw_parts_mut(dx, x.len())) };
+        subtract_projection(rstd, projection, dy, w, x, dx);
+    };
+    Gradient { dot: dot_weighted, subtract, writes_over: false }
+}
+
+/// Those of the level.
+fn gradient_of_bf16() -> Gradient<bf16> {
+    #[cfg(target_arch = "x86_64")]
+    if simd::level() == Level::Avx512Bf16 {
+        return Gradient {
+            // SAFETY: the level is there.
+            dot: |dy, w, x| unsafe { norm_avx512::dot_weighted(dy, w, x) },
+            // SAFETY: as above, and by contract.
+            subtract: |rstd, projection, dy, w, x, dx| unsafe {
+                norm_avx512::subtract_projection([rstd, projection], dy, w, x, dx)
+            },
+            writes_over: true,
+        };
+    }
+    gradient_of()
 }
 
 simd! {
@@ -167,6 +276,56 @@ simd! {
     fn add_product<T: Elem>(scale: f32, a: &[T], b: &[T], acc: &mut [f32]) {
         for ((acc, a), b) in acc.iter_mut().zip(a).zip(b) {
             *acc += scale * a.get() * b.get();
+        }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    /// Values that a layer has, and some whose products with small factors are subnormal.
+    fn values(n: usize, factor: f32) -> Vec<bf16> {
+        (0..n).map(|i| bf16::from_f32(((i * 7919 % 4001) as f32 - 2000.0) * factor)).collect()
+    }
+
+    fn bits(x: &[bf16]) -> Vec<u16> {
+        x.iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
+    fn loops_for_bf16_agree_with_those_for_any_type() {
+        if !simd::available().contains(&Level::Avx512Bf16) {
+            return;
+        }
+        for n in [1, 2, 31, 32, 33, 48, 64, 95, 256, 1000] {
+            for small in [1e-3, 1e-38] {
+                let (mut x, dy) = (values(n, 1e-2), values(n + 5, small)[5..].to_vec());
+                let w: Vec<f32> = (0..n).map(|i| (i % 37) as f32 * 0.05 - 0.9).collect();
+                // SAFETY: the level is there.
+                let (square, dot) =
+                    unsafe { (norm_avx512::squares(&x), norm_avx512::dot_weighted(&dy, &w, &x)) };
+                let exact = sum_squares(&x);
+                assert!((f64::from(square) - exact).abs() <= exact * 1e-5, "{n}: {square} {exact}");
+                let exact = dot_weighted(&dy, &w, &x);
+                let most: f32 = (0..n).map(|i| (dy[i].to_f32() * w[i] * x[i].to_f32()).abs()).sum();
+                assert!((dot - exact).abs() <= most * 1e-5, "{n}: {dot} {exact}");
+                x[0] = if small < 1e-10 { bf16::NAN } else { bf16::INFINITY };
+
+                let (mut y, mut expected) = (vec![bf16::ONE; n + 40], vec![bf16::ONE; n + 40]);
+                // SAFETY: the level is there.
+                unsafe { norm_avx512::scale_by(small, &x, &w, &mut y[..n]) };
+                scale_by(small, &x, &w, &mut expected[..n]);
+                assert_eq!(bits(&y), bits(&expected), "{n} of {small}");
+
+                // Over dy.
+                y[..n].copy_from_slice(&dy);
+                let to = y.as_mut_ptr();
+                // SAFETY: the level is there, and so are the elements.
+                unsafe { norm_avx512::subtract_projection([1.7, -0.3], to, &w, &x, to) };
+                subtract_projection(1.7, -0.3, &dy, &w, &x, &mut expected[..n]);
+                assert_eq!(bits(&y), bits(&expected), "{n} of {small}");
+            }
         }
     }
 }

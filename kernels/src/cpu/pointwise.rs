@@ -64,6 +64,7 @@ pub(crate) fn apply(p: &Prim, types: &[DType]) -> Option<Apply> {
         (Prim::Sqrt, t) => of_type!(t, T => erased!(sqrt::<T>, 1)),
         (Prim::Sigmoid, t) => of_type!(t, T => erased!(sigmoid::<T>, 1)),
         (Prim::Erf, t) => of_type!(t, T => erased!(erf::<T>, 1)),
+        (Prim::Add, DType::Bf16) => add_bf16,
         (Prim::Add, t) => of_type!(t, T => erased!(add::<T>, 2)),
         (Prim::Sub, t) => of_type!(t, T => erased!(sub::<T>, 2)),
         (Prim::Mul, t) => of_type!(t, T => erased!(mul::<T>, 2)),
@@ -108,6 +109,8 @@ pub(crate) struct Pointwise {
     /// Bytes of an element of the result.
     size: usize,
     apply: Apply,
+    /// Whether operands need not be copied where the result is written over them.
+    writes_over: bool,
 }
 
 impl Pointwise {
@@ -119,7 +122,8 @@ impl Pointwise {
         let types: Vec<DType> = inputs.iter().map(|t| t.dtype).collect();
         let apply = apply(p, &types).ok_or_else(|| KernelError::Unclaimed(p.name().to_string()))?;
         let sizes = types.iter().map(|t| t.size()).collect();
-        Ok(Pointwise { n: output.elements(), sizes, size: output.dtype.size(), apply })
+        let writes_over = writes_over(p, types[0]);
+        Ok(Pointwise { n: output.elements(), sizes, size: output.dtype.size(), apply, writes_over })
     }
 
     /// Elements `start..start + n`.
@@ -162,7 +166,7 @@ impl Pointwise {
 
 impl Kernel for Pointwise {
     unsafe fn run(&self, call: &Call<'_>) {
-        let over = call.inputs.iter().any(|b| b.ptr == call.outputs[0].ptr);
+        let over = !self.writes_over && call.inputs.iter().any(|b| b.ptr == call.outputs[0].ptr);
         par::ranges(self.n, par::GRAIN, |r| {
             // SAFETY: ranges are disjoint and in bounds.
             unsafe {
@@ -234,6 +238,30 @@ bf16_loops! {
     exp_bf16 = exp;
     log_bf16 = log;
     sigmoid_bf16 = sigmoid;
+}
+
+/// As [`add`]. At a level of [`math::rounded`] the result may be where an operand is.
+///
+/// # Safety
+/// As [`Apply`].
+unsafe fn add_bf16(x: &[*const u8], out: *mut u8, n: usize) {
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if math::rounded::add([x[0].cast(), x[1].cast()], out.cast(), n) {
+            return;
+        }
+        add::<bf16>(of(x, 0, n), of(x, 1, n), to(out, n));
+    }
+}
+
+/// Whether the loop of a primitive may write over an operand.
+fn writes_over(p: &Prim, x: DType) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let is_there = math::rounded::is_there();
+    #[cfg(not(target_arch = "x86_64"))]
+    let is_there = false;
+    is_there && matches!(p, Prim::Add) && x == DType::Bf16
 }
 
 /// Declares loops over slices of one length, over elements as they are.

@@ -4,6 +4,7 @@ use crate::cpu::elem::{Elem, of_type};
 use crate::cpu::float::{BLOCK, Copied, blocks};
 use crate::cpu::simd::simd;
 use crate::cpu::{Call, Kernel, math, par};
+#[cfg(target_arch = "x86_64")]
 use half::bf16;
 use kfc_graph::{DType, TensorType};
 
@@ -20,33 +21,45 @@ impl Swiglu {
 }
 
 impl Swiglu {
+    /// Elements `first..first + n`.
+    ///
     /// # Safety
-    /// As [`Kernel::run`], of type `T`.
-    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>, forward: fn(&[T], &[T], &mut [T])) {
-        let (gate, up, y) = (call.src(0, self.x), call.src(1, self.x), call.dst(0, self.x));
-        par::ranges(self.n, par::GRAIN, |r| {
-            let (mut room_gate, mut room_up) = (Copied::new(), Copied::new());
-            for (start, n) in blocks(r) {
-                // SAFETY: blocks are disjoint and in bounds.
-                unsafe {
-                    let gate = gate.before::<T, BLOCK>(&[y], start, n, &mut room_gate);
-                    let up = up.before::<T, BLOCK>(&[y], start, n, &mut room_up);
-                    forward(gate, up, y.raw::<T>(start, n));
+    /// As [`Kernel::run`]; nothing else uses these elements.
+    unsafe fn part(&self, call: &Call<'_>, first: usize, n: usize) {
+        // SAFETY: by contract.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if self.x == DType::Bf16 {
+                let x = [0, 1].map(|i| call.src(i, self.x).ptr().cast::<bf16>().wrapping_add(first));
+                let y = call.outputs[0].ptr.cast::<bf16>().wrapping_add(first);
+                if math::rounded::swiglu(x, y, n) {
+                    return;
                 }
             }
-        });
+            of_type!(self.x, T => self.part_as::<T>(call, first, n))
+        }
+    }
+
+    /// # Safety
+    /// As [`Swiglu::part`], of type `T`.
+    unsafe fn part_as<T: Elem>(&self, call: &Call<'_>, first: usize, n: usize) {
+        let (gate, up, y) = (call.src(0, self.x), call.src(1, self.x), call.dst(0, self.x));
+        let (mut room_gate, mut room_up) = (Copied::new(), Copied::new());
+        for (start, n) in blocks(first..first + n) {
+            // SAFETY: by contract.
+            unsafe {
+                let gate = gate.before::<T, BLOCK>(&[y], start, n, &mut room_gate);
+                let up = up.before::<T, BLOCK>(&[y], start, n, &mut room_up);
+                forward(gate, up, y.raw::<T>(start, n));
+            }
+        }
     }
 }
 
 impl Kernel for Swiglu {
     unsafe fn run(&self, call: &Call<'_>) {
-        // SAFETY: by contract.
-        unsafe {
-            match self.x {
-                DType::Bf16 => self.run_as(call, forward_bf16),
-                x => of_type!(x, T => self.run_as(call, forward::<T>)),
-            }
-        }
+        // SAFETY: by contract; ranges are disjoint.
+        par::ranges(self.n, par::GRAIN, |r| unsafe { self.part(call, r.start, r.len()) });
     }
 
     fn may_inplace(&self) -> &'static [(usize, usize)] {
@@ -67,63 +80,54 @@ impl SwigluBwd {
 }
 
 impl SwigluBwd {
+    /// Elements `first..first + n`.
+    ///
     /// # Safety
-    /// As [`Kernel::run`], of type `T`.
-    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>, backward: Backward<T>) {
-        let (dy, gate, up) = (call.src(0, self.x), call.src(1, self.x), call.src(2, self.x));
-        let (dgate, dup) = (call.dst(0, self.x), call.dst(1, self.x));
-        par::ranges(self.n, par::GRAIN, |r| {
-            let (mut room_dy, mut room_gate, mut room_up) = (Copied::new(), Copied::new(), Copied::new());
-            for (start, n) in blocks(r) {
-                // SAFETY: blocks are disjoint and in bounds.
-                unsafe {
-                    let results = [dgate, dup];
-                    let dy = dy.before::<T, BLOCK>(&results, start, n, &mut room_dy);
-                    let gate = gate.before::<T, BLOCK>(&results, start, n, &mut room_gate);
-                    let up = up.before::<T, BLOCK>(&results, start, n, &mut room_up);
-                    backward(dy, gate, up, dgate.raw::<T>(start, n), dup.raw::<T>(start, n));
+    /// As [`Kernel::run`]; nothing else uses these elements.
+    unsafe fn part(&self, call: &Call<'_>, first: usize, n: usize) {
+        // SAFETY: by contract.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if self.x == DType::Bf16 {
+                let x = [0, 1, 2].map(|i| call.src(i, self.x).ptr().cast::<bf16>().wrapping_add(first));
+                let out = [0, 1].map(|j| call.outputs[j].ptr.cast::<bf16>().wrapping_add(first));
+                if math::rounded::swiglu_bwd(x, out, n) {
+                    return;
                 }
             }
-        });
+            of_type!(self.x, T => self.part_as::<T>(call, first, n))
+        }
+    }
+
+    /// # Safety
+    /// As [`SwigluBwd::part`], of type `T`.
+    unsafe fn part_as<T: Elem>(&self, call: &Call<'_>, first: usize, n: usize) {
+        let (dy, gate, up) = (call.src(0, self.x), call.src(1, self.x), call.src(2, self.x));
+        let (dgate, dup) = (call.dst(0, self.x), call.dst(1, self.x));
+        let results = [dgate, dup];
+        let (mut room_dy, mut room_gate, mut room_up) = (Copied::new(), Copied::new(), Copied::new());
+        for (start, n) in blocks(first..first + n) {
+            // SAFETY: by contract.
+            unsafe {
+                let dy = dy.before::<T, BLOCK>(&results, start, n, &mut room_dy);
+                let gate = gate.before::<T, BLOCK>(&results, start, n, &mut room_gate);
+                let up = up.before::<T, BLOCK>(&results, start, n, &mut room_up);
+                backward(dy, gate, up, dgate.raw::<T>(start, n), dup.raw::<T>(start, n));
+            }
+        }
     }
 }
 
 impl Kernel for SwigluBwd {
     unsafe fn run(&self, call: &Call<'_>) {
-        // SAFETY: by contract.
-        unsafe {
-            match self.x {
-                DType::Bf16 => self.run_as(call, backward_bf16),
-                x => of_type!(x, T => self.run_as(call, backward::<T>)),
-            }
-        }
+        // SAFETY: by contract; ranges are disjoint.
+        par::ranges(self.n, par::GRAIN, |r| unsafe { self.part(call, r.start, r.len()) });
     }
 
     /// The gradients of gate and up over these, or over dy.
     fn may_inplace(&self) -> &'static [(usize, usize)] {
         &[(1, 0), (2, 1), (0, 0), (0, 1)]
     }
-}
-
-/// The loop of the gradient, over elements of dy, gate and up, and of the gradients of gate and up.
-type Backward<T> = fn(&[T], &[T], &[T], &mut [T], &mut [T]);
-
-/// As [`forward`].
-fn forward_bf16(gate: &[bf16], up: &[bf16], y: &mut [bf16]) {
-    #[cfg(target_arch = "x86_64")]
-    if math::rounded::swiglu(gate, up, y) {
-        return;
-    }
-    forward(gate, up, y);
-}
-
-/// As [`backward`].
-fn backward_bf16(dy: &[bf16], gate: &[bf16], up: &[bf16], dgate: &mut [bf16], dup: &mut [bf16]) {
-    #[cfg(target_arch = "x86_64")]
-    if math::rounded::swiglu_bwd(dy, gate, up, dgate, dup) {
-        return;
-    }
-    backward(dy, gate, up, dgate, dup);
 }
 
 simd! {

@@ -1,4 +1,4 @@
-//! `exp`, `log`, `sigmoid` and SwiGLU over `bf16` with AVX-512. A result that is rounded to 8 bits of fraction needs fewer steps
+//! `exp`, `log`, `sigmoid`, SwiGLU and sums over `bf16` with AVX-512. A result that is rounded to 8 bits of fraction needs fewer steps
 //! than the functions of [`super`]: they are exact to 2^-16, so that the rounded value is within 0.51 units in its last place.
 //! What is infinite, zero or NaN is as there, and so are results below normal numbers: `exp` gives zero, the others what can be
 //! stored.
@@ -18,58 +18,85 @@ const LOG: [f32; 6] = [-0.499_989_15, 0.333_187_37, -0.250_593_04, 0.206_263_47,
 /// Elements of a vector.
 const LANES: usize = 32;
 
-/// A loop over `n` elements of operands and results that do not overlap.
+/// A loop over `n` elements of operands and results. A result may be where an operand is: each element is read before it is
+/// written.
 ///
 /// # Safety
-/// The CPU has the instruction set, and there are `n` elements everywhere.
+/// The CPU has the instruction set, and there are `n` elements everywhere; results overlap nothing else.
 type Loop<const N: usize, const M: usize> = unsafe fn([*const bf16; N], [*mut bf16; M], usize);
 
+/// Whether the level has these loops.
+pub(crate) fn is_there() -> bool {
+    matches!(simd::level(), Level::Avx512 | Level::Avx512Bf16)
+}
+
 /// Runs the loop of the level; whether there is one.
-fn run<const N: usize, const M: usize>(
+///
+/// # Safety
+/// As [`Loop`], but for the instruction set.
+unsafe fn run<const N: usize, const M: usize>(
     [plain, bf16]: [Loop<N, M>; 2],
-    x: [&[bf16]; N],
-    out: [&mut [bf16]; M],
+    x: [*const bf16; N],
+    out: [*mut bf16; M],
+    n: usize,
 ) -> bool {
     let f = match simd::level() {
         Level::Avx512 => plain,
         Level::Avx512Bf16 => bf16,
         _ => return false,
     };
-    let n = x.iter().map(|x| x.len()).chain(out.iter().map(|o| o.len())).min().unwrap_or(0);
-    // SAFETY: the level's instructions are there, and all slices have `n` elements.
-    unsafe { f(x.map(<[bf16]>::as_ptr), out.map(<[bf16]>::as_mut_ptr), n) };
+    // SAFETY: by contract, and the level's instructions are there.
+    unsafe { f(x, out, n) };
     true
+}
+
+/// [`run`] of one operand.
+fn map(loops: [Loop<1, 1>; 2], x: &[bf16], out: &mut [bf16]) -> bool {
+    let n = x.len().min(out.len());
+    // SAFETY: both have that many elements, and do not overlap.
+    unsafe { run(loops, [x.as_ptr()], [out.as_mut_ptr()], n) }
 }
 
 /// `e^x` of each element, if the level has it.
 pub(crate) fn exp(x: &[bf16], out: &mut [bf16]) -> bool {
-    run([plain::exp, with_bf16::exp], [x], [out])
+    map([plain::exp, with_bf16::exp], x, out)
 }
 
 /// The natural logarithm of each element, if the level has it.
 pub(crate) fn log(x: &[bf16], out: &mut [bf16]) -> bool {
-    run([plain::log, with_bf16::log], [x], [out])
+    map([plain::log, with_bf16::log], x, out)
 }
 
 /// `1 / (1 + e^-x)` of each element, if the level has it.
 pub(crate) fn sigmoid(x: &[bf16], out: &mut [bf16]) -> bool {
-    run([plain::sigmoid, with_bf16::sigmoid], [x], [out])
+    map([plain::sigmoid, with_bf16::sigmoid], x, out)
+}
+
+/// The sum of elements, if the level has it.
+///
+/// # Safety
+/// As [`Loop`], but for the instruction set.
+pub(crate) unsafe fn add(x: [*const bf16; 2], out: *mut bf16, n: usize) -> bool {
+    // SAFETY: by contract.
+    unsafe { run([plain::add, with_bf16::add], x, [out], n) }
 }
 
 /// `silu(gate) · up` of each element, if the level has it.
-pub(crate) fn swiglu(gate: &[bf16], up: &[bf16], y: &mut [bf16]) -> bool {
-    run([plain::swiglu, with_bf16::swiglu], [gate, up], [y])
+///
+/// # Safety
+/// As [`Loop`], but for the instruction set.
+pub(crate) unsafe fn swiglu(x: [*const bf16; 2], y: *mut bf16, n: usize) -> bool {
+    // SAFETY: by contract.
+    unsafe { run([plain::swiglu, with_bf16::swiglu], x, [y], n) }
 }
 
-/// Gradients of [`swiglu`], if the level has it.
-pub(crate) fn swiglu_bwd(
-    dy: &[bf16],
-    gate: &[bf16],
-    up: &[bf16],
-    dgate: &mut [bf16],
-    dup: &mut [bf16],
-) -> bool {
-    run([plain::swiglu_bwd, with_bf16::swiglu_bwd], [dy, gate, up], [dgate, dup])
+/// Gradients of gate and up from that of [`swiglu`], gate and up, if the level has it.
+///
+/// # Safety
+/// As [`Loop`], but for the instruction set.
+pub(crate) unsafe fn swiglu_bwd(x: [*const bf16; 3], out: [*mut bf16; 2], n: usize) -> bool {
+    // SAFETY: by contract.
+    unsafe { run([plain::swiglu_bwd, with_bf16::swiglu_bwd], x, out, n) }
 }
 
 /// Functions of vectors of `f32`, for whatever has AVX-512.
@@ -78,7 +105,7 @@ macro_rules! functions {
         $(#[$meta])*
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-        fn $name($($arg)*) -> $ret $body
+        pub(crate) fn $name($($arg)*) -> $ret $body
     )+};
 }
 
@@ -121,6 +148,10 @@ functions! {
         let finite = _mm512_cmp_ps_mask::<_CMP_NGE_UQ>(t, _mm512_set1_ps(127.5));
         let e = _mm512_fnmadd_ps(d, s, _mm512_set1_ps(1.0));
         [_mm512_maskz_fmadd_ps(finite, e, s, s)]
+    }
+
+    fn add_of([a, b]: [__m512; 2]) -> [__m512; 1] {
+        [_mm512_add_ps(a, b)]
     }
 
     fn swiglu_of([gate, up]: [__m512; 2]) -> [__m512; 1] {
@@ -182,7 +213,7 @@ fn instruction(even: __m512, odd: __m512) -> __m512i {
 /// As [`join`]: the instruction takes subnormal numbers as zeros.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn instruction_or_join(even: __m512, odd: __m512) -> __m512i {
+pub(crate) fn instruction_or_join(even: __m512, odd: __m512) -> __m512i {
     if subnormal(even) | subnormal(odd) != 0 {
         return join(even, odd);
     }
@@ -236,6 +267,7 @@ mod plain {
         // No logarithm of a number is subnormal.
         log = log_of, join, 1 => 1;
         sigmoid = sigmoid_of, join, 1 => 1;
+        add = add_of, join, 2 => 1;
         swiglu = swiglu_of, join, 2 => 1;
         swiglu_bwd = swiglu_bwd_of, join, 3 => 2;
         , "avx512f,avx512bw,avx512dq,avx512vl"
@@ -249,6 +281,7 @@ mod with_bf16 {
         exp = exp_of, instruction, 1 => 1;
         log = log_of, instruction, 1 => 1;
         sigmoid = sigmoid_of, instruction_or_join, 1 => 1;
+        add = add_of, instruction_or_join, 2 => 1;
         swiglu = swiglu_of, instruction_or_join, 2 => 1;
         swiglu_bwd = swiglu_bwd_of, instruction_or_join, 3 => 2;
         , "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"

@@ -102,6 +102,32 @@ fn swiglu_and_its_gradient() {
 }
 
 #[test]
+fn sums_are_rounded_once_and_may_be_written_over_an_operand() {
+    // Every element with some others, down to subnormal sums.
+    for (factor, shift) in [(1e-2, 7), (1e-38, 3), (1e-40, 5), (1e38, 11)] {
+        let (a, b) = (every(), values(1 << 16, factor));
+        let b: Vec<bf16> = b.iter().cycle().skip(shift).take(a.len()).copied().collect();
+        let put = |x: f32| <bf16 as crate::cpu::elem::Elem>::put(x);
+        let exact: Vec<bf16> = a.iter().zip(&b).map(|(a, b)| put(a.to_f32() + b.to_f32())).collect();
+        let same = |y: &[bf16]| {
+            let agree = |(y, e): (&bf16, &bf16)| y.to_bits() == e.to_bits() || (y.is_nan() && e.is_nan());
+            y.iter().zip(&exact).all(agree)
+        };
+        for f in both(plain::add, with_bf16::add) {
+            let [y] = apply(f, [&a, &b]);
+            assert!(same(&y), "{factor:e}");
+            for over in 0..2 {
+                let mut x = [a.clone(), b.clone()];
+                let to = x.each_mut().map(|x| x.as_mut_ptr());
+                // SAFETY: the level is there; the result is where an operand is.
+                unsafe { f(to.map(|p| p.cast_const()), [to[over]], a.len()) };
+                assert!(same(&x[over]), "{factor:e} over operand {over}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_beyond_the_end_stays() {
     let x = values(100, 1e-2);
     for f in both(plain::exp, with_bf16::exp) {
