@@ -1,5 +1,4 @@
-//! How the depth of a sum of products is cut: into segments of at most [`KC`] units, and phases of as many segments as are packed
-//! together.
+//! How the depth of a sum of products is cut: into segments, and phases of as many segments as are packed together.
 
 use super::micro::{Chain, Isa};
 use super::pack::Part;
@@ -34,7 +33,7 @@ impl Segment<'_> {
     }
 }
 
-/// Most segments of a phase: a full phase has two of full depth, or shorter ones of several products.
+/// Most segments of a phase: a full phase has one or two of full depth, or shorter ones of several products.
 pub(super) const SEGMENTS: usize = 8;
 
 /// Segments that are packed together, and where the next phase begins: a product and a depth of it.
@@ -47,6 +46,22 @@ pub(super) struct Phase<'a> {
 fn is_pair(p: &Product, isa: &Isa) -> bool {
     let is_plain = |m: &Mat| m.src.dtype() == DType::Bf16 && m.dropout.is_none();
     isa.pair.is_some() && is_plain(&p.a) && is_plain(&p.b)
+}
+
+/// Depth up to which operands of `f32` have segments as long as a phase: their sums go to memory half as often. In deeper ones
+/// that is slower, as measured.
+const DEEP: usize = 16 * PHASE;
+
+/// Most depth of a segment: [`KC`] units where elements are converted as they are packed.
+fn most_depth(p: &Product, isa: &Isa) -> usize {
+    let is_single = |m: &Mat| m.src.dtype() == DType::F32 && m.dropout.is_none();
+    if is_pair(p, isa) {
+        2 * KC
+    } else if is_single(&p.a) && is_single(&p.b) && p.k <= DEEP {
+        PHASE
+    } else {
+        KC
+    }
 }
 
 /// Whether the left operand's rows are units as they lie in memory.
@@ -65,7 +80,7 @@ impl<'a> Phase<'a> {
         let (mut segments, mut count, mut used) = ([None; SEGMENTS], 0, 0);
         while let Some(p) = products.get(product) {
             let (pair, direct) = (is_pair(p, isa), is_direct(p, isa));
-            let depth = if pair { 2 * KC } else { KC }.min(p.k - k);
+            let depth = most_depth(p, isa).min(p.k - k);
             let units = if pair { depth.div_ceil(2) } else { depth };
             if depth > 0 {
                 if used + units > PHASE || count == SEGMENTS {
