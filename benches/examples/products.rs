@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 const TIME: Duration = Duration::from_millis(400);
 
 /// Rows, columns and depth where none are named.
-const SHAPES: [[usize; 3]; 9] = [
+const SHAPES: [[usize; 3]; 11] = [
     [1024, 1024, 1024],
     [2048, 2048, 2048],
+    [1024, 1376, 512],
     [1024, 512, 1376],
+    [1024, 32000, 512],
     [1024, 512, 32000],
     [333, 777, 555],
     [128, 768, 768],
