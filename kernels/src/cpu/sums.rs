@@ -165,26 +165,30 @@ pub(crate) fn pull(weight: f32, theta: f32, fisher: f32, anchor: f32) -> f32 {
     weight * fisher * (theta - anchor)
 }
 
+/// Twice the penalty of one element, of weight one.
+#[inline(always)]
+fn drawn(theta: f32, fisher: f32, anchor: f32) -> f32 {
+    let drift = theta - anchor;
+    fisher * (drift * drift)
+}
+
 /// Lanes of the sums below.
 const LANES: usize = 16;
 
 simd! {
     /// `Σ F (θ − θ*)²`
     fn penalty<F: Elem>(theta: &[f32], fisher: &[F], anchor: &[f32]) -> f64 {
-        let n = theta.len();
-        let (fisher, anchor) = (&fisher[..n], &anchor[..n]);
+        let (theta, theta_rest) = theta.as_chunks::<LANES>();
+        let (fisher, fisher_rest) = fisher.as_chunks::<LANES>();
+        let (anchor, anchor_rest) = anchor.as_chunks::<LANES>();
         let mut acc = [0.0f64; LANES];
-        let at = |i: usize| {
-            let drift = theta[i] - anchor[i];
-            f64::from(fisher[i].get() * (drift * drift))
-        };
-        let whole = n / LANES * LANES;
-        for start in (0..whole).step_by(LANES) {
-            for (l, acc) in acc.iter_mut().enumerate() {
-                *acc += at(start + l);
+        for ((theta, fisher), anchor) in theta.iter().zip(fisher).zip(anchor) {
+            for l in 0..LANES {
+                acc[l] += f64::from(drawn(theta[l], fisher[l].get(), anchor[l]));
             }
         }
-        acc.iter().sum::<f64>() + (whole..n).map(at).sum::<f64>()
+        let rest = theta_rest.iter().zip(fisher_rest).zip(anchor_rest);
+        acc.iter().sum::<f64>() + rest.map(|((t, f), a)| f64::from(drawn(*t, f.get(), *a))).sum::<f64>()
     }
 
     fn pull_all<F: Elem>(weight: f32, theta: &[f32], fisher: &[F], anchor: &[f32], out: &mut [f32]) {
@@ -197,23 +201,25 @@ simd! {
 
     /// `Σ (g + weight·F·(θ−θ*))²` and `Σ F·(θ−θ*)²`
     fn penalised<F: Elem>(weight: f32, g: &[f32], theta: &[f32], fisher: &[F], anchor: &[f32]) -> [f64; 2] {
-        let n = g.len();
-        let (theta, fisher, anchor) = (&theta[..n], &fisher[..n], &anchor[..n]);
+        let (g, g_rest) = g.as_chunks::<LANES>();
+        let (theta, theta_rest) = theta.as_chunks::<LANES>();
+        let (fisher, fisher_rest) = fisher.as_chunks::<LANES>();
+        let (anchor, anchor_rest) = anchor.as_chunks::<LANES>();
         let (mut norm, mut value) = ([0.0f64; LANES], [0.0f64; LANES]);
-        let at = |i: usize| {
-            let (f, drift) = (fisher[i].get(), theta[i] - anchor[i]);
-            let g = f64::from(g[i] + weight * f * drift);
-            (g * g, f64::from(f * (drift * drift)))
-        };
-        let whole = n / LANES * LANES;
-        for start in (0..whole).step_by(LANES) {
+        for (((g, theta), fisher), anchor) in g.iter().zip(theta).zip(fisher).zip(anchor) {
             for l in 0..LANES {
-                let (a, b) = at(start + l);
-                norm[l] += a;
-                value[l] += b;
+                let f = fisher[l].get();
+                let g = f64::from(g[l] + pull(weight, theta[l], f, anchor[l]));
+                norm[l] += g * g;
+                value[l] += f64::from(drawn(theta[l], f, anchor[l]));
             }
         }
-        let rest = (whole..n).map(at).fold((0.0, 0.0), |r, x| (r.0 + x.0, r.1 + x.1));
-        [norm.iter().sum::<f64>() + rest.0, value.iter().sum::<f64>() + rest.1]
+        let mut sums = [norm.iter().sum::<f64>(), value.iter().sum::<f64>()];
+        for (((g, theta), fisher), anchor) in g_rest.iter().zip(theta_rest).zip(fisher_rest).zip(anchor_rest) {
+            let g = f64::from(g + pull(weight, *theta, fisher.get(), *anchor));
+            sums[0] += g * g;
+            sums[1] += f64::from(drawn(*theta, fisher.get(), *anchor));
+        }
+        sums
     }
 }
