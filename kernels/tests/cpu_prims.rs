@@ -68,6 +68,19 @@ fn a_comparison_of_equals() {
 }
 
 #[test]
+fn transposes_by_squares() {
+    // Whole squares and parts of them, and axes that are too short for any.
+    for dims in [[3, 37, 10, 65], [2, 7, 96, 8], [40, 1, 3, 33]] {
+        for x in [DType::F32, DType::Bf16] {
+            let perms = (0..256).map(|i| [i / 64, i / 16 % 4, i / 4 % 4, i % 4]);
+            for perm in perms.filter(|p| (0..4).all(|axis| p.contains(&axis))) {
+                check_uniform(&Op::Prim(Prim::Transpose { perm: perm.to_vec() }), &[t(x, &dims)], -9.0, 9.0);
+            }
+        }
+    }
+}
+
+#[test]
 fn movement() {
     for x in DType::ALL {
         let a = [t(x, &[3, 4, 5, 6])];

@@ -12,6 +12,7 @@ use kfc_graph::budget::TooSmall;
 use kfc_graph::{Composite, DType, GraphError, Op, Prim, TensorType};
 use thiserror::Error;
 
+mod across;
 mod attention;
 pub mod choice;
 mod composite;

@@ -1,12 +1,16 @@
 //! Primitives that move elements: reshape, transpose, broadcast, slice, pad, concat.
 
+use crate::cpu::across::Across;
 use crate::cpu::strided::{Axis, Strided, strides};
 use crate::cpu::{Call, Kernel, par};
+use bytemuck::Pod;
 use kfc_graph::{DType, TensorType};
 
 /// Copies a strided view of the operand into a dense result.
 pub(crate) struct StridedCopy {
     view: Strided,
+    /// The same by squares, if that is better.
+    across: Option<Across>,
     /// Bytes of an element.
     size: usize,
 }
@@ -23,7 +27,7 @@ impl StridedCopy {
     }
 
     pub(crate) fn broadcast(a: &TensorType, dims: &[usize]) -> StridedCopy {
-        StridedCopy { view: Strided::broadcast(a, dims), size: a.dtype.size() }
+        StridedCopy { view: Strided::broadcast(a, dims), across: None, size: a.dtype.size() }
     }
 
     pub(crate) fn slice(a: &TensorType, axis: usize, start: usize, end: usize) -> StridedCopy {
@@ -35,17 +39,21 @@ impl StridedCopy {
     }
 
     fn new(a: &TensorType, axes: &[Axis], start: usize) -> StridedCopy {
-        StridedCopy { view: Strided::new(axes, start), size: a.dtype.size() }
+        let view = Strided::new(axes, start);
+        StridedCopy { across: Across::of(&view), view, size: a.dtype.size() }
     }
 
     /// # Safety
     /// Buffers of elements of `T` of the sizes that it was built for.
-    unsafe fn copy<T: Copy + Send + Sync>(&self, call: &Call<'_>) {
+    unsafe fn copy<T: Pod + Send + Sync>(&self, call: &Call<'_>) {
         let n = self.view.runs() * self.view.inner.len;
         // SAFETY: by contract; ranges are disjoint and in bounds.
         unsafe {
             let out = par::Shared::new(std::slice::from_raw_parts_mut(call.outputs[0].ptr.cast::<T>(), n));
             let from = call.src(0, DType::F32);
+            if let Some(across) = &self.across {
+                return across.copy(from, out);
+            }
             par::ranges(n, par::GRAIN, |r| {
                 self.view.copy(from.ptr().cast::<T>(), r.start, out.slice(r.start, r.len()));
             });
