@@ -3,7 +3,7 @@
 
 use crate::cpu::float::Src;
 use crate::cpu::par::{self, Shared};
-use crate::cpu::strided::{Axis, Strided};
+use crate::cpu::strided::{Axis, Strided, place, strides};
 use bytemuck::Pod;
 
 /// Elements of a side of a square.
@@ -19,8 +19,9 @@ pub(crate) struct Across {
     /// Extent of the axis whose neighbours are neighbours in the operand, and their distance in the result.
     along: usize,
     pitch: usize,
-    /// Extents of the other axes, outermost first, with the distance of neighbours in the operand and in the result.
-    others: Vec<(usize, usize, usize)>,
+    /// The other axes, outermost first: in the operand, and in the result.
+    others: Vec<Axis>,
+    others_out: Vec<Axis>,
     /// First element in the operand.
     start: usize,
 }
@@ -28,17 +29,14 @@ pub(crate) struct Across {
 impl Across {
     /// The view, if it is one and large enough in both axes.
     pub(crate) fn of(view: &Strided) -> Option<Across> {
-        let inner = view.inner;
-        let mut pitch = inner.len;
-        let mut axes: Vec<(usize, usize, usize)> = Vec::new();
-        for axis in view.outer.iter().rev() {
-            axes.insert(0, (axis.len, axis.stride, pitch));
-            pitch *= axis.len;
-        }
-        let at = axes.iter().position(|&(_, stride, _)| stride == 1)?;
-        let (along, _, pitch) = axes.remove(at);
+        let (inner, mut others) = (view.inner, view.outer.clone());
+        let dims: Vec<usize> = others.iter().chain([&inner]).map(|axis| axis.len).collect();
+        let dense = others.iter().zip(strides(&dims)).map(|(axis, stride)| Axis { stride, ..*axis });
+        let mut others_out: Vec<Axis> = dense.collect();
+        let at = others.iter().position(|axis| axis.stride == 1)?;
+        let (along, pitch) = (others.remove(at).len, others_out.remove(at).stride);
         let fits = inner.stride > 1 && inner.len >= LEAST && along >= LEAST;
-        fits.then(|| Across { inner, along, pitch, others: axes, start: view.source(0) })
+        fits.then(|| Across { inner, along, pitch, others, others_out, start: view.source(0) })
     }
 
     /// Copies it.
@@ -48,17 +46,14 @@ impl Across {
     /// view, and nothing else uses it.
     pub(crate) unsafe fn copy<T: Pod + Send + Sync>(&self, from: Src, out: Shared<T>) {
         let strips = self.along.div_ceil(SIDE);
-        let count: usize = self.others.iter().map(|axis| axis.0).product();
+        let count: usize = self.others.iter().map(|axis| axis.len).product();
         par::ranges(count * strips, par::rows_grain(SIDE * self.inner.len), |range| {
             for i in range {
-                let (mut source, mut target, mut index) = (self.start, 0, i / strips);
-                for &(len, stride, pitch) in self.others.iter().rev() {
-                    source += index % len * stride;
-                    target += index % len * pitch;
-                    index /= len;
-                }
+                let (index, first) = (i / strips, i % strips * SIDE);
+                let source = self.start + place(&self.others, index);
+                let target = place(&self.others_out, index);
                 // SAFETY: by contract; strips of the result are disjoint.
-                unsafe { self.strip(from.ptr().cast::<T>().add(source), target, i % strips * SIDE, out) }
+                unsafe { self.strip(from.ptr().cast::<T>().add(source), target, first, out) }
             }
         });
     }

@@ -27,7 +27,7 @@ impl StridedCopy {
     }
 
     pub(crate) fn broadcast(a: &TensorType, dims: &[usize]) -> StridedCopy {
-        StridedCopy { view: Strided::broadcast(a, dims), across: None, size: a.dtype.size() }
+        StridedCopy::of(a, Strided::broadcast(a, dims))
     }
 
     pub(crate) fn slice(a: &TensorType, axis: usize, start: usize, end: usize) -> StridedCopy {
@@ -39,7 +39,10 @@ impl StridedCopy {
     }
 
     fn new(a: &TensorType, axes: &[Axis], start: usize) -> StridedCopy {
-        let view = Strided::new(axes, start);
+        StridedCopy::of(a, Strided::new(axes, start))
+    }
+
+    fn of(a: &TensorType, view: Strided) -> StridedCopy {
         StridedCopy { across: Across::of(&view), view, size: a.dtype.size() }
     }
 

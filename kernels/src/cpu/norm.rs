@@ -9,7 +9,7 @@ use crate::cpu::simd::simd;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::simd::{self, Level};
 use crate::cpu::{Call, Kernel, par};
-use half::{bf16, f16};
+use half::bf16;
 use kfc_graph::{DType, TensorType};
 
 /// Rows whose sums are made one after the other: a sum is a chain of additions, beside which there is room for others.
@@ -67,14 +67,8 @@ impl Kernel for RmsNorm {
         // SAFETY: by contract.
         unsafe {
             match self.x {
-                DType::Bf16 => self.run_as(call, of_bf16()),
-                // Squares of numbers of 16 bits are exact in `f32`, as far as its range goes.
-                DType::F16 => {
-                    self.run_as::<f16>(call, Loops { squares: |x| dot(x, x).into(), scale: scale_by })
-                }
-                x => {
-                    of_type!(x, T => self.run_as::<T>(call, Loops { squares: sum_squares, scale: scale_by }))
-                }
+                DType::Bf16 => self.run_as(call, loops_of_bf16()),
+                x => of_type!(x, T => self.run_as(call, loops_of::<T>())),
             }
         }
     }
@@ -86,8 +80,14 @@ struct Loops<T> {
     scale: fn(f32, &[T], &[f32], &mut [T]),
 }
 
+/// Those of any type and level. Squares of numbers of 16 bits are exact in `f32`.
+fn loops_of<T: Elem>() -> Loops<T> {
+    let squares = if size_of::<T>() == 2 { |x: &[T]| dot(x, x).into() } else { sum_squares::<T> };
+    Loops { squares, scale: scale_by }
+}
+
 /// Those of the level.
-fn of_bf16() -> Loops<bf16> {
+fn loops_of_bf16() -> Loops<bf16> {
     #[cfg(target_arch = "x86_64")]
     if simd::level() == Level::Avx512Bf16 {
         return Loops {
@@ -97,7 +97,7 @@ fn of_bf16() -> Loops<bf16> {
             scale: |scale, x, w, y| unsafe { norm_avx512::scale_by(scale, x, w, y) },
         };
     }
-    Loops { squares: |x| dot(x, x).into(), scale: scale_by }
+    loops_of()
 }
 
 /// `rms_norm_bwd`.

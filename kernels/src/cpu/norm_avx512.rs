@@ -1,49 +1,9 @@
 //! The loops of `rms_norm` and its gradient over `bf16` with AVX-512 BF16: two vectors, of even and odd elements, at a time.
 //! What is rounded has the bits of the loops for other types and levels; sums are added in another order.
 
-use crate::cpu::math::rounded::{instruction_or_join, split};
+use crate::cpu::math::rounded::{At, each, instruction_or_join, load, store};
 use half::bf16;
 use std::arch::x86_64::*;
-
-/// Elements of a vector.
-const LANES: usize = 32;
-
-/// Where a vector begins, and which of its elements are there if not all are.
-#[derive(Clone, Copy)]
-struct At(usize, Option<__mmask32>);
-
-/// Runs a block for all vectors of so many elements: no closure, which would not be compiled for a whole vector and for the last.
-macro_rules! each {
-    ($n:expr, |$at:ident| $body:block) => {{
-        let n = $n;
-        let whole = n / LANES * LANES;
-        for first in (0..whole).step_by(LANES) {
-            let $at = At(first, None);
-            $body
-        }
-        if whole < n {
-            let $at = At(whole, Some((1 << (n - whole)) - 1));
-            $body
-        }
-    }};
-}
-
-/// Elements of even and odd places.
-///
-/// # Safety
-/// They are there.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn load(x: *const bf16, At(first, mask): At) -> [__m512; 2] {
-    let x = x.wrapping_add(first);
-    // SAFETY: by contract.
-    split(unsafe {
-        match mask {
-            None => _mm512_loadu_si512(x.cast()),
-            Some(mask) => _mm512_maskz_loadu_epi16(mask, x.cast()),
-        }
-    })
-}
 
 /// Floats of even and odd places.
 ///
@@ -74,15 +34,9 @@ unsafe fn floats(w: *const f32, At(first, mask): At) -> [__m512; 2] {
 /// There is room for them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn store([even, odd]: [__m512; 2], y: *mut bf16, At(first, mask): At) {
-    let (y, rounded) = (y.wrapping_add(first), instruction_or_join(even, odd));
+unsafe fn put([even, odd]: [__m512; 2], y: *mut bf16, at: At) {
     // SAFETY: by contract.
-    unsafe {
-        match mask {
-            None => _mm512_storeu_si512(y.cast(), rounded),
-            Some(mask) => _mm512_mask_storeu_epi16(y.cast(), mask, rounded),
-        }
-    }
+    unsafe { store(instruction_or_join(even, odd), y, at) }
 }
 
 /// `Σ x²`, in 32 interleaved partial sums. Squares are exact in `f32`.
@@ -119,7 +73,7 @@ pub(super) fn scale_by(scale: f32, x: &[bf16], w: &[f32], y: &mut [bf16]) {
         unsafe {
             let [x, w] = [load(x.as_ptr(), at), floats(w.as_ptr(), at)];
             let of = |k: usize| _mm512_mul_ps(_mm512_mul_ps(x[k], scale), w[k]);
-            store([of(0), of(1)], y.as_mut_ptr(), at);
+            put([of(0), of(1)], y.as_mut_ptr(), at);
         }
     });
 }
@@ -145,7 +99,7 @@ pub(super) unsafe fn subtract_projection(
                 let along = _mm512_mul_ps(projection, x[k]);
                 _mm512_mul_ps(rstd, _mm512_sub_ps(_mm512_mul_ps(dy[k], w[k]), along))
             };
-            store([of(0), of(1)], dx, at);
+            put([of(0), of(1)], dx, at);
         }
     });
 }

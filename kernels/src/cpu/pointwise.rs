@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 ///
 /// # Safety
 /// Operands and the result are aligned, of the types that [`apply`] was asked for, and at least `n` elements long; the
-/// result overlaps no operand.
+/// result overlaps no operand, but may be where one is if the loop [`writes_over`] them.
 pub(crate) type Apply = unsafe fn(x: &[*const u8], out: *mut u8, n: usize);
 
 /// Most operands of a pointwise primitive.

@@ -49,13 +49,8 @@ impl Strided {
     }
 
     /// First element in the tensor of run `index`.
-    pub(crate) fn source(&self, mut index: usize) -> usize {
-        let mut at = self.start;
-        for axis in self.outer.iter().rev() {
-            at += index % axis.len * axis.stride;
-            index /= axis.len;
-        }
-        at
+    pub(crate) fn source(&self, index: usize) -> usize {
+        self.start + place(&self.outer, index)
     }
 
     /// Copies elements of the view from `first` on.
@@ -80,6 +75,16 @@ impl Strided {
             to = rest;
         }
     }
+}
+
+/// Where element `index` of these axes, the outermost first, is from their first element on.
+pub(crate) fn place(axes: &[Axis], mut index: usize) -> usize {
+    let mut at = 0;
+    for axis in axes.iter().rev() {
+        at += index % axis.len * axis.stride;
+        index /= axis.len;
+    }
+    at
 }
 
 /// Row-major strides.

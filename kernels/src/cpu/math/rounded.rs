@@ -16,7 +16,7 @@ const EXP2: [f32; 4] = [0.693_044_84, 0.241_280_21, 0.052_242_46, 0.013_426_691]
 const LOG: [f32; 6] = [-0.499_989_15, 0.333_187_37, -0.250_593_04, 0.206_263_47, -0.167_648_9, 0.083_244_726];
 
 /// Elements of a vector.
-const LANES: usize = 32;
+pub(crate) const LANES: usize = 32;
 
 /// A loop over `n` elements of operands and results. A result may be where an operand is: each element is read before it is
 /// written.
@@ -220,6 +220,61 @@ pub(crate) fn instruction_or_join(even: __m512, odd: __m512) -> __m512i {
     instruction(even, odd)
 }
 
+/// Where a vector begins, and which of its elements are there if not all are.
+#[derive(Clone, Copy)]
+pub(crate) struct At(pub(crate) usize, pub(crate) Option<__mmask32>);
+
+/// Runs a block for all vectors of so many elements: no closure, which would not be compiled for a whole vector and for the last.
+macro_rules! each {
+    ($n:expr, |$at:ident| $body:block) => {{
+        let n = $n;
+        let whole = n / $crate::cpu::math::rounded::LANES * $crate::cpu::math::rounded::LANES;
+        for first in (0..whole).step_by($crate::cpu::math::rounded::LANES) {
+            let $at = $crate::cpu::math::rounded::At(first, None);
+            $body
+        }
+        if whole < n {
+            let $at = $crate::cpu::math::rounded::At(whole, Some((1 << (n - whole)) - 1));
+            $body
+        }
+    }};
+}
+pub(crate) use each;
+
+/// Elements of even and odd places.
+///
+/// # Safety
+/// They are there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(crate) unsafe fn load(x: *const bf16, At(first, mask): At) -> [__m512; 2] {
+    let x = x.wrapping_add(first);
+    // SAFETY: by contract.
+    split(unsafe {
+        match mask {
+            None => _mm512_loadu_si512(x.cast()),
+            Some(mask) => _mm512_maskz_loadu_epi16(mask, x.cast()),
+        }
+    })
+}
+
+/// Writes a vector of elements.
+///
+/// # Safety
+/// There is room for them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(crate) unsafe fn store(x: __m512i, y: *mut bf16, At(first, mask): At) {
+    let y = y.wrapping_add(first);
+    // SAFETY: by contract.
+    unsafe {
+        match mask {
+            None => _mm512_storeu_si512(y.cast(), x),
+            Some(mask) => _mm512_mask_storeu_epi16(y.cast(), mask, x),
+        }
+    }
+}
+
 /// Loops over vectors of elements.
 macro_rules! loops {
     ($($name:ident = $f:ident, $put:ident, $n:literal => $m:literal;)+, $features:literal) => {$(
@@ -227,34 +282,18 @@ macro_rules! loops {
         /// See [`Loop`].
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $name(x: [*const bf16; $n], out: [*mut bf16; $m], n: usize) {
-            let whole = n / LANES * LANES;
-            for i in (0..whole).step_by(LANES) {
+            each!(n, |at| {
                 let (mut even, mut odd) = ([_mm512_setzero_ps(); $n], [_mm512_setzero_ps(); $n]);
                 for k in 0..$n {
-                    // SAFETY: the vector is within the operand.
-                    [even[k], odd[k]] = split(unsafe { _mm512_loadu_si512(x[k].add(i).cast()) });
+                    // SAFETY: the elements are there.
+                    [even[k], odd[k]] = unsafe { load(x[k], at) };
                 }
                 let (even, odd) = ($f(even), $f(odd));
                 for k in 0..$m {
-                    // SAFETY: the vector is within the result.
-                    unsafe { _mm512_storeu_si512(out[k].add(i).cast(), $put(even[k], odd[k])) };
+                    // SAFETY: as above.
+                    unsafe { store($put(even[k], odd[k]), out[k], at) };
                 }
-            }
-            if whole < n {
-                let mask = (1 << (n - whole)) - 1;
-                let (mut even, mut odd) = ([_mm512_setzero_ps(); $n], [_mm512_setzero_ps(); $n]);
-                for k in 0..$n {
-                    // SAFETY: what is not within the operand is masked.
-                    let x = unsafe { _mm512_maskz_loadu_epi16(mask, x[k].add(whole).cast()) };
-                    [even[k], odd[k]] = split(x);
-                }
-                let (even, odd) = ($f(even), $f(odd));
-                for k in 0..$m {
-                    let y = $put(even[k], odd[k]);
-                    // SAFETY: what is not within the result is masked.
-                    unsafe { _mm512_mask_storeu_epi16(out[k].add(whole).cast(), mask, y) };
-                }
-            }
+            });
         }
     )+};
 }
