@@ -81,6 +81,20 @@ fn transposes_by_squares() {
 }
 
 #[test]
+fn transposes_of_nothing() {
+    for dims in [[0, 40, 40], [40, 0, 40], [40, 40, 0]] {
+        for perm in [[0, 2, 1], [2, 1, 0], [1, 2, 0]] {
+            check_uniform(
+                &Op::Prim(Prim::Transpose { perm: perm.to_vec() }),
+                &[t(DType::Bf16, &dims)],
+                -9.0,
+                9.0,
+            );
+        }
+    }
+}
+
+#[test]
 fn movement() {
     for x in DType::ALL {
         let a = [t(x, &[3, 4, 5, 6])];

@@ -15,7 +15,7 @@ pub(crate) struct Strided {
     pub(crate) outer: Vec<Axis>,
     pub(crate) inner: Axis,
     /// First element of the view.
-    start: usize,
+    pub(crate) start: usize,
 }
 
 impl Strided {
