@@ -36,7 +36,7 @@ impl Across {
         let at = others.iter().position(|axis| axis.stride == 1)?;
         let (along, pitch) = (others.remove(at).len, others_out.remove(at).stride);
         let fits = inner.stride > 1 && inner.len >= LEAST && along >= LEAST;
-        fits.then(|| Across { inner, along, pitch, others, others_out, start: view.start })
+        fits.then_some(Across { inner, along, pitch, others, others_out, start: view.start })
     }
 
     /// Copies it.
