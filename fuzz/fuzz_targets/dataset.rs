@@ -33,9 +33,12 @@ fuzz_target!(|data: &[u8]| {
     names_the_file(iob_of(data, NAME).err());
     if let Ok(text) = std::str::from_utf8(data) {
         final_answer(text);
-        names_the_file(Lexicon::of(text, NAME).err());
-        for kind in Perturbation::ALL {
-            assert!(kind.apply(text, &["1"], &Lexicon::default(), 0, 0).is_none_or(|made| made != text));
+        let read = Lexicon::of(text, NAME);
+        let lexicons = [Lexicon::default(), read.clone().unwrap_or_default()];
+        names_the_file(read.err());
+        for (kind, lexicon) in Perturbation::ALL.into_iter().flat_map(|k| lexicons.each_ref().map(|l| (k, l)))
+        {
+            assert!(kind.apply(text, &["1"], lexicon, 0, 0).is_none_or(|made| made != text));
         }
     }
 });

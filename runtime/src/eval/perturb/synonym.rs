@@ -123,13 +123,12 @@ pub(super) fn replace(text: &str, units: &[Unit], lexicon: &Lexicon, draws: &mut
 fn longest_matches(text: &str, run: &Range<usize>, lexicon: &Lexicon) -> Vec<Range<usize>> {
     let mut out = Vec::new();
     let mut start = run.start;
-    while start < run.end {
+    while let Some(first) = text[start..run.end].chars().next() {
         let rest = &text[start..run.end];
-        let ends: Vec<usize> =
-            rest.char_indices().map(|(i, c)| i + c.len_utf8()).take(lexicon.longest).collect();
-        let end = ends.iter().rev().find(|&&end| !lexicon.others(&rest[..end]).is_empty());
-        out.extend(end.map(|end| start..start + end));
-        start += end.or(ends.first()).copied().unwrap_or(1);
+        let ends = rest.char_indices().map(|(i, c)| i + c.len_utf8()).take(lexicon.longest);
+        let known = ends.filter(|&end| !lexicon.others(&rest[..end]).is_empty()).last();
+        out.extend(known.map(|end| start..start + end));
+        start += known.unwrap_or(first.len_utf8());
     }
     out
 }
@@ -140,5 +139,25 @@ fn capitals_of(old: &str, new: &str) -> String {
     match (old.chars().next().is_some_and(char::is_uppercase), letters.next()) {
         (true, Some(first)) => first.to_uppercase().chain(letters).collect(),
         _ => new.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::perturb::units::units;
+
+    #[test]
+    fn an_empty_list_leaves_chinese_alone() {
+        let text = "硌a硌硌";
+        assert_eq!(replace(text, &units(text, &[]), &Lexicon::default(), &mut Draws::new(0, text, 0)), None);
+    }
+
+    #[test]
+    fn the_longest_word_wins_and_unknown_characters_are_passed() {
+        let lexicon = Lexicon::of("甲,乙\n甲丙,丁\n", "list").unwrap();
+        let text = "硌甲丙甲";
+        let found = longest_matches(text, &(0..text.len()), &lexicon);
+        assert_eq!(found, [3..9, 9..12]);
     }
 }
