@@ -100,5 +100,7 @@ def write_results(args, name, content):
         "date": datetime.date.today().isoformat(), "device": machine(), "threads": args.threads, "commit": commit(),
         "versions": versions("torch", "transformers", "peft"),
     }
-    path.write_text(json.dumps({**head, **content}, indent=1) + "\n")
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps({**head, **content}, indent=1) + "\n")
+    unfinished.replace(path)
     print(f"results in {os.path.relpath(path)}", file=sys.stderr)

@@ -124,7 +124,8 @@ impl RmsNormBwd {
 impl RmsNormBwd {
     /// # Safety
     /// As [`Kernel::run`], with x of type `T`.
-    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>, Gradient { dot, subtract, writes_over }: Gradient<T>) {
+    unsafe fn run_as<T: Elem>(&self, call: &Call<'_>, loops: Gradient<T>) {
+        let Gradient { dot, products, subtract, writes_over } = loops;
         let h = self.width;
         let (dy, x, w) = (call.src(0, self.x), call.src(1, self.x), call.src(2, self.w));
         let (rstd, dx) = (call.src(3, DType::F32), call.dst(0, self.x));
@@ -152,17 +153,20 @@ impl RmsNormBwd {
                             let (start, x) = row(i);
                             *projection = dot(dy.raw(start, h), w, x);
                         }
+                        let mut factors = [0.0; TOGETHER];
+                        factors[..n].iter_mut().enumerate().for_each(|(i, f)| *f = rstd.at(first + i));
+                        if self.need_dw {
+                            let (start, n) = (first * h, n * h);
+                            products(&factors, dy.raw(start, n), x.raw(start, n), dw);
+                        }
                         for (i, projection) in projections[..n].iter().enumerate() {
-                            let ((start, x), rstd) = (row(i), rstd.at(first + i));
+                            let ((start, x), rstd) = (row(i), factors[i]);
                             let projection = projection * rstd * rstd / h as f32;
                             let to = dx.offset(start).src().ptr().cast_mut().cast();
                             let dy = match writes_over {
                                 true => dy.raw(start, h),
                                 false => dy.row_before::<T>(&[dx], start, h, room),
                             };
-                            if self.need_dw {
-                                add_product(rstd, dy, x, dw);
-                            }
                             subtract(rstd, projection, dy.as_ptr(), w, x, to);
                         }
                     }
@@ -173,7 +177,7 @@ impl RmsNormBwd {
             // SAFETY: by contract of `run`; all tasks are done.
             let (dw, partials) = unsafe { (call.output::<f32>(1), call.work::<f32>(0, tasks * h)) };
             dw.fill(0.0);
-            partials.chunks_exact(h).for_each(|p| axpy(1.0, p, dw));
+            partials.chunks_exact(h.max(1)).for_each(|p| axpy(1.0, p, dw));
         }
     }
 }
@@ -202,11 +206,15 @@ impl Kernel for RmsNormBwd {
 struct Gradient<T> {
     /// `Σ dy·w·x`
     dot: fn(&[T], &[f32], &[T]) -> f32,
+    products: Products<T>,
     /// `dx = rstd · (dy · w - projection · x)`
     subtract: Subtract<T>,
     /// Whether dx may be where dy is.
     writes_over: bool,
 }
+
+/// `dw += Σ rstd · dy · x` over rows as long as dw that follow one another, from the first to the last.
+type Products<T> = fn(&[f32], &[T], &[T], &mut [f32]);
 
 /// Of `rstd`, `projection`, dy, w, x and dx.
 ///
@@ -222,7 +230,7 @@ fn gradient_of<T: Elem>() -> Gradient<T> {
             unsafe { (std::slice::from_raw_parts(dy, x.len()), std::slice::from_raw_parts_mut(dx, x.len())) };
         subtract_projection(rstd, projection, dy, w, x, dx);
     };
-    Gradient { dot: dot_weighted, subtract, writes_over: false }
+    Gradient { dot: dot_weighted, products: add_products, subtract, writes_over: false }
 }
 
 /// Those of the level.
@@ -232,6 +240,8 @@ fn gradient_of_bf16() -> Gradient<bf16> {
         return Gradient {
             // SAFETY: the level is there.
             dot: |dy, w, x| unsafe { norm_avx512::dot_weighted(dy, w, x) },
+            // SAFETY: as above.
+            products: |rstd, dy, x, dw| unsafe { norm_avx512::add_products(rstd, dy, x, dw) },
             // SAFETY: as above, and by contract.
             subtract: |rstd, projection, dy, w, x, dx| unsafe {
                 norm_avx512::subtract_projection([rstd, projection], dy, w, x, dx)
@@ -272,10 +282,13 @@ simd! {
         }
     }
 
-    /// `acc += scale · a · b`
-    fn add_product<T: Elem>(scale: f32, a: &[T], b: &[T], acc: &mut [f32]) {
-        for ((acc, a), b) in acc.iter_mut().zip(a).zip(b) {
-            *acc += scale * a.get() * b.get();
+    /// `dw += Σ rstd · dy · x`, row by row.
+    fn add_products<T: Elem>(rstd: &[f32], dy: &[T], x: &[T], dw: &mut [f32]) {
+        let h = dw.len().max(1);
+        for ((rstd, dy), x) in rstd.iter().zip(dy.chunks_exact(h)).zip(x.chunks_exact(h)) {
+            for ((dw, dy), x) in dw.iter_mut().zip(dy).zip(x) {
+                *dw += rstd * dy.get() * x.get();
+            }
         }
     }
 }
@@ -291,6 +304,23 @@ mod tests {
 
     fn bits(x: &[bf16]) -> Vec<u16> {
         x.iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
+    fn gradients_of_the_weight_have_the_bits_of_one_row_after_the_other() {
+        if !simd::available().contains(&Level::Avx512Bf16) {
+            return;
+        }
+        for (n, rows) in [(1, 1), (31, 2), (32, 8), (33, 3), (95, 8), (256, 5), (1000, 7)] {
+            let (dy, x) = (values(n * rows, 1e-2), values(n * rows + 3, 3e-3)[3..].to_vec());
+            let rstd: Vec<f32> = (0..8).map(|i| 0.3 + 0.21 * i as f32).collect();
+            let mut dw: Vec<f32> = (0..n).map(|i| i as f32 * 0.01).collect();
+            let mut expected = dw.clone();
+            // SAFETY: the level is there.
+            unsafe { norm_avx512::add_products(&rstd, &dy, &x, &mut dw) };
+            add_products(&rstd, &dy, &x, &mut expected);
+            assert_eq!(dw, expected, "{n} of {rows} rows");
+        }
     }
 
     #[test]

@@ -28,6 +28,32 @@ unsafe fn floats(w: *const f32, At(first, mask): At) -> [__m512; 2] {
     [_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b)]
 }
 
+/// Writes floats of even and odd places.
+///
+/// # Safety
+/// There is room for them.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn put_floats([even, odd]: [__m512; 2], w: *mut f32, At(first, mask): At) {
+    let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    let [a, b] = [low, high].map(|half| _mm512_permutex2var_ps(even, half, odd));
+    let w = [first, first + 16].map(|i| w.wrapping_add(i));
+    // SAFETY: by contract.
+    unsafe {
+        match mask {
+            None => {
+                _mm512_storeu_ps(w[0], a);
+                _mm512_storeu_ps(w[1], b);
+            }
+            Some(m) => {
+                _mm512_mask_storeu_ps(w[0], m as __mmask16, a);
+                _mm512_mask_storeu_ps(w[1], (m >> 16) as __mmask16, b);
+            }
+        }
+    }
+}
+
 /// Writes elements of even and odd places, rounded.
 ///
 /// # Safety
@@ -74,6 +100,26 @@ pub(super) fn scale_by(scale: f32, x: &[bf16], w: &[f32], y: &mut [bf16]) {
             let [x, w] = [load(x.as_ptr(), at), floats(w.as_ptr(), at)];
             let of = |k: usize| _mm512_mul_ps(_mm512_mul_ps(x[k], scale), w[k]);
             put([of(0), of(1)], y.as_mut_ptr(), at);
+        }
+    });
+}
+
+/// `dw += Σ rstd · dy · x` over rows as long as dw that follow one another, from the first to the last.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) fn add_products(rstd: &[f32], dy: &[bf16], x: &[bf16], dw: &mut [f32]) {
+    let h = dw.len();
+    let rows = rstd.len().min(dy.len().min(x.len()).checked_div(h).unwrap_or(0));
+    each!(h, |at| {
+        // SAFETY: the elements are there.
+        unsafe {
+            let mut sums = floats(dw.as_ptr(), at);
+            for (i, rstd) in rstd[..rows].iter().enumerate() {
+                let [dy, x] = [dy, x].map(|row| load(row.as_ptr().add(i * h), at));
+                let rstd = _mm512_set1_ps(*rstd);
+                let add = |k: usize| _mm512_add_ps(sums[k], _mm512_mul_ps(_mm512_mul_ps(rstd, dy[k]), x[k]));
+                sums = [add(0), add(1)];
+            }
+            put_floats(sums, dw.as_mut_ptr(), at);
         }
     });
 }
