@@ -3,7 +3,7 @@
 //! A kernel runs on the operands that it has in a training step, as often as the time allows: its operands are in the caches
 //! as far as they fit, which in a step they may not be.
 
-use crate::exec::BoundPlan;
+use crate::exec::{BoundPlan, Kept};
 use crate::profile::Kind;
 use crate::train::Trainer;
 use crate::{Result, RunError};
@@ -11,8 +11,9 @@ use kfc_kernels::cpu::choice::Choice;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Runs after which operands are made afresh, which is not timed: what is updated in place drifts.
-const FRESH: u64 = 1000;
+/// Runs after which operands that are written over become what they were, which is not timed: they drift, in a few dozen runs
+/// to numbers below normal ones or to infinities, on which some kernels take several times as long.
+const FRESH: u64 = 8;
 
 /// A kernel of a step: launches that do the same work.
 #[derive(Clone, Debug)]
@@ -52,8 +53,8 @@ pub fn groups(trainer: &mut Trainer) -> Vec<Group> {
 pub struct Alone<'a> {
     plan: &'a mut BoundPlan,
     step: usize,
-    /// Runs since its operands were made.
-    since: u64,
+    /// Operands that it writes over.
+    overwritten: Vec<Kept>,
 }
 
 impl<'a> Alone<'a> {
@@ -68,20 +69,21 @@ impl<'a> Alone<'a> {
             return Err(RunError::Input("only kernels of the CPU are timed alone".into()));
         };
         plan.choose(step, choice);
-        Ok(Alone { plan, step, since: FRESH })
+        plan.run_up_to(step);
+        let overwritten = plan.overwritten(step);
+        Ok(Alone { plan, step, overwritten })
     }
 
     /// Time of `n` runs.
     pub fn run(&mut self, n: u64) -> Duration {
+        if self.overwritten.is_empty() {
+            return Duration::from_nanos(self.plan.run_again(self.step, n));
+        }
         let (mut left, mut ns) = (n, 0);
         while left > 0 {
-            if self.since >= FRESH {
-                self.plan.run_up_to(self.step);
-                self.since = 0;
-            }
-            let some = left.min(FRESH - self.since);
+            let some = left.min(FRESH);
+            self.plan.restore(&self.overwritten);
             ns += self.plan.run_again(self.step, some);
-            self.since += some;
             left -= some;
         }
         Duration::from_nanos(ns)

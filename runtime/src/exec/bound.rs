@@ -54,6 +54,20 @@ impl BoundStep {
     }
 }
 
+/// An operand of a step, and what it was.
+pub(crate) struct Kept {
+    at: Buf,
+    content: Vec<u8>,
+}
+
+impl Kept {
+    fn new(at: Buf) -> Kept {
+        let mut content = vec![0; at.bytes];
+        copy(at, Buf { ptr: content.as_mut_ptr(), bytes: at.bytes });
+        Kept { at, content }
+    }
+}
+
 /// A plan bound to a store and an arena.
 pub struct BoundPlan {
     steps: Vec<BoundStep>,
@@ -158,13 +172,22 @@ impl BoundPlan {
         (self.runs, &self.spent)
     }
 
-    /// Runs the plan up to a step, that one included.
+    /// Runs the plan up to a step, and without it: its operands are there then.
     pub(crate) fn run_up_to(&mut self, step: usize) {
-        cpu::team::lead(|| self.run_steps(step + 1));
+        cpu::team::lead(|| self.run_steps(step));
+        for (from, to) in &self.steps[step].copies {
+            copy(*from, *to);
+        }
     }
 
-    /// Runs a step `n` times on the operands that it has, after [`BoundPlan::run_up_to`]: nanoseconds of all. What is updated
-    /// in place is updated each time.
+    /// Operands of a step, after [`BoundPlan::run_up_to`], that it writes over, with what they are.
+    pub(crate) fn overwritten(&self, step: usize) -> Vec<Kept> {
+        let BoundStep { inputs, outputs, .. } = &self.steps[step];
+        let is_written = |x: &&Buf| outputs.iter().any(|y| overlap(**x, *y));
+        inputs.iter().filter(is_written).map(|x| Kept::new(*x)).collect()
+    }
+
+    /// Runs a step `n` times on the operands that it has: nanoseconds of all. What is updated in place is updated each time.
     pub(crate) fn run_again(&mut self, step: usize, n: u64) -> u64 {
         let step = &self.steps[step];
         cpu::team::lead(|| {
@@ -175,6 +198,14 @@ impl BoundPlan {
             }
             start.elapsed().as_nanos() as u64
         })
+    }
+
+    /// Writes operands of a step as they were.
+    pub(crate) fn restore(&mut self, kept: &[Kept]) {
+        for Kept { at, content } in kept {
+            let from = Buf { ptr: content.as_ptr().cast_mut(), bytes: content.len() };
+            copy(from, *at);
+        }
     }
 
     /// Nanoseconds that each step took in the last run.
@@ -246,7 +277,53 @@ impl BoundPlan {
     }
 }
 
+/// Whether two buffers share bytes.
+fn overlap(a: Buf, b: Buf) -> bool {
+    let [a, b] = [a, b].map(|x| (x.ptr.addr(), x.ptr.addr() + x.bytes));
+    a.0 < b.1 && b.0 < a.1
+}
+
 fn copy(from: Buf, to: Buf) {
     // SAFETY: both are live buffers of the plan with at least this many bytes; `copy` allows overlap.
     unsafe { std::ptr::copy(from.ptr, to.ptr, from.bytes.min(to.bytes)) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::session;
+    use kfc_graph::{DType, TensorType, text};
+
+    const GRAPH: &str = r#"graph g {
+  %0: f32[4] = state "p"
+  %1: f32[4] = data "g"
+  %2: f32[4] = add(%1, %1) @update ""
+  %3: f32[4] = accumulate(%0, %2) @update ""
+  output "p" = %3 updates %0
+}
+"#;
+
+    #[test]
+    fn operands_that_a_step_writes_over_are_kept_and_restored() {
+        let graph = text::parse(GRAPH, &kfc_ops::registry()).unwrap();
+        let plans = session::compile_all(&[graph]).unwrap();
+        let mut store = Store::default();
+        let ty = TensorType::new(DType::F32, [4]);
+        let p = store.insert("p", &ty, &[1.0f32, 2.0, 3.0, 4.0]).unwrap();
+        store.insert("g", &ty, &[0.5f32, 0.0, -1.0, 2.0]).unwrap();
+        let mut bound = session::bind(&plans, &store).unwrap().pop().unwrap();
+        let last = bound.steps.len() - 1;
+        bound.run_up_to(last);
+        let kept = bound.overwritten(last);
+        assert_eq!(kept.len(), 1);
+        let once = [2.0f32, 2.0, 1.0, 8.0];
+        for (runs, expected) in [(1, once), (3, [4.0, 2.0, -3.0, 16.0]), (1, once)] {
+            bound.restore(&kept);
+            bound.run_again(last, runs);
+            assert_eq!(store.slice_mut::<f32>(p), expected, "{runs} runs");
+        }
+        // The first step reads `g` alone, which it leaves as it is.
+        assert!(bound.overwritten(0).is_empty());
+    }
 }

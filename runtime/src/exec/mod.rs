@@ -9,6 +9,7 @@ mod buffer;
 mod store;
 pub(crate) mod transposed;
 
+pub(crate) use bound::Kept;
 pub use bound::{BoundPlan, ExecError};
 pub use buffer::HostBuffer;
 pub use store::{Slot, Store, StoreError, Tensor};

@@ -144,6 +144,7 @@ fn capitals_of(old: &str, new: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::eval::perturb::units::units;
 
