@@ -1,7 +1,8 @@
 //! Kernels of a job's step, each timed alone.
 //!
 //! A kernel runs on the operands that it has in a training step, as often as the time allows: its operands are in the caches
-//! as far as they fit, which in a step they may not be.
+//! as far as they fit, which in a step they may not be. Those that it writes over are what they were before each run: results
+//! taken for operands again and again drift to numbers below normal ones, on which some kernels take several times as long.
 
 use crate::exec::{BoundPlan, Kept};
 use crate::profile::Kind;
@@ -10,10 +11,6 @@ use crate::{Result, RunError};
 use kfc_kernels::cpu::choice::Choice;
 use std::collections::BTreeMap;
 use std::time::Duration;
-
-/// Runs after which operands that are written over become what they were, which is not timed: they drift, in a few dozen runs
-/// to numbers below normal ones or to infinities, on which some kernels take several times as long.
-const FRESH: u64 = 8;
 
 /// A kernel of a step: launches that do the same work.
 #[derive(Clone, Debug)]
@@ -76,16 +73,6 @@ impl<'a> Alone<'a> {
 
     /// Time of `n` runs.
     pub fn run(&mut self, n: u64) -> Duration {
-        if self.overwritten.is_empty() {
-            return Duration::from_nanos(self.plan.run_again(self.step, n));
-        }
-        let (mut left, mut ns) = (n, 0);
-        while left > 0 {
-            let some = left.min(FRESH);
-            self.plan.restore(&self.overwritten);
-            ns += self.plan.run_again(self.step, some);
-            left -= some;
-        }
-        Duration::from_nanos(ns)
+        Duration::from_nanos(self.plan.run_again(self.step, n, &self.overwritten))
     }
 }

@@ -71,6 +71,23 @@ unsafe impl Sync for Buf {}
 impl Buf {
     /// No bytes.
     pub const EMPTY: Buf = Buf { ptr: std::ptr::dangling_mut::<u128>().cast(), bytes: 0 };
+
+    /// Copies the content of `from`; threads take the parts that they have of elementwise loops.
+    ///
+    /// # Safety
+    /// Both are memory of as many bytes at least, which nothing else uses, and do not overlap.
+    pub unsafe fn copy_from(self, from: Buf) {
+        // SAFETY: by contract.
+        let (from, to) = unsafe {
+            (
+                std::slice::from_raw_parts(from.ptr, from.bytes),
+                std::slice::from_raw_parts_mut(self.ptr, self.bytes),
+            )
+        };
+        let (n, to) = (from.len().min(to.len()), par::Shared::new(to));
+        // SAFETY: ranges are disjoint.
+        par::ranges(n, par::GRAIN, |r| unsafe { to.slice(r.start, r.len()).copy_from_slice(&from[r]) });
+    }
 }
 
 /// The buffers of one call.
