@@ -8,6 +8,8 @@
 //!
 //! Loops over `bf16` have shorter ones with AVX-512: `rounded`.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
 pub mod fused;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod rounded;

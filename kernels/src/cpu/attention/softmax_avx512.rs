@@ -2,6 +2,7 @@
 
 use super::softmax::{Kept, Lanes, Mask, Rows, SLACK};
 use crate::cpu::gemm::Engine;
+use crate::cpu::math::avx512::exp2;
 use crate::cpu::simd::Level;
 use crate::cpu::simd::quarters;
 use std::arch::x86_64::*;
@@ -38,27 +39,6 @@ pub(super) unsafe fn forward(
         }
         raised
     }
-}
-
-/// `2^x` for `x <= 128`: to the nearest integer and the polynomial of degree 5 of least relative error
-/// (9.2e-8) for the rest; ≤ 2 ulp where the result is normal.
-// The coefficient of degree 1 is near ln 2, but not it.
-#[allow(clippy::approx_constant)]
-#[inline]
-#[expect(clippy::approx_constant, reason = "a coefficient of the fit is near ln 2, and not ln 2")]
-#[target_feature(enable = "avx512f")]
-fn exp2(x: __m512) -> __m512 {
-    // What is below comes to 0, and -inf would leave no rest.
-    let x = _mm512_max_ps(x, _mm512_set1_ps(-200.0));
-    let n = _mm512_roundscale_ps::<8>(x);
-    let r = _mm512_sub_ps(x, n);
-    let p = _mm512_set1_ps(1.326_472_7e-3);
-    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.671_513e-3));
-    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.550_733_6e-2));
-    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.402_224_2e-1));
-    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.931_47e-1));
-    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0));
-    _mm512_scalef_ps(p, n)
 }
 
 #[inline]

@@ -91,20 +91,12 @@ impl Case {
     /// Adds what one row of queries contributes.
     fn row(&mut self, at: Head, r: usize) {
         let s = self.s;
-        let (row, token) = (s.tensor_row(at, r), at.batch * s.tq + r / s.group);
+        let row = s.tensor_row(at, r);
         let [q, k, v, d_o] = [0, 1, 2, 3].map(|i| &self.floats[i].values);
         let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
         let q = &q[row * s.d..][..s.d];
         let d_o = &d_o[row * s.dv..][..s.dv];
-        let seen: Vec<usize> = (0..s.tk)
-            .filter(|j| {
-                let key = at.batch * s.tk + j;
-                self.marks[0][token] >= 0
-                    && self.marks[0][token] == self.marks[2][key]
-                    && self.marks[3][key] <= self.marks[1][token]
-            })
-            .map(|j| s.key_row(at, j))
-            .collect();
+        let seen: Vec<usize> = (0..s.tk).filter(|j| self.sees(at, r, *j)).map(|j| s.key_row(at, j)).collect();
         let scale = f64::from(s.scale);
         let scores: Vec<f64> = seen.iter().map(|j| (scale * dot(q, &k[j * s.d..][..s.d])).exp()).collect();
         let sum: f64 = scores.iter().sum();
@@ -126,6 +118,21 @@ impl Case {
                 self.exact[3][j * s.d + c] += ds * q[c];
             }
         }
+    }
+
+    /// Whether a row of queries sees a key.
+    fn sees(&self, at: Head, r: usize, key: usize) -> bool {
+        let s = &self.s;
+        let (token, key) = (at.batch * s.tq + r / s.group, at.batch * s.tk + key);
+        self.marks[0][token] >= 0
+            && self.marks[0][token] == self.marks[2][key]
+            && self.marks[3][key] <= self.marks[1][token]
+    }
+
+    /// Operands of the forward pass.
+    fn operands(&self) -> Vec<Data> {
+        let floats = [0, 1, 2].map(|i| Data::floats(self.s.x, &self.floats[i].values));
+        floats.into_iter().chain(self.marks.iter().map(|m| Data::integers(m))).collect()
     }
 
     /// Runs a kernel on operands and returns results `first..` of the exact ones.
@@ -156,8 +163,7 @@ impl Case {
         let copy = |i: usize| Data::floats(x, &self.floats[i].values);
         let marks = || self.marks.iter().map(|m| Data::integers(m));
         let forward = Attention::with_engine(s, Engine::at(level, x));
-        let mut inputs: Vec<Data> = [0, 1, 2].map(copy).into_iter().chain(marks()).collect();
-        let mut got = self.run(&forward, &mut inputs, 0, 2);
+        let mut got = self.run(&forward, &mut self.operands(), 0, 2);
         let backward = AttentionBwd::with_engine(s, Engine::at(level, x));
         let saved = [Data::floats(x, &self.exact[0]), Data::floats(DType::F32, &self.exact[1])];
         let mut inputs: Vec<Data> = [3, 0, 1, 2].map(copy).into_iter().chain(saved).chain(marks()).collect();
@@ -187,5 +193,31 @@ fn all_instruction_sets() {
             let case = Case::new(s);
             simd::available().into_iter().for_each(|l| case.check(l));
         }
+    }
+}
+
+#[test]
+fn what_is_no_number_reaches_those_who_see_it() {
+    let shapes = [(70, 70, 40), (4, 300, 160)];
+    for (x, (tq, tk, bad)) in [DType::F32, DType::Bf16].into_iter().flat_map(|x| shapes.map(|s| (x, s))) {
+        let s = Shape { batch: 1, tq, tk, kv_heads: 2, group: 2, d: 16, dv: 8, scale: 0.7, x };
+        let mut case = Case::new(s);
+        let at = s.head(1);
+        case.floats[1].values[s.key_row(at, bad) * s.d] = f64::NAN;
+        let mut seen = 0;
+        for level in simd::available() {
+            let forward = Attention::with_engine(s, Engine::at(level, x));
+            let o = case.run(&forward, &mut case.operands(), 0, 2).remove(0);
+            for (h, r) in (0..2).flat_map(|h| (0..s.rows()).map(move |r| (h, r))) {
+                let is_none = h == 1 && case.sees(at, r, bad);
+                seen += usize::from(is_none);
+                let row = &o[s.tensor_row(s.head(h), r) * s.dv..][..s.dv];
+                assert!(
+                    row.iter().all(|o| o.is_nan() == is_none),
+                    "{level:?} {x} head {h}, row {r}: {row:?}"
+                );
+            }
+        }
+        assert!(seen > 0);
     }
 }

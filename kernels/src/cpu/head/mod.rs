@@ -5,6 +5,8 @@
 //! summed in `f64` in the order of tokens.
 
 pub(super) mod rows;
+#[cfg(target_arch = "x86_64")]
+mod rows_avx512;
 mod scores;
 mod topk;
 
@@ -298,9 +300,12 @@ impl Head {
                         (None, label) => label.is_some_and(|l| ce.is_best(z, l)),
                     };
                     let correct = w_ce > 0.0 && is_best;
+                    let rounds = with_gradient && self.rounds() && !self.attrs.need_dw;
+                    let mut is_done = !with_gradient;
                     let kd = match (self.attrs.kd, forward) {
                         (_, Some(forward)) => {
-                            if with_gradient {
+                            is_done |= rounds && forward.rounded_gradient(a, b, label, z, zt);
+                            if !is_done {
                                 forward.gradient(a, b, z, zt);
                             }
                             forward.loss
@@ -326,10 +331,10 @@ impl Head {
                             topk::run(self.attrs.divergence, t, &cache, a, b, ce.lse as f32, z, with_gradient)
                         }
                     };
-                    if let (true, Some(l)) = (with_gradient, label) {
+                    if let (false, Some(l)) = (is_done, label) {
                         z[l] -= a;
                     }
-                    if with_gradient && self.rounds() && !self.attrs.need_dw {
+                    if !is_done && rounds {
                         round_in_place(z);
                     }
                     losses.slice(r, 1)[0] = [

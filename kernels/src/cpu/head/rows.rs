@@ -1,5 +1,7 @@
 //! Passes over one token's logits.
 
+#[cfg(target_arch = "x86_64")]
+use super::rows_avx512;
 use crate::cpu::simd::{self, simd};
 use crate::cpu::{math, reduce};
 use kfc_ops::head::Divergence;
@@ -74,6 +76,26 @@ impl Squares {
             _ => None,
         }
     }
+
+    /// The sums of [`Forward`], and exponentials in place of logits.
+    fn sums(self, scale: f32, max: [f32; 2], z: &mut [f32], zt: &mut [f32], next: [usize; 2]) -> [f64; 4] {
+        #[cfg(target_arch = "x86_64")]
+        if rows_avx512::has_sums() {
+            // SAFETY: the level is there, and the teacher has as many logits.
+            return unsafe {
+                match self {
+                    Squares::None => rows_avx512::sums::<0>(scale, max, z, zt, next),
+                    Squares::One => rows_avx512::sums::<1>(scale, max, z, zt, next),
+                    Squares::Two => rows_avx512::sums::<2>(scale, max, z, zt, next),
+                }
+            };
+        }
+        match self {
+            Squares::None => forward_powers(First, scale, max, z, zt, next),
+            Squares::One => forward_powers(Second, scale, max, z, zt, next),
+            Squares::Two => forward_powers(Fourth, scale, max, z, zt, next),
+        }
+    }
 }
 
 /// A power that loops are compiled for.
@@ -126,9 +148,7 @@ impl Forward {
         let squares = Squares::of(temperature);
         let [all, student, teacher, gap] = match squares {
             None => forward_sums(scale, max, max_t, z, zt, next),
-            Some(Squares::None) => forward_powers(First, scale, max, max_t, z, zt, next),
-            Some(Squares::One) => forward_powers(Second, scale, max, max_t, z, zt, next),
-            Some(Squares::Two) => forward_powers(Fourth, scale, max, max_t, z, zt, next),
+            Some(squares) => squares.sums(scale, [max, max_t], z, zt, next),
         };
         let lse = f64::from(max) + all.ln();
         let lse_s = f64::from(max) * f64::from(scale) + student.ln();
@@ -146,16 +166,49 @@ impl Forward {
     /// `z = a · softmax(z) + b · (p - q)`.
     pub(super) fn gradient(&self, a: f32, b: f32, z: &mut [f32], zt: &[f32]) {
         let zt = &zt[..z.len()];
-        let [all, student, teacher] = self.shares;
-        let factors = [a * all, b * student, b * teacher];
+        let factors = self.factors(a, b);
         match self.squares {
             None => {
-                forward_gradient([a, self.ce.lse as f32, b, self.scale, self.lse_s, teacher], z, zt);
+                let share = self.shares[2];
+                forward_gradient([a, self.ce.lse as f32, b, self.scale, self.lse_s, share], z, zt);
             }
             Some(Squares::None) => power_gradient(First, factors, z, zt),
             Some(Squares::One) => power_gradient(Second, factors, z, zt),
             Some(Squares::Two) => power_gradient(Fourth, factors, z, zt),
         }
+    }
+
+    /// [`Forward::gradient`] less `a` at the label, rounded to `bf16` in the first half of `z`: whether the level does that in one
+    /// pass.
+    pub(super) fn rounded_gradient(
+        &self,
+        a: f32,
+        b: f32,
+        label: Option<usize>,
+        z: &mut [f32],
+        zt: &[f32],
+    ) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(squares), true) = (self.squares, rows_avx512::has_gradient()) {
+            let (factors, label) = (self.factors(a, b), label.map(|l| (l, a)));
+            // SAFETY: the level is there, and the teacher has as many exponentials.
+            unsafe {
+                match squares {
+                    Squares::None => rows_avx512::rounded_gradient::<0>(factors, label, z, zt),
+                    Squares::One => rows_avx512::rounded_gradient::<1>(factors, label, z, zt),
+                    Squares::Two => rows_avx512::rounded_gradient::<2>(factors, label, z, zt),
+                }
+            }
+            return true;
+        }
+        let _ = (a, b, label, z, zt);
+        false
+    }
+
+    /// What [`power_gradient`] multiplies by.
+    fn factors(&self, a: f32, b: f32) -> [f32; 3] {
+        let [all, student, teacher] = self.shares;
+        [a * all, b * student, b * teacher]
     }
 }
 
@@ -318,8 +371,9 @@ simd! {
 
     /// The same sums; `z` becomes `e^((z - max)·scale)`, a power of which is `e^(z - max)`.
     fn forward_powers<P: Power>(
-        power: P, scale: f32, max: f32, max_t: f32, z: &mut [f32], zt: &mut [f32], next: [usize; 2]
+        power: P, scale: f32, max: [f32; 2], z: &mut [f32], zt: &mut [f32], next: [usize; 2]
     ) -> [f64; 4] {
+        let [max, max_t] = max;
         sum_changed(z, zt, next, |z, zt| {
             let (d, dt) = ((*z - max) * scale, (*zt - max_t) * scale);
             *z = math::exp(d);
