@@ -1,7 +1,8 @@
 //! The loops of `rms_norm` and its gradient over `bf16` with AVX-512 BF16: two vectors, of even and odd elements, at a time.
 //! What is rounded has the bits of the loops for other types and levels; sums are added in another order.
 
-use crate::cpu::math::rounded::{At, each, instruction_or_join, load, store};
+use crate::cpu::math::avx512::{self, each};
+use crate::cpu::math::rounded::{At, LANES, instruction_or_join, load, store};
 use half::bf16;
 use std::arch::x86_64::*;
 
@@ -11,7 +12,7 @@ use std::arch::x86_64::*;
 /// They are there.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn floats(w: *const f32, At(first, mask): At) -> [__m512; 2] {
+unsafe fn floats(w: *const f32, avx512::At(first, mask): At) -> [__m512; 2] {
     let w = [first, first + 16].map(|i| w.wrapping_add(i));
     // SAFETY: by contract.
     let [a, b] = unsafe {
@@ -34,7 +35,7 @@ unsafe fn floats(w: *const f32, At(first, mask): At) -> [__m512; 2] {
 /// There is room for them.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn put_floats([even, odd]: [__m512; 2], w: *mut f32, At(first, mask): At) {
+unsafe fn put_floats([even, odd]: [__m512; 2], w: *mut f32, avx512::At(first, mask): At) {
     let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     let [a, b] = [low, high].map(|half| _mm512_permutex2var_ps(even, half, odd));
@@ -69,7 +70,7 @@ unsafe fn put([even, odd]: [__m512; 2], y: *mut bf16, at: At) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) fn squares(x: &[bf16]) -> f32 {
     let mut sums = [_mm512_setzero_ps(); 2];
-    each!(x.len(), |at| {
+    each!(LANES, x.len(), |at| {
         // SAFETY: the elements are there.
         let x = unsafe { load(x.as_ptr(), at) };
         sums = [_mm512_fmadd_ps(x[0], x[0], sums[0]), _mm512_fmadd_ps(x[1], x[1], sums[1])];
@@ -81,7 +82,7 @@ pub(super) fn squares(x: &[bf16]) -> f32 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) fn dot_weighted(dy: &[bf16], w: &[f32], x: &[bf16]) -> f32 {
     let mut sums = [_mm512_setzero_ps(); 2];
-    each!(dy.len().min(w.len()).min(x.len()), |at| {
+    each!(LANES, dy.len().min(w.len()).min(x.len()), |at| {
         // SAFETY: the elements are there.
         let [dy, w, x] = unsafe { [load(dy.as_ptr(), at), floats(w.as_ptr(), at), load(x.as_ptr(), at)] };
         let add = |k: usize| _mm512_fmadd_ps(_mm512_mul_ps(dy[k], w[k]), x[k], sums[k]);
@@ -94,7 +95,7 @@ pub(super) fn dot_weighted(dy: &[bf16], w: &[f32], x: &[bf16]) -> f32 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(super) fn scale_by(scale: f32, x: &[bf16], w: &[f32], y: &mut [bf16]) {
     let scale = _mm512_set1_ps(scale);
-    each!(x.len().min(w.len()).min(y.len()), |at| {
+    each!(LANES, x.len().min(w.len()).min(y.len()), |at| {
         // SAFETY: the elements are there.
         unsafe {
             let [x, w] = [load(x.as_ptr(), at), floats(w.as_ptr(), at)];
@@ -109,7 +110,7 @@ pub(super) fn scale_by(scale: f32, x: &[bf16], w: &[f32], y: &mut [bf16]) {
 pub(super) fn add_products(rstd: &[f32], dy: &[bf16], x: &[bf16], dw: &mut [f32]) {
     let h = dw.len();
     let rows = rstd.len().min(dy.len().min(x.len()).checked_div(h).unwrap_or(0));
-    each!(h, |at| {
+    each!(LANES, h, |at| {
         // SAFETY: the elements are there.
         unsafe {
             let mut sums = floats(dw.as_ptr(), at);
@@ -137,7 +138,7 @@ pub(super) unsafe fn subtract_projection(
     dx: *mut bf16,
 ) {
     let (rstd, projection) = (_mm512_set1_ps(rstd), _mm512_set1_ps(projection));
-    each!(x.len(), |at| {
+    each!(LANES, x.len(), |at| {
         // SAFETY: the elements are there, by contract.
         unsafe {
             let [dy, w, x] = [load(dy, at), floats(w.as_ptr(), at), load(x.as_ptr(), at)];

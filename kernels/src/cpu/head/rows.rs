@@ -76,58 +76,61 @@ impl Squares {
             _ => None,
         }
     }
-
-    /// The sums of [`Forward`], and exponentials in place of logits.
-    fn sums(self, scale: f32, max: [f32; 2], z: &mut [f32], zt: &mut [f32], next: [usize; 2]) -> [f64; 4] {
-        #[cfg(target_arch = "x86_64")]
-        if rows_avx512::has_sums() {
-            // SAFETY: the level is there, and the teacher has as many logits.
-            return unsafe {
-                match self {
-                    Squares::None => rows_avx512::sums::<0>(scale, max, z, zt, next),
-                    Squares::One => rows_avx512::sums::<1>(scale, max, z, zt, next),
-                    Squares::Two => rows_avx512::sums::<2>(scale, max, z, zt, next),
-                }
-            };
-        }
-        match self {
-            Squares::None => forward_powers(First, scale, max, z, zt, next),
-            Squares::One => forward_powers(Second, scale, max, z, zt, next),
-            Squares::Two => forward_powers(Fourth, scale, max, z, zt, next),
-        }
-    }
 }
 
-/// A power that loops are compiled for.
-trait Power {
+/// A power that loops are compiled for: that of so many squares, one of the other.
+pub(super) trait Power: Copy {
+    const SQUARES: usize;
+
     /// Of `x`.
-    fn of(&self, x: f32) -> f32;
-}
-
-/// The number itself, its square, and the square of that.
-struct First;
-struct Second;
-struct Fourth;
-
-impl Power for First {
     #[inline(always)]
-    fn of(&self, x: f32) -> f32 {
-        x
+    fn of(self, x: f32) -> f32 {
+        (0..Self::SQUARES).fold(x, |x, _| x * x)
     }
 }
 
-impl Power for Second {
-    #[inline(always)]
-    fn of(&self, x: f32) -> f32 {
-        x * x
-    }
+#[derive(Clone, Copy)]
+pub(super) struct Squared<const SQUARES: usize>;
+
+impl<const SQUARES: usize> Power for Squared<SQUARES> {
+    const SQUARES: usize = SQUARES;
 }
 
-impl Power for Fourth {
-    #[inline(always)]
-    fn of(&self, x: f32) -> f32 {
-        (x * x) * (x * x)
+/// Calls a body with the power as a type.
+macro_rules! with_power {
+    ($squares:expr, |$power:ident| $body:expr) => {
+        match $squares {
+            Squares::None => {
+                let $power = Squared::<0>;
+                $body
+            }
+            Squares::One => {
+                let $power = Squared::<1>;
+                $body
+            }
+            Squares::Two => {
+                let $power = Squared::<2>;
+                $body
+            }
+        }
+    };
+}
+
+/// The sums of [`Forward`], and exponentials in place of logits.
+fn power_sums(
+    power: impl Power,
+    scale: f32,
+    max: [f32; 2],
+    z: &mut [f32],
+    zt: &mut [f32],
+    next: [usize; 2],
+) -> [f64; 4] {
+    #[cfg(target_arch = "x86_64")]
+    if rows_avx512::has_sums() {
+        // SAFETY: the level is there, and the teacher has as many logits.
+        return unsafe { rows_avx512::sums(power, scale, max, z, zt, next) };
     }
+    forward_powers(power, scale, max, z, zt, next)
 }
 
 impl Forward {
@@ -148,7 +151,9 @@ impl Forward {
         let squares = Squares::of(temperature);
         let [all, student, teacher, gap] = match squares {
             None => forward_sums(scale, max, max_t, z, zt, next),
-            Some(squares) => squares.sums(scale, [max, max_t], z, zt, next),
+            Some(squares) => {
+                with_power!(squares, |power| power_sums(power, scale, [max, max_t], z, zt, next))
+            }
         };
         let lse = f64::from(max) + all.ln();
         let lse_s = f64::from(max) * f64::from(scale) + student.ln();
@@ -172,9 +177,7 @@ impl Forward {
                 let share = self.shares[2];
                 forward_gradient([a, self.ce.lse as f32, b, self.scale, self.lse_s, share], z, zt);
             }
-            Some(Squares::None) => power_gradient(First, factors, z, zt),
-            Some(Squares::One) => power_gradient(Second, factors, z, zt),
-            Some(Squares::Two) => power_gradient(Fourth, factors, z, zt),
+            Some(squares) => with_power!(squares, |power| power_gradient(power, factors, z, zt)),
         }
     }
 
@@ -192,13 +195,9 @@ impl Forward {
         if let (Some(squares), true) = (self.squares, rows_avx512::has_gradient()) {
             let (factors, label) = (self.factors(a, b), label.map(|l| (l, a)));
             // SAFETY: the level is there, and the teacher has as many exponentials.
-            unsafe {
-                match squares {
-                    Squares::None => rows_avx512::rounded_gradient::<0>(factors, label, z, zt),
-                    Squares::One => rows_avx512::rounded_gradient::<1>(factors, label, z, zt),
-                    Squares::Two => rows_avx512::rounded_gradient::<2>(factors, label, z, zt),
-                }
-            }
+            with_power!(squares, |power| unsafe {
+                rows_avx512::rounded_gradient(power, factors, label, z, zt);
+            });
             return true;
         }
         let _ = (a, b, label, z, zt);

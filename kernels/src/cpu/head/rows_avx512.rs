@@ -1,6 +1,7 @@
 //! The passes of [`super::rows`] over the logits of a student and a teacher with AVX-512, where `e^z` is a power of `e^(z/T)`.
 
-use crate::cpu::math::avx512::exp2;
+use super::rows::Power;
+use crate::cpu::math::avx512::{each, exp2};
 use crate::cpu::simd::{self, Level};
 use std::arch::x86_64::*;
 use std::f64::consts::LN_2;
@@ -21,11 +22,10 @@ pub(super) fn has_gradient() -> bool {
     simd::level() == Level::Avx512Bf16
 }
 
-/// `x` squared `SQUARES` times.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn power<const SQUARES: usize>(mut x: __m512) -> __m512 {
-    for _ in 0..SQUARES {
+fn power<P: Power>(mut x: __m512) -> __m512 {
+    for _ in 0..P::SQUARES {
         x = _mm512_mul_ps(x, x);
     }
     x
@@ -38,29 +38,14 @@ fn sum(x: __m512) -> f64 {
     _mm512_reduce_add_pd(_mm512_add_pd(halves[0], halves[1]))
 }
 
-/// A loop over whole vectors and what is left of them: `$whole` and `$rest` load and store, the latter under a mask.
-macro_rules! vectors {
-    ($n:expr, |$i:ident, $mask:ident| $body:block) => {{
-        let n = $n;
-        let whole = n / LANES * LANES;
-        for $i in (0..whole).step_by(LANES) {
-            let $mask: __mmask16 = !0;
-            $body
-        }
-        if whole < n {
-            let ($i, $mask) = (whole, (1 << (n - whole)) - 1);
-            $body
-        }
-    }};
-}
-
 /// `z = e^((z - max)·scale)` and `zt = e^((zt - max_t)·scale)`. Returns the sums of the first's power (itself, its square or the
 /// square of that), of both, and of `zt·((zt - max_t) - (z - max))·scale`. What is `next` elements further is asked for.
 ///
 /// # Safety
 /// [`has_sums`]; there are as many teacher's logits.
 #[target_feature(enable = "avx512f,avx512dq")]
-pub(super) unsafe fn sums<const SQUARES: usize>(
+pub(super) unsafe fn sums<P: Power>(
+    _: P,
     scale: f32,
     max: [f32; 2],
     z: &mut [f32],
@@ -74,18 +59,19 @@ pub(super) unsafe fn sums<const SQUARES: usize>(
     let mut totals = [0.0; 4];
     for (z, zt) in z.chunks_mut(RUN).zip(zt.chunks_mut(RUN)) {
         let mut acc = [_mm512_setzero_ps(); 4];
-        vectors!(z.len(), |i, mask| {
-            let at = [z.as_mut_ptr(), zt.as_mut_ptr()].map(|x| x.wrapping_add(i));
-            (0..2).for_each(|k| simd::prefetch(at[k].wrapping_add(next[k])));
+        each!(LANES, z.len(), |at| {
+            let (i, mask) = (at.0, at.1.unwrap_or(!0));
+            let place = [z.as_mut_ptr(), zt.as_mut_ptr()].map(|x| x.wrapping_add(i));
+            (0..2).for_each(|k| simd::prefetch(place[k].wrapping_add(next[k])));
             // SAFETY: the elements of the mask are there.
-            let x = at.map(|x| unsafe { _mm512_maskz_loadu_ps(mask, x) });
+            let x = place.map(|x| unsafe { _mm512_maskz_loadu_ps(mask, x) });
             let shifted = |k: usize| _mm512_mul_ps(_mm512_sub_ps(x[k], max[k]), scale);
             let d = [shifted(0), shifted(1)];
             let e = d.map(|d| _mm512_maskz_mov_ps(mask, exp2(d)));
             // SAFETY: as above.
-            (0..2).for_each(|k| unsafe { _mm512_mask_storeu_ps(at[k], mask, e[k]) });
+            (0..2).for_each(|k| unsafe { _mm512_mask_storeu_ps(place[k], mask, e[k]) });
             let gap = _mm512_maskz_mul_ps(mask, e[1], _mm512_sub_ps(d[1], d[0]));
-            let terms = [power::<SQUARES>(e[0]), e[0], e[1], gap];
+            let terms = [power::<P>(e[0]), e[0], e[1], gap];
             (0..4).for_each(|k| acc[k] = _mm512_add_ps(acc[k], terms[k]));
         });
         (0..4).for_each(|k| totals[k] += sum(acc[k]));
@@ -100,7 +86,8 @@ pub(super) unsafe fn sums<const SQUARES: usize>(
 /// # Safety
 /// [`has_gradient`]; there are as many teacher's exponentials, and the label is one of them.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) unsafe fn rounded_gradient<const SQUARES: usize>(
+pub(super) unsafe fn rounded_gradient<P: Power>(
+    _: P,
     [all, student, teacher]: [f32; 3],
     label: Option<(usize, f32)>,
     z: &mut [f32],
@@ -111,7 +98,7 @@ pub(super) unsafe fn rounded_gradient<const SQUARES: usize>(
     let gradient = |z: __m512, zt: __m512| {
         let [all, student, teacher] = factors;
         let between = _mm512_fmsub_ps(student, z, _mm512_mul_ps(teacher, zt));
-        _mm512_fmadd_ps(all, power::<SQUARES>(z), between)
+        _mm512_fmadd_ps(all, power::<P>(z), between)
     };
     let rounded = |g: __m512| {
         // SAFETY: both types are 256 bits without invalid values.
@@ -124,7 +111,8 @@ pub(super) unsafe fn rounded_gradient<const SQUARES: usize>(
     let n = z.len();
     let from = z.as_mut_ptr();
     let out: *mut i16 = from.cast();
-    vectors!(n, |i, mask| {
+    each!(LANES, n, |at| {
+        let (i, mask) = (at.0, at.1.unwrap_or(!0));
         // SAFETY: the elements of the mask are there; what is written was read.
         unsafe {
             let x = [from.cast_const(), zt.as_ptr()].map(|x| _mm512_maskz_loadu_ps(mask, x.wrapping_add(i)));
@@ -141,6 +129,7 @@ pub(super) unsafe fn rounded_gradient<const SQUARES: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::head::rows::Squared;
     use half::bf16;
 
     /// Logits, some of them far below the others, none of them above `max`.
@@ -154,6 +143,7 @@ mod tests {
 
     /// Compares with sums in `f64`.
     fn compare<const SQUARES: usize>(n: usize) {
+        let power = Squared::<SQUARES>;
         let temperature = f32::from(1u8 << SQUARES);
         let (max, mut z, mut zt) = ([3.5f32, -7.0], logits(n, 3.5), logits(n + 9, -7.0)[9..].to_vec());
         let label = n / 3;
@@ -165,7 +155,7 @@ mod tests {
             .collect();
         let squared = |x: f64| x.powi(1 << SQUARES);
         // SAFETY: the level is there.
-        let found = unsafe { sums::<SQUARES>(1.0 / temperature, max, &mut z, &mut zt, [0, 0]) };
+        let found = unsafe { sums(power, 1.0 / temperature, max, &mut z, &mut zt, [0, 0]) };
         assert_eq!(zt[n], 11.0);
         let (mut exact, mut most) = ([0.0; 4], 0.0);
         for (i, [d, dt]) in d.iter().enumerate() {
@@ -186,7 +176,7 @@ mod tests {
         for (l, a) in [(Some(label), a), (Some(n - 1), a), (None, 0.0)] {
             let mut g = z.clone();
             // SAFETY: the level is there.
-            unsafe { rounded_gradient::<SQUARES>(factors, l.map(|l| (l, a)), &mut g, &zt) };
+            unsafe { rounded_gradient(power, factors, l.map(|l| (l, a)), &mut g, &zt) };
             let bits: &[u16] = bytemuck::cast_slice(&g);
             for i in 0..n {
                 let [all, student, teacher] = factors.map(f64::from);
@@ -220,7 +210,7 @@ mod tests {
         let (mut z, mut zt) = (vec![0.5f32; 40], vec![0.5f32; 40]);
         z[17] = f32::NAN;
         // SAFETY: the level is there.
-        let found = unsafe { sums::<1>(0.5, [0.5, 0.5], &mut z, &mut zt, [0, 0]) };
+        let found = unsafe { sums(Squared::<1>, 0.5, [0.5, 0.5], &mut z, &mut zt, [0, 0]) };
         assert!(found[0].is_nan() && found[1].is_nan() && found[2] == 40.0 && z[17].is_nan() && z[16] == 1.0);
     }
 }

@@ -1,6 +1,28 @@
-//! `2^x` of vectors of `f32` with AVX-512.
+//! Loops over vectors with AVX-512, and `2^x` of vectors of `f32`.
 
 use std::arch::x86_64::*;
+
+/// Where a vector begins, and which of its elements are there if not all are.
+#[derive(Clone, Copy)]
+pub(crate) struct At<M>(pub(crate) usize, pub(crate) Option<M>);
+
+/// Runs a block for all vectors of so many lanes, of so many elements: no closure, which would not be compiled for a whole vector
+/// and for the last.
+macro_rules! each {
+    ($lanes:expr, $n:expr, |$at:ident| $body:block) => {{
+        let (lanes, n) = ($lanes, $n);
+        let whole = n / lanes * lanes;
+        for first in (0..whole).step_by(lanes) {
+            let $at = $crate::cpu::math::avx512::At(first, None);
+            $body
+        }
+        if whole < n {
+            let $at = $crate::cpu::math::avx512::At(whole, Some((1 << (n - whole)) - 1));
+            $body
+        }
+    }};
+}
+pub(crate) use each;
 
 /// `2^x` for `x <= 128`: to the nearest integer and the polynomial of degree 5 of least relative error (9.2e-8) for the rest;
 /// ≤ 2 ulp where the result is normal. NaN stays.

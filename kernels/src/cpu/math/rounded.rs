@@ -5,6 +5,7 @@
 //!
 //! Levels with and without BF16 give the same bits. Other levels have none of these: each function says whether it is there.
 
+use crate::cpu::math::avx512::{self, each};
 use crate::cpu::simd::{self, Level};
 use half::bf16;
 use std::arch::x86_64::*;
@@ -221,25 +222,7 @@ pub(crate) fn instruction_or_join(even: __m512, odd: __m512) -> __m512i {
 }
 
 /// Where a vector begins, and which of its elements are there if not all are.
-#[derive(Clone, Copy)]
-pub(crate) struct At(pub(crate) usize, pub(crate) Option<__mmask32>);
-
-/// Runs a block for all vectors of so many elements: no closure, which would not be compiled for a whole vector and for the last.
-macro_rules! each {
-    ($n:expr, |$at:ident| $body:block) => {{
-        let n = $n;
-        let whole = n / $crate::cpu::math::rounded::LANES * $crate::cpu::math::rounded::LANES;
-        for first in (0..whole).step_by($crate::cpu::math::rounded::LANES) {
-            let $at = $crate::cpu::math::rounded::At(first, None);
-            $body
-        }
-        if whole < n {
-            let $at = $crate::cpu::math::rounded::At(whole, Some((1 << (n - whole)) - 1));
-            $body
-        }
-    }};
-}
-pub(crate) use each;
+pub(crate) type At = avx512::At<__mmask32>;
 
 /// Elements of even and odd places.
 ///
@@ -247,7 +230,7 @@ pub(crate) use each;
 /// They are there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn load(x: *const bf16, At(first, mask): At) -> [__m512; 2] {
+pub(crate) unsafe fn load(x: *const bf16, avx512::At(first, mask): At) -> [__m512; 2] {
     let x = x.wrapping_add(first);
     // SAFETY: by contract.
     split(unsafe {
@@ -264,7 +247,7 @@ pub(crate) unsafe fn load(x: *const bf16, At(first, mask): At) -> [__m512; 2] {
 /// There is room for them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) unsafe fn store(x: __m512i, y: *mut bf16, At(first, mask): At) {
+pub(crate) unsafe fn store(x: __m512i, y: *mut bf16, avx512::At(first, mask): At) {
     let y = y.wrapping_add(first);
     // SAFETY: by contract.
     unsafe {
@@ -282,7 +265,7 @@ macro_rules! loops {
         /// See [`Loop`].
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $name(x: [*const bf16; $n], out: [*mut bf16; $m], n: usize) {
-            each!(n, |at| {
+            each!(LANES, n, |at| {
                 let (mut even, mut odd) = ([_mm512_setzero_ps(); $n], [_mm512_setzero_ps(); $n]);
                 for k in 0..$n {
                     // SAFETY: the elements are there.
