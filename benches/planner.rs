@@ -8,7 +8,7 @@ use kfc_graph::cost::Rates;
 use kfc_graph::{DType, Graph};
 use kfc_kernels::compile::{Backend, CompileOptions, Recompute, compile, compile_with, frontier};
 use kfc_ops::model::{LoraSpec, ModelConfig, resolve_targets};
-use kfc_ops::step::train::{TrainSpec, train_graph};
+use kfc_ops::step::train::{Embedded, TrainSpec, train_graph};
 use std::time::Instant;
 
 const LAYERS: [usize; 3] = [2, 12, 32];
@@ -81,6 +81,7 @@ fn graph(layers: usize) -> Graph {
         batch: 2,
         seq: 2048,
         distill: None,
+        embedded: Embedded::default(),
     };
     train_graph(&spec).expect("a graph").graph
 }

@@ -2,6 +2,7 @@
 """A training step of kfc and of transformers + peft + torch, side by side on this machine.
 
     python benches/peers/step.py --workload small --dtype bf16 --kfc target/release/kfc
+    python benches/peers/step.py --workload small --mem-budget 890MiB       # kfc within that memory, too
     python benches/peers/step.py --workload tiny --dtype f32 --losses       # only: are the losses the same?
 
 kfc and every mode of torch run in turn, `--rounds` times, on the same models, rows, adapter and Fisher diagonals (kfc
@@ -27,6 +28,7 @@ def main():
     parser.add_argument("--losses", action="store_true", help="compare the losses of kfc and eager torch, and nothing else")
     parser.add_argument("--modes", default="eager,compile,ckpt",
                         help=f"torch's modes, of {', '.join(MODES)} [default: eager,compile,ckpt]")
+    parser.add_argument("--mem-budget", metavar="SIZE", help="also run kfc within this memory, as in 890MiB")
     args = parser.parse_args()
     unknown = [m for m in args.modes.split(",") if m and m not in MODES]
     if unknown:
@@ -38,9 +40,10 @@ def main():
     torch = [sys.executable, side.HERE / "torch_step.py", folder, "--threads", args.threads, "--mode"]
     if args.losses:
         args.rounds, args.modes = 1, "eager"
+    budget = {f"kfc within {args.mem_budget}": [*kfc, "--mem-budget", args.mem_budget]} if args.mem_budget else {}
     chosen = [MODES[m] for m in args.modes.split(",") if m]
-    runs = side.in_turns(args, {"kfc": kfc, **{name: torch + mode for name, mode in chosen}})
-    if "kfc" not in runs or len(runs) == 1:
+    runs = side.in_turns(args, {"kfc": kfc, **budget, **{name: torch + mode for name, mode in chosen}})
+    if "kfc" not in runs or all(name.startswith("kfc") for name in runs):
         sys.exit("nothing to compare")
     if not args.losses:
         report(args, runs)
@@ -49,10 +52,10 @@ def main():
 
 
 def report(args, runs):
-    """The table: the best run of each, and kfc's ratios against the fastest and the leanest mode of torch."""
+    """The table: the best run of each, and ratios to the fastest mode of torch."""
     figures = {name: dict(tokens=side.best(r, "tokens_per_s"), peak=side.best(r, "peak_bytes", largest=False),
                           cold=side.best(r, "cold_start_ms", largest=False)) for name, r in runs.items()}
-    peers = {name: f for name, f in figures.items() if name != "kfc"}
+    peers = {name: f for name, f in figures.items() if not name.startswith("kfc")}
     fastest = max(peers, key=lambda n: peers[n]["tokens"])
     rows = [[name, f"{f['tokens']:,.1f}", f"{f['tokens'] / peers[fastest]['tokens']:.2f}", side.mib(f["peak"]),
              f"{f['peak'] / peers[fastest]['peak']:.2f}", f"{f['cold'] / 1e3:.1f} s"] for name, f in figures.items()]

@@ -9,11 +9,12 @@ use common::{World, command, json, names, series};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// A job with everything that a step may have: LoRA with dropout, a teacher, aligned features, EWC, accumulation.
+/// A job with everything that a step may have: LoRA with dropout, a teacher, aligned features, EWC, accumulation, tables that
+/// stay in their files.
 const JOB: &str = "[model]\npath = 'student'\ndtype = 'f32'\n[lora]\nr = 4\n[distill]\nteacher = 'teacher'\n\
                    general = ['general.jsonl']\n[ewc]\nlambda = 10.0\nmode = 'adapter'\nfisher = 'fisher.safetensors'\n\
                    [data]\ntrain = ['rows.jsonl']\nseq_len = 16\n[train]\nsteps = 6\nbatch = 2\naccumulation = 2\nlr = 0.01\n\
-                   warmup_steps = 0\nschedule = 'constant'\nsave_every = 3\n";
+                   warmup_steps = 0\nschedule = 'constant'\nsave_every = 3\nembeddings = 'file'\n";
 
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()

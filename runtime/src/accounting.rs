@@ -64,7 +64,7 @@ const ARENA: &str = "activations (arena)";
 const TO_COME: u64 = 8 << 20;
 
 /// Where a tensor of the store belongs, by the prefix of its name; the first that fits counts.
-const KINDS: [(&str, &str); 13] = [
+const KINDS: [(&str, &str); 14] = [
     ("teacher.rope.", "rotary tables"),
     ("student.rope.", "rotary tables"),
     ("teacher.", "teacher weights"),
@@ -78,6 +78,7 @@ const KINDS: [(&str, &str); 13] = [
     ("fisher.", "Fisher diagonal"),
     ("anchor.", "anchors"),
     ("lr_scale.", "learning-rate factors"),
+    ("embedded.", "embedded tokens"),
 ];
 
 impl Account {

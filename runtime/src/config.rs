@@ -295,6 +295,19 @@ pub struct TrainSection {
     pub mem_budget: Option<u64>,
     /// What is computed again in the backward pass instead of being kept.
     pub recompute: RecomputePolicy,
+    /// Where frozen embedding tables are.
+    pub embeddings: Embeddings,
+}
+
+/// `train.embeddings`: tables that are trained or shared with an output layer are in memory in any case
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Embeddings {
+    /// In their files if they have 16 MiB or more, else in memory.
+    Auto,
+    /// In memory.
+    Memory,
+    /// In their files: a step reads the rows of its tokens.
+    File,
 }
 
 /// `train.recompute`: activation checkpointing

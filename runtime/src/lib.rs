@@ -26,6 +26,7 @@ pub mod inference;
 pub mod inspect;
 mod kernel_cache;
 pub mod logits;
+pub mod lookup;
 pub mod machine;
 pub mod memory;
 pub mod merge;

@@ -1,17 +1,23 @@
 //! Models at run time: a folder's configuration and weights, placed in a store under the names that graphs use.
 
-use crate::config::ModelInit;
+use crate::config::{Embeddings, ModelInit};
 use crate::error::{Result, RunError};
 use crate::exec::{Store, StoreError};
 use crate::hf::{ModelFolder, TensorView, Weights, dtype_of};
+use crate::lookup::Lookup;
 use crate::random;
 use half::{bf16, f16};
 use kfc_graph::{DType, TensorType};
+use kfc_ops::model::names::EMBEDDING;
 use kfc_ops::model::{ModelConfig, Parameter, ParameterKind};
 use rayon::prelude::*;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Bytes from which on an embedding table stays in its file where `train.embeddings` leaves it open. A row from there takes
+/// about 0.5 µs, which a step of a large model does not notice.
+const LARGE_TABLE: usize = 16 << 20;
 
 /// A model folder, opened.
 pub struct Model {
@@ -59,13 +65,52 @@ impl Model {
         Ok(Model { path: path.into(), config, json, dtype: dtype.unwrap_or(stored), weights })
     }
 
+    /// Its embedding table, if that is to stay in its file: it is not trained, no output layer shares it, and it is large or
+    /// `embeddings` says so.
+    ///
+    /// # Errors
+    /// If the table is not what it was when the model was opened.
+    pub fn lookup(&self, embeddings: Embeddings, is_trained: bool) -> Result<Option<Lookup>> {
+        let dims = [self.config.vocab_size, self.config.hidden_size];
+        let bytes = dims[0] * dims[1] * self.dtype.size();
+        let is_wanted = match embeddings {
+            Embeddings::Auto => bytes >= LARGE_TABLE,
+            Embeddings::Memory => false,
+            Embeddings::File => true,
+        };
+        match &self.weights {
+            Source::Mapped(weights) if is_wanted && !is_trained && !self.config.tie_word_embeddings => {
+                Lookup::open(weights, EMBEDDING, dims).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Puts every parameter into `store` as `prefix + name`: mapped where the file has the right type, converted where
     /// not, and always copied when `owned` (parameters that are trained).
     ///
     /// # Errors
     /// If memory runs out or a file is damaged.
     pub fn place(&self, store: &mut Store, prefix: &str, owned: bool) -> Result<()> {
-        for p in self.config.parameters() {
+        self.place_some(store, prefix, owned, |_| true)
+    }
+
+    /// [`Model::place`] without the embedding table.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn place_without_table(&self, store: &mut Store, prefix: &str, owned: bool) -> Result<()> {
+        self.place_some(store, prefix, owned, |p| p.name != EMBEDDING)
+    }
+
+    fn place_some(
+        &self,
+        store: &mut Store,
+        prefix: &str,
+        owned: bool,
+        is_placed: impl Fn(&Parameter) -> bool,
+    ) -> Result<()> {
+        for p in self.config.parameters().into_iter().filter(is_placed) {
             self.place_as(store, &format!("{prefix}{}", p.name), &p, self.dtype, owned)?;
         }
         Ok(())
@@ -175,34 +220,35 @@ pub fn convert(view: &TensorView<'_>, dtype: DType, out: &mut [u8]) {
         return;
     }
     let (source, target) = (BLOCK * from.size(), BLOCK * dtype.size());
-    view.bytes.par_chunks(source).zip(out.par_chunks_mut(target)).for_each(|(bytes, out)| {
-        let values: Vec<f32> = match from {
-            DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            DType::Bf16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-            DType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-            DType::I32 => Vec::new(),
-        };
-        write_f32(&values, dtype, out);
-    });
+    let blocks = view.bytes.par_chunks(source).zip(out.par_chunks_mut(target));
+    blocks.for_each(|(bytes, out)| convert_block(bytes, from, dtype, out));
+}
+
+/// Writes elements of type `from` as `to` (rounding to nearest even) into `out`, which has their size.
+pub fn convert_block(bytes: &[u8], from: DType, to: DType, out: &mut [u8]) {
+    match from {
+        DType::F32 => write(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)), to, out),
+        DType::Bf16 => write(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()), to, out),
+        DType::F16 => write(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()), to, out),
+        DType::I32 => {}
+    }
 }
 
 /// Writes `values` as `dtype` (rounding to nearest even) into `out`, which has their size.
 pub fn write_f32(values: &[f32], dtype: DType, out: &mut [u8]) {
+    write(values.iter().copied(), dtype, out);
+}
+
+fn write(values: impl Iterator<Item = f32>, dtype: DType, out: &mut [u8]) {
     match dtype {
-        DType::F32 => out.copy_from_slice(bytemuck::cast_slice(values)),
+        DType::F32 => out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(o, v)| *o = v.to_le_bytes()),
         DType::Bf16 => {
-            out.as_chunks_mut()
-                .0
-                .iter_mut()
-                .zip(values)
-                .for_each(|(o, v)| *o = bf16::from_f32(*v).to_le_bytes());
+            let out = out.as_chunks_mut().0.iter_mut();
+            out.zip(values).for_each(|(o, v)| *o = bf16::from_f32(v).to_le_bytes());
         }
         DType::F16 => {
-            out.as_chunks_mut()
-                .0
-                .iter_mut()
-                .zip(values)
-                .for_each(|(o, v)| *o = f16::from_f32(*v).to_le_bytes());
+            let out = out.as_chunks_mut().0.iter_mut();
+            out.zip(values).for_each(|(o, v)| *o = f16::from_f32(v).to_le_bytes());
         }
         DType::I32 => {}
     }

@@ -116,6 +116,7 @@ fn job() -> JobConfig {
             keep: 1,
             mem_budget: None,
             recompute: RecomputePolicy::Auto,
+            embeddings: Embeddings::File,
         },
     }
 }

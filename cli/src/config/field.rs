@@ -5,8 +5,8 @@ use super::node::{Node, Origin, Value};
 use super::units;
 use kfc_graph::DType;
 use kfc_runtime::config::{
-    DataFormat, Divergence, EwcMode, Important, LongRows, LoraInit, LoraTargets, LossScale, ModelInit,
-    OnError, RecomputePolicy, Schedule, Streaming,
+    DataFormat, Divergence, Embeddings, EwcMode, Important, LongRows, LoraInit, LoraTargets, LossScale,
+    ModelInit, OnError, RecomputePolicy, Schedule, Streaming,
 };
 use std::path::{Path, PathBuf};
 
@@ -306,6 +306,7 @@ choice!(Important: "keep" => Important::Keep, "slow" => Important::Slow, "freeze
 choice!(DataFormat:
     "jsonl" => DataFormat::Jsonl, "text" => DataFormat::Text, "tokens" => DataFormat::Tokens,
     "webdataset" => DataFormat::WebDataset);
+choice!(Embeddings: "auto" => Embeddings::Auto, "memory" => Embeddings::Memory, "file" => Embeddings::File);
 choice!(Streaming: "auto" => Streaming::Auto, "on" => Streaming::On, "off" => Streaming::Off);
 choice!(OnError: "fail" => OnError::Fail, "skip" => OnError::Skip);
 choice!(LongRows: "split" => LongRows::Split, "truncate" => LongRows::Truncate, "error" => LongRows::Error);

@@ -5,9 +5,9 @@ use super::field::{Bytes, Context, Field};
 use super::node::{Node, Value};
 use super::suggest::nearest;
 use kfc_runtime::config::{
-    DistillSection, Divergence, EwcMode, EwcSection, FeatureSection, Important, JobConfig, KernelsSection,
-    Length, LoraInit, LoraSection, LoraTargets, ModelInit, ModelSection, RecomputePolicy, ReportSection,
-    Schedule, TrainSection,
+    DistillSection, Divergence, Embeddings, EwcMode, EwcSection, FeatureSection, Important, JobConfig,
+    KernelsSection, Length, LoraInit, LoraSection, LoraTargets, ModelInit, ModelSection, RecomputePolicy,
+    ReportSection, Schedule, TrainSection,
 };
 use std::path::PathBuf;
 
@@ -318,6 +318,7 @@ pub fn train_defaults() -> TrainSection {
         keep: 2,
         mem_budget: None,
         recompute: RecomputePolicy::Auto,
+        embeddings: Embeddings::Auto,
     }
 }
 
@@ -363,6 +364,12 @@ pub(super) fn train() -> Section<TrainSection> {
             recompute,
             "What is computed again in the backward pass instead of being kept: what costs next to nothing and what the budget asks for, nothing, \
              everything inside each layer (or each group of so many), or inside attention."
+        ),
+        key!(
+            S,
+            embeddings,
+            "Where embedding tables are that are neither trained nor shared with an output layer: in memory, or in their files, \
+             from which a step reads the rows of its tokens; left open, tables of 16 MiB or more are in their files."
         ),
     ]);
     Section { name: "train", doc: "Steps, optimiser and schedule.", defaults: train_defaults, keys }

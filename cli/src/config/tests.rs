@@ -91,7 +91,7 @@ fn resolved_text() {
         streaming = \"auto\"\nworkers = 8\nprefetch = 4\nrank = 0\nworld = 1\n\n\
         [train]\nsteps = 10\nbatch = 1\naccumulation = 8\nlr = 3e-5\nschedule = \"cosine\"\nwarmup_steps = 500\n\
         weight_decay = 0.01\nbetas = [0.9, 0.999]\neps = 1e-8\nmax_grad_norm = 1.0\nseed = 0\nsave_every = 500\nkeep = 2\n\
-        mem_budget = \"8GiB\"\nrecompute = \"auto\"\n";
+        mem_budget = \"8GiB\"\nrecompute = \"auto\"\nembeddings = \"auto\"\n";
     assert_eq!(text, expected);
 }
 
@@ -233,25 +233,30 @@ fn train() -> impl Strategy<Value = TrainSection> {
         Just(RecomputePolicy::Attention),
         (1..9usize).prop_map(RecomputePolicy::EveryK)
     ];
+    let embeddings = prop_oneof![Just(Embeddings::Auto), Just(Embeddings::Memory), Just(Embeddings::File)];
     let budget = prop::option::of(prop_oneof![1..u64::MAX, (1..99u64).prop_map(|n| n << 30)]);
-    (length, schedule, loss_scale, sizes, numbers, (any::<u64>(), recompute), budget).prop_map(
-        |(length, schedule, loss_scale, sizes, numbers, (seed, recompute), mem_budget)| TrainSection {
-            length,
-            batch: sizes.0,
-            accumulation: sizes.1,
-            lr: numbers.0,
-            schedule,
-            warmup_steps: sizes.2,
-            weight_decay: numbers.1,
-            betas: (numbers.2, numbers.3),
-            eps: numbers.4,
-            max_grad_norm: numbers.5,
-            seed,
-            loss_scale,
-            save_every: sizes.3,
-            keep: sizes.4,
-            mem_budget,
-            recompute,
+    let places = (any::<u64>(), recompute, embeddings);
+    (length, schedule, loss_scale, sizes, numbers, places, budget).prop_map(
+        |(length, schedule, loss_scale, sizes, numbers, (seed, recompute, embeddings), mem_budget)| {
+            TrainSection {
+                length,
+                batch: sizes.0,
+                accumulation: sizes.1,
+                lr: numbers.0,
+                schedule,
+                warmup_steps: sizes.2,
+                weight_decay: numbers.1,
+                betas: (numbers.2, numbers.3),
+                eps: numbers.4,
+                max_grad_norm: numbers.5,
+                seed,
+                loss_scale,
+                save_every: sizes.3,
+                keep: sizes.4,
+                mem_budget,
+                recompute,
+                embeddings,
+            }
         },
     )
 }

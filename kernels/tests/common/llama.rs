@@ -3,7 +3,7 @@
 use kfc_graph::{DType, Graph};
 use kfc_ops::head::Divergence;
 use kfc_ops::model::{LoraSpec, ModelConfig, transformer};
-use kfc_ops::step::train::{DistillSpec, FeatureSpec, TeacherSpec, TrainSpec, train_graph};
+use kfc_ops::step::train::{DistillSpec, Embedded, FeatureSpec, TeacherSpec, TrainSpec, train_graph};
 
 /// Shape of a model.
 #[derive(Clone, Copy)]
@@ -64,6 +64,7 @@ pub fn train(shape: Shape, job: Job) -> Graph {
         batch: job.batch,
         seq: job.seq,
         distill,
+        embedded: Embedded::default(),
     };
     let graph = train_graph(&spec).unwrap().graph;
     assert!(!job.lora || graph.input(&transformer::lora_input("model.layers.0.mlp.up_proj", "A")).is_some());

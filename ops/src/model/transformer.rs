@@ -64,6 +64,7 @@ pub struct Transformer<'a> {
     positions: usize,
     lora: Option<&'a LoraSpec>,
     seed: Option<ValueId>,
+    embedded: bool,
     inputs: BTreeMap<String, ValueId>,
     caches: Vec<(ValueId, ValueId)>,
 }
@@ -78,6 +79,7 @@ impl<'a> Transformer<'a> {
             positions,
             lora: None,
             seed: None,
+            embedded: false,
             inputs: BTreeMap::new(),
             caches: Vec::new(),
         }
@@ -88,6 +90,13 @@ impl<'a> Transformer<'a> {
     pub fn with_lora(mut self, spec: Option<&'a LoraSpec>, seed: Option<ValueId>) -> Self {
         self.lora = spec;
         self.seed = seed.filter(|_| spec.is_some_and(|s| s.dropout > 0.0));
+        self
+    }
+
+    /// With `embedded`, the embedded tokens are data ([`embedded_input`]), and there is no table among the weights.
+    #[must_use]
+    pub fn with_embedded(mut self, embedded: bool) -> Self {
+        self.embedded = embedded;
         self
     }
 
@@ -112,8 +121,7 @@ impl<'a> Transformer<'a> {
         cache: Option<CacheInputs>,
     ) -> Result<Hidden> {
         b.set_scope(&format!("{}embed", self.prefix));
-        let table = self.embedding(b)?;
-        let embedded = embedding::embedding(b, table, batch.tokens)?;
+        let embedded = self.embed(b, batch.tokens)?;
         let mut x = embedded;
         let mut layers = Vec::with_capacity(self.config.layers);
         let mut parts = Vec::with_capacity(self.config.layers);
@@ -250,8 +258,16 @@ impl<'a> Transformer<'a> {
         lora_linear::lora_linear(b, &args)
     }
 
-    fn embedding(&mut self, b: &mut Builder<'_>) -> Result<ValueId> {
-        self.weight(b, EMBEDDING, &[self.config.vocab_size, self.config.hidden_size])
+    fn embed(&mut self, b: &mut Builder<'_>, tokens: ValueId) -> Result<ValueId> {
+        let width = self.config.hidden_size;
+        if self.embedded {
+            let mut dims = b.graph().ty(tokens).dims.clone();
+            dims.push(width);
+            let ty = TensorType::new(self.dtype, dims);
+            return Ok(b.graph().add_input(embedded_input(self.prefix), InputKind::Data, ty));
+        }
+        let table = self.weight(b, EMBEDDING, &[self.config.vocab_size, width])?;
+        embedding::embedding(b, table, tokens)
     }
 
     fn weight(&mut self, b: &mut Builder<'_>, name: &str, dims: &[usize]) -> Result<ValueId> {
@@ -266,6 +282,11 @@ impl<'a> Transformer<'a> {
         self.inputs.insert(name, v);
         v
     }
+}
+
+/// Name of the graph input of embedded tokens, `[B,T,H]`, of the model whose weights' names begin with `prefix`.
+pub fn embedded_input(prefix: &str) -> String {
+    format!("embedded.{}", prefix.trim_end_matches('.'))
 }
 
 /// Name of the graph input of an adapter matrix; `side` is `A` or `B`.

@@ -6,8 +6,8 @@
 //!
 //! Names of graph inputs are the interface to the runtime:
 //! `student.*`, `teacher.*` weights; `lora.*` adapters; `projector.N.weight`; `grad.P`, `m.P`, `v.P`, `lr_scale.P` of a
-//! trained parameter `P`; `master.P` its f32 copy when `P` itself is kept in 16 bits; `fisher.*`, `anchor.*`; and the
-//! data that each module lists.
+//! trained parameter `P`; `master.P` its f32 copy when `P` itself is kept in 16 bits; `fisher.*`, `anchor.*`;
+//! `embedded.*` embedded tokens; and the data that each module lists.
 
 pub mod decode;
 pub mod fisher;

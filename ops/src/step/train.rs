@@ -2,7 +2,8 @@
 //!
 //! Data: `tokens`, `positions`, `segments`, `labels` `i32 [B,T]` (labels already shifted, -100 is ignored); `w_ce`,
 //! `w_kd`, `w_feat` `f32 [B,T]` (what each position weighs in its mean over the whole step); `seed` `i32[2]`;
-//! `loss_scale` `f32[1]`; with a teacher cache `top_ids` `i32 [B,T,K]`, `top_logits` `f32 [B,T,K]`, `top_lse` `f32 [B,T]`.
+//! `loss_scale` `f32[1]`; `embedded.student`, `embedded.teacher` `[B,T,H]` where tables are not among the weights
+//! ([`Embedded`]); with a teacher cache `top_ids` `i32 [B,T,K]`, `top_logits` `f32 [B,T,K]`, `top_lse` `f32 [B,T]`.
 //!
 //! Outputs: `ce`, `kd`, `correct`, `feat.N`, each `f32[1]`, this micro-batch's share; and the updated `grad.P`.
 
@@ -28,6 +29,18 @@ pub struct TrainSpec<'a> {
     pub seq: usize,
     /// Distillation.
     pub distill: Option<DistillSpec<'a>>,
+    /// Whose tokens come embedded.
+    pub embedded: Embedded,
+}
+
+/// Whose embedded tokens are data. Their tables are no weights of the graph then: whoever runs it looks rows up. Not for a
+/// table that is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Embedded {
+    /// The student's.
+    pub student: bool,
+    /// The teacher's.
+    pub teacher: bool,
 }
 
 /// The teacher's part in the loss.
@@ -130,8 +143,9 @@ pub fn train_graph(spec: &TrainSpec<'_>) -> Result<TrainGraph> {
     let g_ce = b.scale(loss_scale, 1.0 - alpha)?;
     let g_kd = b.scale(loss_scale, alpha)?;
 
-    let mut student =
-        Transformer::new(spec.student, "student.", spec.dtype, spec.seq).with_lora(spec.lora, seed);
+    let mut student = Transformer::new(spec.student, "student.", spec.dtype, spec.seq)
+        .with_lora(spec.lora, seed)
+        .with_embedded(spec.embedded.student);
     let hidden = student.hidden(&mut b, batch, None)?;
     let w = student.head(&mut b)?;
     let mut projectors = Vec::new();
@@ -143,7 +157,8 @@ pub fn train_graph(spec: &TrainSpec<'_>) -> Result<TrainGraph> {
             let w_kd = data(&mut b, "w_kd", DType::F32, &[spec.batch, spec.seq]);
             let teacher = match d.teacher {
                 TeacherSpec::Model(config, dtype) => {
-                    let mut teacher = Transformer::new(config, "teacher.", dtype, spec.seq);
+                    let mut teacher = Transformer::new(config, "teacher.", dtype, spec.seq)
+                        .with_embedded(spec.embedded.teacher);
                     let t = teacher.hidden(&mut b, batch, None)?;
                     let wt = teacher.head(&mut b)?;
                     for (i, f) in d.features.iter().enumerate() {

@@ -321,9 +321,9 @@ impl Fields<'_> {
     }
 }
 
-/// The two factors of one module's change s·B·A.
+/// The two factors of one module's change s·B·A: values, or where they lie.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LoraPair {
+pub struct LoraPair<V = Vec<f32>> {
     /// Rank.
     pub r: usize,
     /// Inputs of the module.
@@ -331,18 +331,18 @@ pub struct LoraPair {
     /// Outputs of the module.
     pub outputs: usize,
     /// A, `[r, inputs]`.
-    pub a: Vec<f32>,
+    pub a: V,
     /// B, `[outputs, r]`.
-    pub b: Vec<f32>,
+    pub b: V,
 }
 
 /// An adapter: its config and the factors of each module.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Adapter {
+pub struct Adapter<V = Vec<f32>> {
     /// What `adapter_config.json` says.
     pub config: AdapterConfig,
     /// By module path without PEFT's prefix, such as `model.layers.0.self_attn.q_proj`.
-    pub modules: BTreeMap<String, LoraPair>,
+    pub modules: BTreeMap<String, LoraPair<V>>,
 }
 
 /// The name of A of a module in PEFT's files.
@@ -438,28 +438,29 @@ fn pair(a: TensorView<'_>, b: TensorView<'_>, r: usize) -> Result<LoraPair> {
 
 /// Writes `adapter_config.json` and `adapter_model.safetensors` (f32) into a folder that exists, so that PEFT 0.15 and
 /// newer load them. For both or none give the folder of an [`crate::files::AtomicDir`].
-pub fn write_adapter(dir: &Path, adapter: &Adapter) -> Result<()> {
+pub fn write_adapter<V: AsRef<[f32]>>(dir: &Path, adapter: &Adapter<V>) -> Result<()> {
     let path = dir.join("adapter_model.safetensors");
     let mut tensors = Vec::with_capacity(2 * adapter.modules.len());
     for (module, pair) in &adapter.modules {
+        let (a, b) = (pair.a.as_ref(), pair.b.as_ref());
         let fits = pair.r == adapter.config.r
-            && Some(pair.a.len()) == pair.r.checked_mul(pair.inputs)
-            && Some(pair.b.len()) == pair.r.checked_mul(pair.outputs);
+            && Some(a.len()) == pair.r.checked_mul(pair.inputs)
+            && Some(b.len()) == pair.r.checked_mul(pair.outputs);
         if !fits {
             let message = format!(
                 "the adapter of `{module}` does not fit rank {}: A has {} values for [{}, {}], B {} for [{}, {}]",
                 adapter.config.r,
-                pair.a.len(),
+                a.len(),
                 pair.r,
                 pair.inputs,
-                pair.b.len(),
+                b.len(),
                 pair.outputs,
                 pair.r
             );
             return Err(FileError::invalid(path, message));
         }
-        tensors.push(TensorOut::f32(name_a(module), &[pair.r, pair.inputs], &pair.a));
-        tensors.push(TensorOut::f32(name_b(module), &[pair.outputs, pair.r], &pair.b));
+        tensors.push(TensorOut::f32(name_a(module), &[pair.r, pair.inputs], a));
+        tensors.push(TensorOut::f32(name_b(module), &[pair.outputs, pair.r], b));
     }
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     write_safetensors(&path, tensors, &metadata)?;

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytemuck::AnyBitPattern;
@@ -171,6 +172,7 @@ fn first<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<
 #[derive(Debug)]
 pub struct WeightFile {
     path: PathBuf,
+    file: File,
     map: Mmap,
     header: Header,
 }
@@ -190,7 +192,7 @@ impl WeightFile {
         // program wrote to the file in place, which the module asks not to do; kfc itself replaces files by renaming.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| FileError::io("map", path, e))?;
         let header = Header::from_file_bytes(&map).map_err(|message| FileError::invalid(path, message))?;
-        Ok(WeightFile { path: path.to_path_buf(), map, header })
+        Ok(WeightFile { path: path.to_path_buf(), file, map, header })
     }
 
     /// Where the file is.
@@ -222,6 +224,22 @@ impl WeightFile {
     fn view<'a>(&'a self, name: &'a str, entry: &'a Entry) -> TensorView<'a> {
         let bytes = self.map.get(entry.start..entry.start + entry.len).unwrap_or_default();
         TensorView { name, dtype: entry.dtype, dims: &entry.dims, bytes, file: &self.path }
+    }
+
+    /// Reads bytes of a tensor from `at` on, not through the mapping: pages that are read so are none of this process's.
+    ///
+    /// # Errors
+    /// If there is no such tensor, it has not so many bytes, or the file cannot be read.
+    pub fn read(&self, name: &str, at: usize, out: &mut [u8]) -> Result<()> {
+        let entry = self.header.tensors.get(name).filter(|e| at + out.len() <= e.len);
+        let Some(entry) = entry else {
+            return Err(FileError::invalid(
+                &self.path,
+                format!("has no bytes {at} to {} of tensor `{name}`", at + out.len()),
+            ));
+        };
+        let read = self.file.read_exact_at(out, (entry.start + at) as u64);
+        read.map_err(|e| FileError::io("read", &self.path, e))
     }
 
     /// Names the first NaN or infinity of the file, by name order, with element index.
@@ -314,7 +332,12 @@ impl Weights {
 
     /// A tensor of any type, if there is one of that name.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
-        self.files.get(*self.place.get(name)?)?.get(name)
+        self.file_of(name)?.get(name)
+    }
+
+    /// The file that a tensor lies in, if there is one of that name.
+    pub fn file_of(&self, name: &str) -> Option<&WeightFile> {
+        self.files.get(*self.place.get(name)?)
     }
 
     /// A weight: a tensor that has to be there, in f32, bf16 or f16, with this shape.

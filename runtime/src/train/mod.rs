@@ -27,11 +27,14 @@ use crate::device::cuda::CudaPlan;
 use crate::device::{DevicePlan, Memory};
 use crate::error::{Result, RunError};
 use crate::exec::{BoundPlan, Slot, Store};
+use crate::lookup::Lookup;
 use crate::profile::{Clock, Machine, Measured, Part, PlanProfile, Profile, Stage, Startup};
 use crate::tuning::Tuning;
 use crate::tuning::device::DeviceTuning;
+use kfc_graph::DType;
+use kfc_ops::model::transformer::embedded_input;
 use kfc_ops::step::TrainedParam;
-use open::{Student, Teacher};
+use open::{Lookups, Student, Teacher};
 use scale::LossScaler;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -60,6 +63,7 @@ pub struct Trainer {
     other_bits: BTreeMap<String, String>,
     params: Vec<TrainedParam>,
     slots: DataSlots,
+    embedded: Vec<Embedded>,
     outputs: Outputs,
     scaler: LossScaler,
     important: Option<f64>,
@@ -115,6 +119,24 @@ impl DataSlots {
                 _ => None,
             },
         }
+    }
+}
+
+/// Embedded tokens of a model whose table stays in its file.
+struct Embedded {
+    lookup: Lookup,
+    slot: Slot,
+    dtype: DType,
+}
+
+impl Embedded {
+    fn all(lookups: Lookups, store: &Store) -> Vec<Embedded> {
+        let both = [(lookups.student, "student."), (lookups.teacher, "teacher.")];
+        let find = |(lookup, prefix): (Option<Lookup>, &str)| {
+            let slot = store.slot(&embedded_input(prefix))?;
+            Some(Embedded { lookup: lookup?, slot, dtype: store.at(slot).ty().dtype })
+        };
+        both.into_iter().filter_map(find).collect()
     }
 }
 
@@ -339,7 +361,7 @@ impl Trainer {
         self.clock.lap(Part::Clear);
         let mut terms = Terms { features: vec![0.0; self.outputs.features.len()], ..Terms::default() };
         for (i, micro) in batch.micro.iter().enumerate() {
-            self.write_micro_batch(micro, &batch, i);
+            self.write_micro_batch(micro, &batch, i)?;
             self.clock.lap(Part::Write);
             self.micro.run(&mut self.store).map_err(|e| e.at_step(self.step + 1))?;
             self.clock.lap(Part::Plans);
@@ -370,7 +392,10 @@ impl Trainer {
     }
 
     /// Writes a micro-batch and the weight of each of its positions in the step's means.
-    fn write_micro_batch(&mut self, micro: &MicroBatch, step: &StepBatch, index: usize) {
+    ///
+    /// # Errors
+    /// If a file with embedded tokens cannot be read.
+    fn write_micro_batch(&mut self, micro: &MicroBatch, step: &StepBatch, index: usize) -> Result<()> {
         let (store, s) = (&mut self.store, &self.slots);
         let mut write = |slot: Option<Slot>, data: &[i32]| {
             if let Some(slot) = slot {
@@ -412,6 +437,10 @@ impl Trainer {
             cache.fill_logits(micro, store.slice_mut(logits));
             cache.fill_lse(micro, store.slice_mut(lse));
         }
+        for e in &self.embedded {
+            e.lookup.read(&micro.tokens, e.dtype, store.slice_mut(e.slot))?;
+        }
+        Ok(())
     }
 
     fn write_update_scalars(&mut self, lr: f64) {

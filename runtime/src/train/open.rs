@@ -4,6 +4,7 @@ use crate::config::{EwcMode, JobConfig, LoraInit, LoraTargets, ModelInit};
 use crate::data::{Loader, Tokenizer};
 use crate::error::{Result, RunError};
 use crate::hf::{Adapter, read_adapter};
+use crate::lookup::Lookup;
 use crate::models::Model;
 use crate::teacher_cache::{TeacherCache, is_cache};
 use kfc_ops::model::{LoraSpec, resolve_targets};
@@ -95,6 +96,28 @@ pub(super) fn open_teacher(job: &JobConfig) -> Result<Option<Teacher>> {
     }
     let model = Model::open(&distill.teacher, job.model.dtype, ModelInit::Pretrained, 0)?;
     Ok(Some(Teacher::Model(Box::new(model))))
+}
+
+/// Embedding tables that stay in their files.
+#[derive(Default)]
+pub(super) struct Lookups {
+    pub(super) student: Option<Lookup>,
+    pub(super) teacher: Option<Lookup>,
+}
+
+impl Lookups {
+    /// Those of a job's models.
+    ///
+    /// # Errors
+    /// If a table is not what it was when the model was opened.
+    pub(super) fn of(job: &JobConfig, student: &Student, teacher: Option<&Teacher>) -> Result<Lookups> {
+        let embeddings = job.train.embeddings;
+        let teacher = match teacher {
+            Some(Teacher::Model(model)) => model.lookup(embeddings, false)?,
+            _ => None,
+        };
+        Ok(Lookups { student: student.model.lookup(embeddings, student.lora.is_none())?, teacher })
+    }
 }
 
 fn check_tokenizers(job: &JobConfig, teacher: &Model) -> Result<()> {

@@ -1,7 +1,7 @@
 //! A job's two graphs and their plans, within its memory budget.
 
 use super::ewc;
-use super::open::{Student, Teacher};
+use super::open::{Lookups, Student, Teacher};
 use crate::accounting::{Account, TRANSPOSED};
 use crate::calibration::Calibration;
 use crate::config::{JobConfig, RecomputePolicy};
@@ -18,7 +18,9 @@ use kfc_graph::{DType, Graph, Op, TensorType, ValueId};
 use kfc_kernels::KernelError;
 use kfc_kernels::compile::{Backend, CompileOptions, Recompute, compile_with, frontier};
 use kfc_kernels::plan::Plan;
-use kfc_ops::step::train::{DistillSpec, FeatureSpec, TeacherSpec, TrainGraph, TrainSpec, train_graph};
+use kfc_ops::step::train::{
+    DistillSpec, Embedded, FeatureSpec, TeacherSpec, TrainGraph, TrainSpec, train_graph,
+};
 use kfc_ops::step::update::{EwcSpec, UpdateSpec, update_graph};
 use std::collections::BTreeSet;
 
@@ -27,6 +29,7 @@ pub(super) fn train_spec<'a>(
     job: &'a JobConfig,
     student: &'a Student,
     teacher: Option<&'a Teacher>,
+    lookups: &Lookups,
     seq: usize,
 ) -> TrainSpec<'a> {
     let distill = job.distill.as_ref().zip(teacher).map(|(d, t)| DistillSpec {
@@ -54,6 +57,7 @@ pub(super) fn train_spec<'a>(
         batch: job.train.batch,
         seq,
         distill,
+        embedded: Embedded { student: lookups.student.is_some(), teacher: lookups.teacher.is_some() },
     }
 }
 

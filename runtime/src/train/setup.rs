@@ -1,10 +1,10 @@
 //! From a job to a trainer: models and adapters loaded, graphs compiled, everything bound.
 
-use super::open::{self, Student, Teacher};
+use super::open::{self, Lookups, Student, Teacher};
 use super::plans::{self, CompiledJob, StepGraphs};
 pub use super::plans::{Budgets, Recomputed, Ways};
 use super::scale::LossScaler;
-use super::{Clock, DataSlots, GRADIENTS, Outputs, Trainer, ewc};
+use super::{Clock, DataSlots, Embedded, GRADIENTS, Outputs, Trainer, ewc};
 use crate::accounting::{Account, BATCHES, READ_AHEAD};
 use crate::calibration::Rates;
 use crate::config::{JobConfig, Length};
@@ -15,7 +15,7 @@ use crate::exec::Store;
 use crate::hf::{Adapter, WeightFile};
 use crate::machine;
 use crate::memory;
-use crate::models::write_f32;
+use crate::models::{Model, write_f32};
 use crate::profile::{Machine, PlanProfile, Profile, Stage, Startup};
 use crate::random;
 use crate::teacher_cache::TeacherCache;
@@ -60,6 +60,7 @@ pub fn place_adapter(store: &mut Store, lora: &LoraSpec, adapter: Option<&Adapte
 struct Prepared {
     student: Student,
     teacher: Option<Teacher>,
+    lookups: Lookups,
     store: Store,
     penalty: Option<ewc::Penalty>,
     graphs: StepGraphs,
@@ -256,7 +257,8 @@ fn described(job: &JobConfig, seq: usize) -> Result<(Student, StepGraphs)> {
     let student = open::open_student(job)?;
     let teacher = open::open_teacher(job)?;
     open::check_layers(job, &student.model, teacher.as_ref())?;
-    let spec = plans::train_spec(job, &student, teacher.as_ref(), seq);
+    let lookups = Lookups::of(job, &student, teacher.as_ref())?;
+    let spec = plans::train_spec(job, &student, teacher.as_ref(), &lookups, seq);
     let params = trained_params(&spec);
     let describe = |section| ewc::describe(section, &params, student.lora.as_ref());
     let penalty = job.ewc.as_ref().map(describe).transpose()?;
@@ -281,14 +283,15 @@ fn prepare(job: &JobConfig, seq: usize) -> Result<Prepared> {
     open::check_modes(job)?;
     let student = open::open_student(job)?;
     let teacher = open::open_teacher(job)?;
+    let lookups = Lookups::of(job, &student, teacher.as_ref())?;
     let mut store = Store::new();
-    place_student(&mut store, job, &student, seq)?;
+    place_student(&mut store, job, &student, &lookups, seq)?;
     if let Some(Teacher::Model(model)) = &teacher {
-        model.place(&mut store, "teacher.", false)?;
+        place_model(model, &mut store, "teacher.", false, lookups.teacher.is_some())?;
         model.place_rope(&mut store, "teacher.", seq)?;
     }
     open::check_layers(job, &student.model, teacher.as_ref())?;
-    let spec = plans::train_spec(job, &student, teacher.as_ref(), seq);
+    let spec = plans::train_spec(job, &student, teacher.as_ref(), &lookups, seq);
     let params = trained_params(&spec);
     place_projectors(&mut store, job, &params)?;
     let penalty = match &job.ewc {
@@ -296,7 +299,7 @@ fn prepare(job: &JobConfig, seq: usize) -> Result<Prepared> {
         None => None,
     };
     let graphs = plans::step_graphs(job, &spec, penalty.as_ref())?;
-    Ok(Prepared { student, teacher, store, penalty, graphs })
+    Ok(Prepared { student, teacher, lookups, store, penalty, graphs })
 }
 
 impl Trainer {
@@ -355,7 +358,8 @@ impl Trainer {
         host.add(BATCHES, batches(job, loader.seq_len()));
         check_machine(&host)?;
         loader.begin();
-        let Prepared { student, teacher, mut store, penalty, graphs } = prepare(job, loader.seq_len())?;
+        let Prepared { student, teacher, lookups, mut store, penalty, graphs } =
+            prepare(job, loader.seq_len())?;
         match &teacher {
             Some(Teacher::Cache(cache)) => check_cache(job, cache, &loader, student.model.config.vocab_size)?,
             Some(Teacher::Model(model)) => open::check_teacher(job, model, &loader)?,
@@ -418,6 +422,7 @@ impl Trainer {
         };
         Ok(Trainer {
             slots: DataSlots::of(&store),
+            embedded: Embedded::all(lookups, &store),
             outputs: Outputs::of(&micro, &update, job),
             scaler: LossScaler::new(job.train.loss_scale, student.model.dtype),
             job: job.clone(),
@@ -446,10 +451,31 @@ impl Trainer {
     }
 }
 
+/// Weights of a model, all or all but its embedding table.
+fn place_model(
+    model: &Model,
+    store: &mut Store,
+    prefix: &str,
+    owned: bool,
+    without_table: bool,
+) -> Result<()> {
+    if without_table {
+        model.place_without_table(store, prefix, owned)
+    } else {
+        model.place(store, prefix, owned)
+    }
+}
+
 /// Weights, adapter and tables of the student.
-fn place_student(store: &mut Store, job: &JobConfig, student: &Student, seq: usize) -> Result<()> {
+fn place_student(
+    store: &mut Store,
+    job: &JobConfig,
+    student: &Student,
+    lookups: &Lookups,
+    seq: usize,
+) -> Result<()> {
     let full = student.lora.is_none();
-    student.model.place(store, "student.", full)?;
+    place_model(&student.model, store, "student.", full, lookups.student.is_some())?;
     if full && student.model.dtype != DType::F32 {
         for p in student.model.config.parameters() {
             student.model.place_as(store, &format!("master.student.{}", p.name), &p, DType::F32, true)?;

@@ -182,17 +182,15 @@ impl Trainer {
     }
 
     /// The adapter as it is now; `None` in full fine-tuning.
-    pub fn adapter(&self) -> Option<Adapter> {
+    pub fn adapter(&self) -> Option<Adapter<&[f32]>> {
         let lora = self.student.lora.as_ref()?;
         let modules = lora
             .modules
             .iter()
             .map(|m| {
                 let values = |side| {
-                    self.store
-                        .get(&lora_input(&m.path, side))
-                        .map(|t| t.slice::<f32>().to_vec())
-                        .unwrap_or_default()
+                    let tensor = self.store.get(&lora_input(&m.path, side));
+                    tensor.map(|t| t.slice::<f32>()).unwrap_or_default()
                 };
                 let (a, b) = (values("A"), values("B"));
                 (m.path.clone(), LoraPair { r: lora.r, inputs: m.in_features, outputs: m.out_features, a, b })
