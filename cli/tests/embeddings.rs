@@ -22,6 +22,12 @@ fn train(job: &Path, out: &Path, settings: &[&str]) -> Value {
     serde_json::from_str(String::from_utf8(output.stdout).unwrap().lines().last().unwrap()).unwrap()
 }
 
+/// Whether what explains a run says that tables stay in their files.
+fn says_so(run: &Path) -> bool {
+    let output = command().arg("explain").arg(run).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().contains("of embedding tables are read from their files")
+}
+
 /// Bytes of each kind that a run held.
 fn account(run: &Path) -> Value {
     let output = command().arg("explain").arg(run).arg("--json").output().unwrap();
@@ -54,6 +60,7 @@ fn tables_in_files_leave_the_same_bits() {
         assert_eq!(bytes(&file, "embedded tokens"), 2 * 16 * (width + teacher) * size);
         // Small tables are in memory where it is left open.
         assert_eq!(bytes(&auto, "embedded tokens"), 0);
+        assert!(says_so(&world.join("file")) && !says_so(&world.join("auto")));
         for run in ["memory", "file", "auto"] {
             std::fs::remove_dir_all(world.join(run)).unwrap();
         }

@@ -56,6 +56,9 @@ pub const TRANSPOSED: &str = "transposed weights";
 /// The item of the batches of a step and of those built ahead.
 pub const BATCHES: &str = "batches in use and built ahead";
 
+/// The item of rows of embedding tables that stay in their files.
+pub const EMBEDDED: &str = "embedded tokens";
+
 /// The item of the arena.
 const ARENA: &str = "activations (arena)";
 
@@ -78,7 +81,7 @@ const KINDS: [(&str, &str); 14] = [
     ("fisher.", "Fisher diagonal"),
     ("anchor.", "anchors"),
     ("lr_scale.", "learning-rate factors"),
-    ("embedded.", "embedded tokens"),
+    ("embedded.", EMBEDDED),
 ];
 
 impl Account {

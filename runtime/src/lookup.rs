@@ -36,6 +36,11 @@ impl Lookup {
         Ok(Lookup { weights: Arc::clone(weights), name, stored, rows, width })
     }
 
+    /// The table's name in its file.
+    pub fn name(&self) -> &str {
+        self.name
+    }
+
     /// Reads the rows that `ids` name as `dtype`, rounded as a table in memory would be, into `out`, which has their size.
     /// Allocates nothing.
     ///

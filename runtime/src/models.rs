@@ -92,24 +92,21 @@ impl Model {
     /// # Errors
     /// If memory runs out or a file is damaged.
     pub fn place(&self, store: &mut Store, prefix: &str, owned: bool) -> Result<()> {
-        self.place_some(store, prefix, owned, |_| true)
+        self.place_beside(store, prefix, owned, None)
     }
 
-    /// [`Model::place`] without the embedding table.
+    /// [`Model::place`] without the table that stays in its file.
     ///
     /// # Errors
     /// As there.
-    pub fn place_without_table(&self, store: &mut Store, prefix: &str, owned: bool) -> Result<()> {
-        self.place_some(store, prefix, owned, |p| p.name != EMBEDDING)
-    }
-
-    fn place_some(
+    pub fn place_beside(
         &self,
         store: &mut Store,
         prefix: &str,
         owned: bool,
-        is_placed: impl Fn(&Parameter) -> bool,
+        table: Option<&Lookup>,
     ) -> Result<()> {
+        let is_placed = |p: &Parameter| table.is_none_or(|t| t.name() != p.name);
         for p in self.config.parameters().into_iter().filter(is_placed) {
             self.place_as(store, &format!("{prefix}{}", p.name), &p, self.dtype, owned)?;
         }

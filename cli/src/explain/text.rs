@@ -5,6 +5,7 @@ use crate::config::format_bytes;
 use crate::output::table;
 use kfc_graph::budget::Decision;
 use kfc_kernels::cuda::Arch;
+use kfc_runtime::accounting::EMBEDDED;
 use kfc_runtime::profile::{Machine, Profile};
 use std::fmt::Write;
 
@@ -274,6 +275,13 @@ pub(crate) fn reasons(e: &Explanation<'_>) -> Vec<String> {
             _ => format!("{op}: {why}"),
         })
         .collect();
+    if let Some((_, bytes)) = e.profile.account.iter().find(|(what, _)| what == EMBEDDED) {
+        lines.push(format!(
+            "{EMBEDDED}: {} of embedding tables are read from their files before each micro-batch; the tables take no \
+             memory (train.embeddings)",
+            format_bytes(*bytes)
+        ));
+    }
     let inplace: usize = e.kernels.iter().map(|k| k.inplace_bytes).sum();
     if inplace > 0 {
         lines.push(format!(

@@ -15,7 +15,7 @@ use crate::exec::Store;
 use crate::hf::{Adapter, WeightFile};
 use crate::machine;
 use crate::memory;
-use crate::models::{Model, write_f32};
+use crate::models::write_f32;
 use crate::profile::{Machine, PlanProfile, Profile, Stage, Startup};
 use crate::random;
 use crate::teacher_cache::TeacherCache;
@@ -287,7 +287,7 @@ fn prepare(job: &JobConfig, seq: usize) -> Result<Prepared> {
     let mut store = Store::new();
     place_student(&mut store, job, &student, &lookups, seq)?;
     if let Some(Teacher::Model(model)) = &teacher {
-        place_model(model, &mut store, "teacher.", false, lookups.teacher.is_some())?;
+        model.place_beside(&mut store, "teacher.", false, lookups.teacher.as_ref())?;
         model.place_rope(&mut store, "teacher.", seq)?;
     }
     open::check_layers(job, &student.model, teacher.as_ref())?;
@@ -451,21 +451,6 @@ impl Trainer {
     }
 }
 
-/// Weights of a model, all or all but its embedding table.
-fn place_model(
-    model: &Model,
-    store: &mut Store,
-    prefix: &str,
-    owned: bool,
-    without_table: bool,
-) -> Result<()> {
-    if without_table {
-        model.place_without_table(store, prefix, owned)
-    } else {
-        model.place(store, prefix, owned)
-    }
-}
-
 /// Weights, adapter and tables of the student.
 fn place_student(
     store: &mut Store,
@@ -475,7 +460,7 @@ fn place_student(
     seq: usize,
 ) -> Result<()> {
     let full = student.lora.is_none();
-    place_model(&student.model, store, "student.", full, lookups.student.is_some())?;
+    student.model.place_beside(store, "student.", full, lookups.student.as_ref())?;
     if full && student.model.dtype != DType::F32 {
         for p in student.model.config.parameters() {
             student.model.place_as(store, &format!("master.student.{}", p.name), &p, DType::F32, true)?;
