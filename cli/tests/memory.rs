@@ -103,14 +103,14 @@ fn a_budget_holds_and_changes_no_bit(kind: Kind) {
 
     let mut last = f64::INFINITY;
     for i in 0..10 {
-        // From unlimited down to the least feasible; some air, since the program's own share varies between runs.
-        let budget = largest + 4 - (largest - smallest) * i / 9;
+        // From unlimited down to the least feasible; a MiB of air, since the program's own share varies between runs.
+        let budget = largest + 4 - (largest + 3 - smallest) * i / 9;
         let (p, m, bytes) = run(dir.path(), &format!("b{i}"), &["--mem-budget", &format!("{budget}MiB")]);
         assert!(bytes == adapter, "{budget} MiB: another result");
         assert!(p <= (budget << 20) as f64, "{budget} MiB: {p} predicted");
         assert!((p - m).abs() <= SHARE * m + SLACK, "{budget} MiB: {p} predicted, {m} measured");
         assert!(m <= (budget << 20) as f64, "{budget} MiB: {m} measured");
-        assert!(m <= last + (4 << 20) as f64, "{budget} MiB: {m} measured, {last} with more");
+        assert!(m <= last + (2 << 20) as f64, "{budget} MiB: {m} measured, {last} with more");
         last = m;
     }
     assert!(
