@@ -33,6 +33,8 @@ def main():
     unknown = [m for m in args.modes.split(",") if m and m not in MODES]
     if unknown:
         parser.error(f"--modes: no mode {', '.join(unknown)}; there are {', '.join(MODES)}")
+    if args.losses and args.mem_budget:
+        parser.error("--losses compares no memory; leave --mem-budget out")
     folder = args.work / f"{args.workload}-{args.dtype}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     kfc = [args.kfc, "bench", args.workload, "--dtype", args.dtype, "--keep", folder, "--threads", args.threads, "--json",
@@ -43,29 +45,29 @@ def main():
     budget = {f"kfc within {args.mem_budget}": [*kfc, "--mem-budget", args.mem_budget]} if args.mem_budget else {}
     chosen = [MODES[m] for m in args.modes.split(",") if m]
     runs = side.in_turns(args, {"kfc": kfc, **budget, **{name: torch + mode for name, mode in chosen}})
-    if "kfc" not in runs or all(name.startswith("kfc") for name in runs):
+    peers = [name for name, _ in chosen if name in runs]
+    if "kfc" not in runs or not peers:
         sys.exit("nothing to compare")
     if not args.losses:
-        report(args, runs)
+        report(args, runs, peers)
     same = compare_losses(args, runs)
     sys.exit(0 if same else 1)
 
 
-def report(args, runs):
+def report(args, runs, peers):
     """The table: the best run of each, and ratios to the fastest mode of torch."""
     figures = {name: dict(tokens=side.best(r, "tokens_per_s"), peak=side.best(r, "peak_bytes", largest=False),
                           cold=side.best(r, "cold_start_ms", largest=False)) for name, r in runs.items()}
-    peers = {name: f for name, f in figures.items() if not name.startswith("kfc")}
-    fastest = max(peers, key=lambda n: peers[n]["tokens"])
-    rows = [[name, f"{f['tokens']:,.1f}", f"{f['tokens'] / peers[fastest]['tokens']:.2f}", side.mib(f["peak"]),
-             f"{f['peak'] / peers[fastest]['peak']:.2f}", f"{f['cold'] / 1e3:.1f} s"] for name, f in figures.items()]
+    fastest = max(peers, key=lambda n: figures[n]["tokens"])
+    rows = [[name, f"{f['tokens']:,.1f}", f"{f['tokens'] / figures[fastest]['tokens']:.2f}", side.mib(f["peak"]),
+             f"{f['peak'] / figures[fastest]['peak']:.2f}", f"{f['cold'] / 1e3:.1f} s"] for name, f in figures.items()]
     print(f"{args.workload} {args.dtype}, best of {args.rounds}; ratios to {fastest}")
     side.print_table(["", "tokens/s", "ratio", "peak memory", "ratio", "first step after"], rows)
     kfc = figures["kfc"]
     side.write_results(args, f"step-{args.workload}-{args.dtype}", {
         "workload": args.workload, "dtype": args.dtype, "rounds": args.rounds, "fastest_peer": fastest,
-        "speed_ratio": round(kfc["tokens"] / peers[fastest]["tokens"], 3),
-        "memory_ratio": round(kfc["peak"] / peers[fastest]["peak"], 3), "runs": runs,
+        "speed_ratio": round(kfc["tokens"] / figures[fastest]["tokens"], 3),
+        "memory_ratio": round(kfc["peak"] / figures[fastest]["peak"], 3), "runs": runs,
     })
 
 

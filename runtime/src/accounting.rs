@@ -6,6 +6,7 @@
 
 use crate::device;
 use crate::exec::Store;
+use crate::memory::Held;
 use kfc_graph::{Graph, TensorType};
 use kfc_kernels::cpu::gemm::SCRATCH_BYTES;
 use serde_json::{Value, json};
@@ -56,15 +57,21 @@ pub const TRANSPOSED: &str = "transposed weights";
 /// The item of the batches of a step and of those built ahead.
 pub const BATCHES: &str = "batches in use and built ahead";
 
+/// The item of compiled plans: their launches, bound and described.
+pub const PLANS: &str = "plans";
+
+/// Bytes of a plan for each node of the graph that it is compiled from, at most.
+const PLAN_BYTES_OF_NODE: u64 = 2000;
+
 /// The item of rows of embedding tables that stay in their files.
 pub const EMBEDDED: &str = "embedded tokens";
 
 /// The item of the arena.
 const ARENA: &str = "activations (arena)";
 
-/// Code and small buffers that the first steps bring in: pages of the program, stacks, batches read ahead, kernels. Runs of
-/// models from 13 MiB to 250 MiB grew by 1 to 6 MiB after the account was made; the rest is air, so that a budget holds.
-const TO_COME: u64 = 8 << 20;
+/// What is written beside the items from the account's making on: plans, stacks, metrics, what files are read and written
+/// through.
+const TO_COME: u64 = 2 << 20;
 
 /// Where a tensor of the store belongs, by the prefix of its name; the first that fits counts.
 const KINDS: [(&str, &str); 14] = [
@@ -85,17 +92,23 @@ const KINDS: [(&str, &str); 14] = [
 ];
 
 impl Account {
-    /// The account of a store and an arena in a process that held `before` bytes when it began to fill them.
-    pub fn new(before: u64, store: &Store, arena: u64) -> Account {
+    /// The account of a store and an arena in a process that held `before` when it began to fill them.
+    pub fn new(before: Held, store: &Store, arena: u64) -> Account {
         Account::of(before, arena, store.iter().map(|(name, tensor)| (name, tensor.ty())))
     }
 
     /// The account of the tensors that graphs will be bound to, before any is allocated; no arena.
-    pub fn of_graphs(before: u64, graphs: [&Graph; 2]) -> Account {
+    pub fn of_graphs(before: Held, graphs: [&Graph; 2]) -> Account {
         let inputs =
             graphs.into_iter().flat_map(|g| g.inputs().iter().map(|i| (i.name.as_str(), g.ty(i.value))));
         let tensors: BTreeMap<&str, &TensorType> = inputs.collect();
         Account::of(before, 0, tensors.into_iter())
+    }
+
+    /// Adds the plans that graphs are compiled to.
+    pub(crate) fn add_plans(&mut self, graphs: [&Graph; 2]) {
+        let nodes: usize = graphs.iter().map(|g| g.nodes().len()).sum();
+        self.add(PLANS, nodes as u64 * PLAN_BYTES_OF_NODE);
     }
 
     /// The account of the tensors that graphs will be bound to on a GPU; no arena. Its total, with the arena, is what is
@@ -118,9 +131,10 @@ impl Account {
         account
     }
 
-    fn of<'a>(before: u64, arena: u64, tensors: impl Iterator<Item = (&'a str, &'a TensorType)>) -> Account {
+    fn of<'a>(before: Held, arena: u64, tensors: impl Iterator<Item = (&'a str, &'a TensorType)>) -> Account {
         let mut account = Account::default();
-        account.add("program and training rows", before + TO_COME);
+        account.add("program code", before.code);
+        account.add("program data and training rows", before.data + TO_COME);
         account.add(ARENA, arena);
         account.add("tiles of threads", (rayon::current_num_threads() * SCRATCH_BYTES) as u64);
         account.add_tensors(tensors);
@@ -188,11 +202,12 @@ mod tests {
         for name in ["student.a", "student.rope.cos", "m.lora.x", "v.lora.x", "tokens"] {
             store.allocate(name, &ty).unwrap();
         }
-        let account = Account::new(1000, &store, 4096);
+        let account = Account::new(Held { code: 1000, data: 100 }, &store, 4096);
         let of = |what: &str| account.items.iter().find(|i| i.what == what).map_or(0, |i| i.bytes);
         assert_eq!(of("optimiser moments"), 2048);
         assert_eq!(of("student weights"), 1024);
         assert_eq!(of("step data"), 1024);
+        assert_eq!((of("program code"), of("program data and training rows")), (1000, 100 + TO_COME));
         assert_eq!(account.total() - account.without_arena(), 4096);
     }
 }

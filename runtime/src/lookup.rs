@@ -20,6 +20,8 @@ const PIECE: usize = 4096;
 pub struct Lookup {
     weights: Arc<Weights>,
     name: &'static str,
+    /// The number of its file, and its first byte there.
+    place: (usize, usize),
     /// Its element type in the file.
     stored: DType,
     rows: usize,
@@ -33,7 +35,8 @@ impl Lookup {
     /// If there is none.
     pub fn open(weights: &Arc<Weights>, name: &'static str, [rows, width]: [usize; 2]) -> Result<Lookup> {
         let stored = dtype_of(weights.require(name, &[rows, width])?.dtype).unwrap_or(DType::F32);
-        Ok(Lookup { weights: Arc::clone(weights), name, stored, rows, width })
+        let place = weights.locate(name)?;
+        Ok(Lookup { weights: Arc::clone(weights), name, place, stored, rows, width })
     }
 
     /// The table's name in its file.
@@ -55,7 +58,7 @@ impl Lookup {
     }
 
     fn row(&self, id: i32, dtype: DType, out: &mut [u8]) -> Result<()> {
-        let file = self.weights.file_of(self.name);
+        let file = self.weights.files().get(self.place.0);
         let row = usize::try_from(id).ok().filter(|row| *row < self.rows);
         let (Some(file), Some(row)) = (file, row) else {
             return Err(RunError::Failed(format!(
@@ -64,15 +67,15 @@ impl Lookup {
             )));
         };
         let size = self.stored.size();
-        let start = row * self.width * size;
+        let start = self.place.1 + row * self.width * size;
         if dtype == self.stored {
-            return Ok(file.read(self.name, start, out)?);
+            return Ok(file.read(start, out)?);
         }
         let mut piece = [0; PIECE];
         let count = PIECE / size;
         for (i, out) in out.chunks_mut(count * dtype.size()).enumerate() {
             let piece = &mut piece[..out.len() / dtype.size() * size];
-            file.read(self.name, start + i * count * size, piece)?;
+            file.read(start + i * count * size, piece)?;
             convert_block(piece, self.stored, dtype, out);
         }
         Ok(())

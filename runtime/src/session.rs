@@ -27,17 +27,20 @@ pub fn arena_bytes(plans: &[Plan]) -> usize {
 /// # Errors
 /// If a tensor is missing, or memory runs out.
 pub fn bind(plans: &[Plan], store: &Store) -> Result<Vec<BoundPlan>> {
-    bind_with(plans, store, &[])
+    let mut bound = bind_with(plans, store, &[])?;
+    bound.iter_mut().take(1).for_each(BoundPlan::touch_arena);
+    Ok(bound)
 }
 
-/// [`bind`] with transposed copies of these weights.
+/// [`bind`] with transposed copies of these weights, and an arena that is not in memory before [`BoundPlan::touch_arena`]:
+/// what was needed for binding can be freed first.
 ///
 /// # Errors
 /// As there.
-pub fn bind_with(plans: &[Plan], store: &Store, copied: &[Copied]) -> Result<Vec<BoundPlan>> {
+pub(crate) fn bind_with(plans: &[Plan], store: &Store, copied: &[Copied]) -> Result<Vec<BoundPlan>> {
     let bytes = arena_bytes(plans);
     let arena =
-        HostBuffer::zeroed(bytes).ok_or_else(|| StoreError::OutOfMemory { name: "arena".into(), bytes })?;
+        HostBuffer::reserved(bytes).ok_or_else(|| StoreError::OutOfMemory { name: "arena".into(), bytes })?;
     let arena = Arc::new(arena);
     let held = Held::new(copied, store)?;
     let tuning = Tuning::load(&Machine::this());

@@ -9,7 +9,7 @@ use crate::output;
 use crate::run_dir::{RunDir, write_atomically};
 use kfc_runtime::calibration::Calibration;
 use kfc_runtime::config::JobConfig;
-use kfc_runtime::memory;
+use kfc_runtime::memory::{self, Held};
 use kfc_runtime::models::Model;
 use kfc_runtime::profile::Profile;
 use kfc_runtime::train::data;
@@ -33,8 +33,9 @@ pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Outcome> {
         of_run(&RunDir::open(&args.target)?)?
     } else {
         let job = config::load(&args.target, &args.set)?;
-        key = Some(setup::plan_key(&job, rows(&job)?.0)?);
-        predict(&job, &args.device.plain())?
+        let (seq, before) = rows(&job)?;
+        key = Some(setup::plan_key(&job, seq)?);
+        setup::predict(&job, seq, &Target::of(&args.device.plain(), before)?)?
     };
     let calibration = Calibration::load(&profile.machine).with_stated(profile.stated);
     let tuning = Tuning::load(&profile.machine);
@@ -74,23 +75,15 @@ fn of_run(run: &RunDir) -> anyhow::Result<Profile> {
     Ok(Profile::read(&run.profile()).map_err(kfc_runtime::RunError::from)?)
 }
 
-/// The step of a job as it would run on a device of this machine.
-///
-/// # Errors
-/// If anything that the job names, or the device, is missing or does not fit.
-pub(crate) fn predict(job: &JobConfig, device: &kfc_runtime::device::Device) -> anyhow::Result<Profile> {
-    let (seq, before) = rows(job)?;
-    Ok(setup::predict(job, seq, &Target::of(device, before)?)?)
-}
-
-/// Tokens of a row of the job's data, and what is resident with the rows in memory.
+/// Tokens of a row of the job's data, and what is held with the rows in memory.
 ///
 /// # Errors
 /// If the model or the rows cannot be read.
-pub fn rows(job: &JobConfig) -> anyhow::Result<(usize, u64)> {
+pub fn rows(job: &JobConfig) -> anyhow::Result<(usize, Held)> {
     let model = Model::open(&job.model.path, job.model.dtype, job.model.init, job.train.seed)?;
     let rows = data::load(job, &model.config)?;
     memory::release_unused();
-    let before = memory::resident() + rows.to_come();
+    let mut before = Held::now();
+    before.data += rows.to_come();
     Ok((data::loader(job, rows)?.seq_len(), before))
 }

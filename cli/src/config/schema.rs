@@ -368,8 +368,8 @@ pub(super) fn train() -> Section<TrainSection> {
         key!(
             S,
             embeddings,
-            "Where embedding tables are that are neither trained nor shared with an output layer: in memory, or in their files, \
-             from which a step reads the rows of its tokens; left open, tables of 16 MiB or more are in their files."
+            "Where embedding tables are that are neither trained, nor random, nor shared with an output layer: in memory, or in their \
+             files, from which a step reads the rows of its tokens; left open, tables of 16 MiB or more are in their files."
         ),
     ]);
     Section { name: "train", doc: "Steps, optimiser and schedule.", defaults: train_defaults, keys }

@@ -6,6 +6,7 @@ use kfc_runtime::config::{JobConfig, RecomputePolicy};
 use kfc_runtime::device::Device;
 use kfc_runtime::device::cuda::Gpu;
 use kfc_runtime::machine::Memory;
+use kfc_runtime::memory;
 use kfc_runtime::profile::Profile;
 use kfc_runtime::train::setup::{self, Target};
 
@@ -34,13 +35,14 @@ impl Fit {
 pub(crate) fn check(job: &JobConfig, device: &Device, memory: Memory) -> anyhow::Result<Fit> {
     let (seq, before) = rows(job)?;
     let target = Target::of(device, before)?;
+    // The rows are in memory already.
+    let here = memory::resident();
     let (mut limit, mut limited_by) = match (device, memory.group) {
         (Device::Cuda { index, .. }, _) => (Gpu::open(*index)?.free_memory()?.0, "the device's free memory"),
-        // The rows are in memory already.
         (Device::Cpu, Some((_, left))) if left <= memory.available => {
-            (left.saturating_add(before), "the control group of this process")
+            (left.saturating_add(here), "the control group of this process")
         }
-        (Device::Cpu, _) => (memory.available.saturating_add(before), "the machine's free memory"),
+        (Device::Cpu, _) => (memory.available.saturating_add(here), "the machine's free memory"),
     };
     if let Some(budget) = job.train.mem_budget.filter(|b| *b < limit) {
         (limit, limited_by) = (budget, "train.mem_budget");

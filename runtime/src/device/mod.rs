@@ -124,7 +124,8 @@ impl Opened {
     }
 
     /// Binds plans to tensors of `store`, which is then where step data is written; `account` is what they hold, transposed
-    /// copies of the weights `copied` among it.
+    /// copies of the weights `copied` among it. On the host their arena is reserved, and [`DevicePlan::touch_arena`] brings it
+    /// into memory.
     ///
     /// # Errors
     /// If a tensor is missing, kernels cannot be had, or memory runs out.
@@ -258,6 +259,22 @@ pub(crate) enum DevicePlan {
 }
 
 impl DevicePlan {
+    /// Brings the arena into memory that this plan shares with those bound with it, if it is not there.
+    pub(crate) fn touch_arena(&mut self) {
+        match self {
+            DevicePlan::Cpu(plan) => plan.touch_arena(),
+            DevicePlan::Cuda(_) => {}
+        }
+    }
+
+    /// Gives the memory of the arena back to the host; on a GPU it stays.
+    pub(crate) fn release_arena(&mut self) {
+        match self {
+            DevicePlan::Cpu(plan) => plan.release_arena(),
+            DevicePlan::Cuda(_) => {}
+        }
+    }
+
     /// Runs every step in order.
     ///
     /// # Errors

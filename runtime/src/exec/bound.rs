@@ -85,7 +85,7 @@ pub struct BoundPlan {
     spent: Vec<u64>,
     last: Vec<u64>,
     runs: u64,
-    _arena: Arc<HostBuffer>,
+    arena: Arc<HostBuffer>,
     _held: Held,
 }
 
@@ -142,9 +142,21 @@ impl BoundPlan {
             spent,
             last,
             runs: 0,
-            _arena: Arc::clone(arena),
+            arena: Arc::clone(arena),
             _held: Held::default(),
         })
+    }
+
+    /// Brings the arena into memory. What the plans that share it made last is lost.
+    pub(crate) fn touch_arena(&mut self) {
+        // SAFETY: plans of one arena run one after the other, this one not now, and none needs what an earlier run left.
+        unsafe { self.arena.touch() }
+    }
+
+    /// Gives the arena's memory back; what plans made last is lost. A later run brings it in again, page by page.
+    pub(crate) fn release_arena(&mut self) {
+        // SAFETY: as in `touch_arena`.
+        unsafe { self.arena.release() }
     }
 
     /// Runs every step in order.

@@ -2,7 +2,7 @@
 
 use bytemuck::Pod;
 use kfc_kernels::cpu::Buf;
-use memmap2::MmapMut;
+use memmap2::{MmapMut, UncheckedAdvice};
 use rayon::prelude::*;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
@@ -30,7 +30,7 @@ pub struct HostBuffer {
 enum Owner {
     Nobody,
     Heap(Layout),
-    Pages { _map: MmapMut },
+    Pages(MmapMut),
 }
 
 // SAFETY: the block is owned and has no thread affinity.
@@ -41,13 +41,19 @@ unsafe impl Sync for HostBuffer {}
 impl HostBuffer {
     /// `bytes` of zeroed memory, resident; `None` when the system has not that much.
     pub fn zeroed(bytes: usize) -> Option<HostBuffer> {
-        let mut buffer = match bytes {
-            0 => HostBuffer { ptr: NonNull::<u64>::dangling().cast(), bytes: 0, owner: Owner::Nobody },
-            _ if bytes < OWN_PAGES => HostBuffer::heap(bytes)?,
-            _ => HostBuffer::pages(bytes)?,
-        };
-        buffer.touch();
+        let buffer = HostBuffer::reserved(bytes)?;
+        // SAFETY: nobody else knows of it yet, and zeros are what it has.
+        unsafe { buffer.touch() };
         Some(buffer)
+    }
+
+    /// `bytes` of zeroed memory that becomes resident where it is first touched; `None` when the system has not that much.
+    pub fn reserved(bytes: usize) -> Option<HostBuffer> {
+        match bytes {
+            0 => Some(HostBuffer { ptr: NonNull::<u64>::dangling().cast(), bytes: 0, owner: Owner::Nobody }),
+            _ if bytes < OWN_PAGES => HostBuffer::heap(bytes),
+            _ => HostBuffer::pages(bytes),
+        }
     }
 
     fn heap(bytes: usize) -> Option<HostBuffer> {
@@ -60,18 +66,34 @@ impl HostBuffer {
     fn pages(bytes: usize) -> Option<HostBuffer> {
         let mut map = MmapMut::map_anon(bytes).ok()?;
         let ptr = NonNull::new(map.as_mut_ptr())?;
-        Some(HostBuffer { ptr, bytes, owner: Owner::Pages { _map: map } })
+        Some(HostBuffer { ptr, bytes, owner: Owner::Pages(map) })
     }
 
-    /// Writes to every page, so that the memory is resident from the start and not at some later step: what a run takes is
-    /// what was allocated.
-    fn touch(&mut self) {
-        self.bytes_mut().par_chunks_mut(TOUCHED).for_each(|chunk| {
+    /// Writes zeros to every page, so that the memory is resident from the start and not at some later step: what a run takes
+    /// is what was allocated.
+    ///
+    /// # Safety
+    /// Nobody uses the buffer meanwhile, or needs what is in it.
+    pub(super) unsafe fn touch(&self) {
+        // SAFETY: the block has `bytes` initialised bytes, and by contract nobody has another reference to them.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.bytes) };
+        bytes.par_chunks_mut(TOUCHED).for_each(|chunk| {
             for byte in chunk.iter_mut().step_by(PAGE) {
                 // SAFETY: a valid place; volatile, or the compiler would drop a write of what is there already.
                 unsafe { std::ptr::from_mut(byte).write_volatile(0) }
             }
         });
+    }
+
+    /// Gives the memory of a large buffer back to the system; it is zeros then, and resident where it is touched again.
+    ///
+    /// # Safety
+    /// As for [`HostBuffer::touch`].
+    pub(super) unsafe fn release(&self) {
+        if let Owner::Pages(map) = &self.owner {
+            // SAFETY: anonymous memory without references to it, by contract. A system that refuses keeps what it has.
+            let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
     }
 
     /// Size in bytes.

@@ -226,20 +226,12 @@ impl WeightFile {
         TensorView { name, dtype: entry.dtype, dims: &entry.dims, bytes, file: &self.path }
     }
 
-    /// Reads bytes of a tensor from `at` on, not through the mapping: pages that are read so are none of this process's.
+    /// Reads bytes from `at` on, not through the mapping: pages that are read so are none of this process's.
     ///
     /// # Errors
-    /// If there is no such tensor, it has not so many bytes, or the file cannot be read.
-    pub fn read(&self, name: &str, at: usize, out: &mut [u8]) -> Result<()> {
-        let entry = self.header.tensors.get(name).filter(|e| at + out.len() <= e.len);
-        let Some(entry) = entry else {
-            return Err(FileError::invalid(
-                &self.path,
-                format!("has no bytes {at} to {} of tensor `{name}`", at + out.len()),
-            ));
-        };
-        let read = self.file.read_exact_at(out, (entry.start + at) as u64);
-        read.map_err(|e| FileError::io("read", &self.path, e))
+    /// If the file is shorter, or cannot be read.
+    pub fn read(&self, at: usize, out: &mut [u8]) -> Result<()> {
+        self.file.read_exact_at(out, at as u64).map_err(|e| FileError::io("read", &self.path, e))
     }
 
     /// Names the first NaN or infinity of the file, by name order, with element index.
@@ -332,12 +324,17 @@ impl Weights {
 
     /// A tensor of any type, if there is one of that name.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
-        self.file_of(name)?.get(name)
+        self.files.get(*self.place.get(name)?)?.get(name)
     }
 
-    /// The file that a tensor lies in, if there is one of that name.
-    pub fn file_of(&self, name: &str) -> Option<&WeightFile> {
-        self.files.get(*self.place.get(name)?)
+    /// Where a tensor lies: the number of its file, and its first byte there.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn locate(&self, name: &str) -> Result<(usize, usize)> {
+        let start = |file: usize| Some((file, self.files.get(file)?.header.tensors.get(name)?.start));
+        let place = self.place.get(name).and_then(|file| start(*file));
+        place.ok_or_else(|| missing(&self.dir, name, self.names()))
     }
 
     /// A weight: a tensor that has to be there, in f32, bf16 or f16, with this shape.

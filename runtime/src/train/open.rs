@@ -99,7 +99,6 @@ pub(super) fn open_teacher(job: &JobConfig) -> Result<Option<Teacher>> {
 }
 
 /// Embedding tables that stay in their files.
-#[derive(Default)]
 pub(super) struct Lookups {
     pub(super) student: Option<Lookup>,
     pub(super) teacher: Option<Lookup>,

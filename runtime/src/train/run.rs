@@ -115,6 +115,8 @@ pub fn run(trainer: &mut Trainer, options: &RunOptions<'_>, observer: &mut dyn O
     {
         observer.note(&format!("of what was streamed: {report}"));
     }
+    // What follows takes memory of its own, which is not to come on top of that of the steps.
+    trainer.micro.release_arena();
     let mut profile = trainer.profile();
     metrics.sync()?;
     let seconds = start.elapsed().as_secs_f64();

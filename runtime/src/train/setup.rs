@@ -14,7 +14,7 @@ use crate::error::{Result, RunError};
 use crate::exec::Store;
 use crate::hf::{Adapter, WeightFile};
 use crate::machine;
-use crate::memory;
+use crate::memory::{self, Held};
 use crate::models::write_f32;
 use crate::profile::{Machine, PlanProfile, Profile, Stage, Startup};
 use crate::random;
@@ -83,19 +83,25 @@ pub fn compile(
         return plans::compile_graphs(job, &graphs, &held_on_device(&graphs), backend, ways, observer);
     }
     memory::release_unused();
-    let before = memory::resident();
+    let before = Held::now();
     let mut p = prepare(job, seq)?;
     allocate(&mut p.store, &p.graphs, None)?;
     let mut held = Account::new(before, &p.store, 0);
-    held.add(BATCHES, batches(job, seq));
+    add_working(&mut held, job, &p.graphs, seq);
     plans::compile_graphs(job, &p.graphs, &held, backend, ways, observer)
 }
 
-/// What a process holds beside the arena that trains on the CPU and that holds `before` bytes already.
-fn held_on_host(job: &JobConfig, graphs: &StepGraphs, seq: usize, before: u64) -> Account {
+/// What a process holds beside the arena that trains on the CPU and that holds `before` already.
+fn held_on_host(job: &JobConfig, graphs: &StepGraphs, seq: usize, before: Held) -> Account {
     let mut held = Account::of_graphs(before, [&graphs.train.graph, &graphs.update]);
-    held.add(BATCHES, batches(job, seq));
+    add_working(&mut held, job, graphs, seq);
     held
+}
+
+/// Adds what steps on the CPU take beside tensors.
+fn add_working(held: &mut Account, job: &JobConfig, graphs: &StepGraphs, seq: usize) {
+    held.add(BATCHES, batches(job, seq));
+    held.add_plans([&graphs.train.graph, &graphs.update]);
 }
 
 /// Bytes of the batches that the host holds at once.
@@ -138,10 +144,10 @@ fn allocate(store: &mut Store, graphs: &StepGraphs, without: Option<&str>) -> Re
 /// Where a step is planned for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
-    /// This CPU, in a process in which so many bytes are resident already.
+    /// This CPU, in a process that holds so much already.
     Host {
         /// See there.
-        before: u64,
+        before: Held,
     },
     /// A GPU, with what it says it can do at best.
     Gpu {
@@ -157,7 +163,7 @@ impl Target {
     ///
     /// # Errors
     /// If it is not there.
-    pub fn of(device: &Device, before: u64) -> Result<Target> {
+    pub fn of(device: &Device, before: Held) -> Result<Target> {
         Ok(match device {
             Device::Cpu => Target::Host { before },
             Device::Cuda { index, .. } => {
@@ -352,7 +358,7 @@ impl Trainer {
         let mut startup = Startup::new(loader.reading());
         // Reading and tokenising left holes behind; they are not what the run holds.
         memory::release_unused();
-        let before = memory::resident();
+        let before = Held::now();
         // Batches are built from here on, beside everything that follows.
         let mut host = Account::default();
         host.add(BATCHES, batches(job, loader.seq_len()));
@@ -373,7 +379,7 @@ impl Trainer {
                 check_machine(&held_on_host(job, &graphs, seq, before))?;
                 allocate(&mut store, &graphs, None)?;
                 let mut held = Account::new(before, &store, 0);
-                held.add(BATCHES, batches(job, seq));
+                add_working(&mut held, job, &graphs, seq);
                 if let Some(stream) = loader.stream() {
                     held.add(READ_AHEAD, stream.memory());
                 }
@@ -396,13 +402,17 @@ impl Trainer {
             check_machine(&account)?;
         }
         opened.settle(job, &plans)?;
-        // Compiling, too, left holes behind.
-        memory::release_unused();
         let (memory, bound) = opened.bind(&plans, &store, &copied, &account, &mut startup)?;
         let described = [(0, job.train.accumulation), (1, 1)]
             .map(|(i, runs)| PlanProfile::of(&plans[i], runs).with_programs(bound[i].programs()));
-        let [micro, update]: [_; 2] =
+        let [mut micro, update]: [_; 2] =
             bound.try_into().map_err(|_| RunError::Failed("a step has two plans".into()))?;
+        let params = graphs.train.params;
+        // Graphs and what compiling left behind go before the arena comes, or the peak would have both.
+        drop((plans, copied, graphs.train.graph, graphs.update));
+        memory::release_unused();
+        micro.touch_arena();
+        startup.lap(Stage::Memory);
         let total = match job.train.length {
             Length::Steps(n) => n,
             Length::Epochs(e) => {
@@ -436,7 +446,7 @@ impl Trainer {
             machine: opened.machine(),
             stated: opened.stated(),
             other_bits: opened.other_bits(&described),
-            params: graphs.train.params,
+            params,
             important: penalty.and_then(|p| p.important),
             account,
             described,
