@@ -4,8 +4,8 @@
 //! micro-batch, whatever the vocabulary.
 
 use crate::error::{Result, RunError};
-use crate::hf::{Weights, dtype_of};
-use crate::models::convert_block;
+use crate::hf::{TensorView, Weights};
+use crate::models::load_from;
 use kfc_graph::DType;
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -13,17 +13,10 @@ use std::sync::Arc;
 /// Rows that one task reads.
 const ROWS: usize = 16;
 
-/// Bytes that are converted at once.
-const PIECE: usize = 4096;
-
 /// A table `[V,H]` in a file.
 pub struct Lookup {
     weights: Arc<Weights>,
     name: &'static str,
-    /// The number of its file, and its first byte there.
-    place: (usize, usize),
-    /// Its element type in the file.
-    stored: DType,
     rows: usize,
     width: usize,
 }
@@ -34,9 +27,8 @@ impl Lookup {
     /// # Errors
     /// If there is none.
     pub fn open(weights: &Arc<Weights>, name: &'static str, [rows, width]: [usize; 2]) -> Result<Lookup> {
-        let stored = dtype_of(weights.require(name, &[rows, width])?.dtype).unwrap_or(DType::F32);
-        let place = weights.locate(name)?;
-        Ok(Lookup { weights: Arc::clone(weights), name, place, stored, rows, width })
+        weights.require(name, &[rows, width])?;
+        Ok(Lookup { weights: Arc::clone(weights), name, rows, width })
     }
 
     /// The table's name in its file.
@@ -50,35 +42,24 @@ impl Lookup {
     /// # Errors
     /// If an id is not one of the table's, or its file cannot be read.
     pub fn read(&self, ids: &[i32], dtype: DType, out: &mut [u8]) -> Result<()> {
+        let table = self.weights.require(self.name, &[self.rows, self.width])?;
         let row = self.width * dtype.size();
         let tasks = ids.par_chunks(ROWS).zip(out.par_chunks_mut(ROWS * row));
         tasks.try_for_each(|(ids, out)| {
-            ids.iter().zip(out.chunks_exact_mut(row)).try_for_each(|(id, out)| self.row(*id, dtype, out))
+            ids.iter()
+                .zip(out.chunks_exact_mut(row))
+                .try_for_each(|(id, out)| self.row(&table, *id, dtype, out))
         })
     }
 
-    fn row(&self, id: i32, dtype: DType, out: &mut [u8]) -> Result<()> {
-        let file = self.weights.files().get(self.place.0);
-        let row = usize::try_from(id).ok().filter(|row| *row < self.rows);
-        let (Some(file), Some(row)) = (file, row) else {
-            return Err(RunError::Failed(format!(
+    fn row(&self, table: &TensorView<'_>, id: i32, dtype: DType, out: &mut [u8]) -> Result<()> {
+        match usize::try_from(id).ok().filter(|row| *row < self.rows) {
+            Some(row) => load_from(table, row * self.width, dtype, out),
+            None => Err(RunError::Failed(format!(
                 "token {id} has no row among the {} of {}",
                 self.rows, self.name
-            )));
-        };
-        let size = self.stored.size();
-        let start = self.place.1 + row * self.width * size;
-        if dtype == self.stored {
-            return Ok(file.read(start, out)?);
+            ))),
         }
-        let mut piece = [0; PIECE];
-        let count = PIECE / size;
-        for (i, out) in out.chunks_mut(count * dtype.size()).enumerate() {
-            let piece = &mut piece[..out.len() / dtype.size() * size];
-            file.read(start + i * count * size, piece)?;
-            convert_block(piece, self.stored, dtype, out);
-        }
-        Ok(())
     }
 }
 
@@ -89,7 +70,7 @@ mod tests {
     use super::*;
     use crate::data::testing::TempDir;
     use crate::hf::{FileDType, TensorOut, write_safetensors};
-    use crate::models::convert;
+    use crate::models::load_as;
     use crate::random;
 
     /// Rows are those of the whole table as it would be in memory, in every pair of types, also where a row is longer than
@@ -112,7 +93,7 @@ mod tests {
             let ids: Vec<i32> = (0..37).map(|i| (i * i) % rows as i32).collect();
             for to in [DType::F32, DType::Bf16, DType::F16] {
                 let mut all = vec![0; rows * width * to.size()];
-                convert(&weights.get("table").unwrap(), to, &mut all);
+                load_as(&weights.get("table").unwrap(), to, &mut all).unwrap();
                 let row = width * to.size();
                 let expected: Vec<u8> =
                     ids.iter().flat_map(|i| &all[*i as usize * row..][..row]).copied().collect();

@@ -134,7 +134,7 @@ impl Model {
                     return Ok(());
                 }
                 let slot = store.allocate(name, &ty)?;
-                convert(&view, dtype, store.slice_mut::<u8>(slot));
+                load_as(&view, dtype, store.slice_mut::<u8>(slot))?;
             }
             Source::Random { seed } => {
                 let n = p.elements();
@@ -160,12 +160,16 @@ impl Model {
         let Source::Mapped(weights) = &self.weights else { return Ok(None) };
         let view = weights.require(name, dims)?;
         let Some(dtype) = dtype_of(view.dtype) else { return Ok(None) };
-        let sums: Vec<f64> = view
-            .bytes
-            .par_chunks(BLOCK * dtype.size())
-            .map(|block| read_f32(block, dtype).iter().map(|v| f64::from(*v).powi(2)).sum())
+        let n = view.elements();
+        let sums: Result<Vec<f64>> = (0..n.div_ceil(BLOCK))
+            .into_par_iter()
+            .map(|block| {
+                let mut bytes = vec![0; BLOCK.min(n - block * BLOCK) * dtype.size()];
+                view.read(block * BLOCK * dtype.size(), &mut bytes)?;
+                Ok(read_f32(&bytes, dtype).iter().map(|v| f64::from(*v).powi(2)).sum())
+            })
             .collect();
-        Ok(Some(sums.iter().sum::<f64>().sqrt()))
+        Ok(Some(sums?.iter().sum::<f64>().sqrt()))
     }
 
     /// Names the first weight that is NaN or infinite.
@@ -206,29 +210,54 @@ impl Model {
     }
 }
 
-/// Elements converted by one task.
+/// Elements loaded by one task.
 const BLOCK: usize = 1 << 16;
 
-/// Writes a tensor of a file as `dtype` (rounding to nearest even) into `out`, which has its size.
-pub fn convert(view: &TensorView<'_>, dtype: DType, out: &mut [u8]) {
-    let Some(from) = dtype_of(view.dtype) else { return };
+/// Bytes that are converted at once.
+const PIECE: usize = 8192;
+
+/// Reads a tensor of a file as `dtype` (rounding to nearest even) into `out`, which has its size. Nothing is read through the
+/// mapping, so that the process holds the result and not the file beside it.
+///
+/// # Errors
+/// If the file cannot be read, or its elements are no floats.
+pub fn load_as(view: &TensorView<'_>, dtype: DType, out: &mut [u8]) -> Result<()> {
+    let blocks = out.par_chunks_mut(BLOCK * dtype.size()).enumerate();
+    blocks.try_for_each(|(i, out)| load_from(view, i * BLOCK, dtype, out))
+}
+
+/// The same for the elements from `first` on that fill `out`, on this thread; allocates nothing.
+///
+/// # Errors
+/// As [`load_as`].
+pub fn load_from(view: &TensorView<'_>, first: usize, dtype: DType, out: &mut [u8]) -> Result<()> {
+    let Some(from) = dtype_of(view.dtype) else { return Ok(view.expect_float().map(|_| ())?) };
+    let at = |element: usize| element * from.size();
     if from == dtype {
-        out.copy_from_slice(view.bytes);
-        return;
+        return Ok(view.read(at(first), out)?);
     }
-    let (source, target) = (BLOCK * from.size(), BLOCK * dtype.size());
-    let blocks = view.bytes.par_chunks(source).zip(out.par_chunks_mut(target));
-    blocks.for_each(|(bytes, out)| convert_block(bytes, from, dtype, out));
+    let mut piece = [0; PIECE];
+    let count = PIECE / from.size();
+    for (i, out) in out.chunks_mut(count * dtype.size()).enumerate() {
+        let piece = &mut piece[..at(out.len() / dtype.size())];
+        view.read(at(first + i * count), piece)?;
+        convert(piece, from, dtype, out);
+    }
+    Ok(())
 }
 
 /// Writes elements of type `from` as `to` (rounding to nearest even) into `out`, which has their size.
-pub fn convert_block(bytes: &[u8], from: DType, to: DType, out: &mut [u8]) {
+fn convert(bytes: &[u8], from: DType, to: DType, out: &mut [u8]) {
     match from {
-        DType::F32 => write(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)), to, out),
-        DType::Bf16 => write(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()), to, out),
-        DType::F16 => write(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()), to, out),
+        DType::F32 => write(floats(bytes, f32::from_le_bytes), to, out),
+        DType::Bf16 => write(floats(bytes, |b| bf16::from_le_bytes(b).to_f32()), to, out),
+        DType::F16 => write(floats(bytes, |b| f16::from_le_bytes(b).to_f32()), to, out),
         DType::I32 => {}
     }
+}
+
+fn floats<const N: usize>(bytes: &[u8], decode: impl Fn([u8; N]) -> f32) -> impl Iterator<Item = f32> {
+    bytes.as_chunks().0.iter().map(move |b| decode(*b))
 }
 
 /// Writes `values` as `dtype` (rounding to nearest even) into `out`, which has their size.
@@ -253,10 +282,7 @@ fn write(values: impl Iterator<Item = f32>, dtype: DType, out: &mut [u8]) {
 
 /// Reads `bytes` of `dtype` as f32.
 pub fn read_f32(bytes: &[u8], dtype: DType) -> Vec<f32> {
-    match dtype {
-        DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        DType::Bf16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-        DType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        DType::I32 => Vec::new(),
-    }
+    let mut values = vec![0f32; bytes.len() / dtype.size()];
+    convert(bytes, dtype, DType::F32, bytemuck::cast_slice_mut(&mut values));
+    values
 }

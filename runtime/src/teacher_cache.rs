@@ -156,32 +156,40 @@ impl TeacherCache {
         Ok(())
     }
 
-    /// Copies a micro-batch's token ids `[B,T,K]`; those of empty rows stay as they are.
-    pub fn fill_ids(&self, batch: &MicroBatch, out: &mut [i32]) {
-        self.fill(0, batch, bytemuck::cast_slice_mut(out));
+    /// Reads a micro-batch's token ids `[B,T,K]`; those of empty rows stay as they are.
+    ///
+    /// # Errors
+    /// If the cache has no such row, or cannot be read.
+    pub fn fill_ids(&self, batch: &MicroBatch, out: &mut [i32]) -> Result<()> {
+        self.fill(0, batch, bytemuck::cast_slice_mut(out))
     }
 
-    /// Copies a micro-batch's logits `[B,T,K]`.
-    pub fn fill_logits(&self, batch: &MicroBatch, out: &mut [f32]) {
-        self.fill(1, batch, bytemuck::cast_slice_mut(out));
+    /// Reads a micro-batch's logits `[B,T,K]`.
+    ///
+    /// # Errors
+    /// As [`TeacherCache::fill_ids`].
+    pub fn fill_logits(&self, batch: &MicroBatch, out: &mut [f32]) -> Result<()> {
+        self.fill(1, batch, bytemuck::cast_slice_mut(out))
     }
 
-    /// Copies a micro-batch's logsumexps `[B,T]`.
-    pub fn fill_lse(&self, batch: &MicroBatch, out: &mut [f32]) {
-        self.fill(2, batch, bytemuck::cast_slice_mut(out));
+    /// Reads a micro-batch's logsumexps `[B,T]`.
+    ///
+    /// # Errors
+    /// As [`TeacherCache::fill_ids`].
+    pub fn fill_lse(&self, batch: &MicroBatch, out: &mut [f32]) -> Result<()> {
+        self.fill(2, batch, bytemuck::cast_slice_mut(out))
     }
 
-    fn fill(&self, which: usize, batch: &MicroBatch, out: &mut [u8]) {
-        let Some(view) = self.files[which].get(TENSORS[which]) else { return };
+    fn fill(&self, which: usize, batch: &MicroBatch, out: &mut [u8]) -> Result<()> {
+        let view = self.files[which].expect(TENSORS[which])?;
         let width = out.len() / batch.rows.max(1);
         for (r, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
             if batch.row_ids[r] == u64::MAX {
                 continue;
             }
             let row = batch.row_ids[r] as usize + if batch.general[r] { self.description.rows } else { 0 };
-            if let Some(bytes) = view.bytes.get(row * width..(row + 1) * width) {
-                out.copy_from_slice(bytes);
-            }
+            view.read(row * width, out)?;
         }
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@ use super::batches::{Batch, batches, lengths, most_rows};
 use crate::error::{Result, RunError};
 use crate::exec::{Slot, Store};
 use crate::hf::{ModelFolder, TensorView, Weights, dtype_of};
-use crate::models::convert;
+use crate::models::load_as;
 use crate::plan_set::{PlanId, PlanSet};
 use kfc_graph::{DType, TensorType};
 use kfc_ops::model::encoder::{PREFIX, classify_graph};
@@ -209,7 +209,7 @@ fn place(config: &EncoderConfig, weights: &Arc<Weights>, dtype: DType) -> Result
             store.insert_mapped(&name, ty, view.bytes, Arc::clone(weights) as _);
         } else {
             let slot = store.allocate(&name, &ty)?;
-            convert(&view, dtype, store.slice_mut::<u8>(slot));
+            load_as(&view, dtype, store.slice_mut::<u8>(slot))?;
         }
     }
     Ok(store)

@@ -29,10 +29,14 @@ pub struct TensorView<'a> {
     pub dtype: FileDType,
     /// Shape, row-major; empty for a scalar.
     pub dims: &'a [usize],
-    /// The elements, little-endian.
+    /// The elements, little-endian. They are mapped: what is looked at becomes part of what this process holds in memory, for as
+    /// long as the file is open. [`TensorView::read`] is for what is looked at once.
     pub bytes: &'a [u8],
     /// The file it lies in.
     pub file: &'a Path,
+    /// The same, open, and where the elements begin.
+    open: &'a File,
+    start: usize,
 }
 
 impl<'a> TensorView<'a> {
@@ -45,6 +49,23 @@ impl<'a> TensorView<'a> {
     pub fn aligned(&self) -> bool {
         let size = (self.dtype.bitsize() / 8).max(1);
         (self.bytes.as_ptr() as usize).is_multiple_of(size)
+    }
+
+    /// Copies bytes from `at` on, read from the file and not through the mapping.
+    ///
+    /// # Errors
+    /// If the tensor has not so many, or the file cannot be read.
+    pub fn read(&self, at: usize, out: &mut [u8]) -> Result<()> {
+        if self.bytes.len().checked_sub(at).is_none_or(|left| left < out.len()) {
+            return Err(self.error(format!(
+                "has {} bytes, {} from byte {at} on are wanted",
+                self.bytes.len(),
+                out.len()
+            )));
+        }
+        self.open
+            .read_exact_at(out, (self.start + at) as u64)
+            .map_err(|e| FileError::io("read", self.file, e))
     }
 
     /// The elements in place as f32; `None` if they are of another type or misaligned.
@@ -223,15 +244,8 @@ impl WeightFile {
 
     fn view<'a>(&'a self, name: &'a str, entry: &'a Entry) -> TensorView<'a> {
         let bytes = self.map.get(entry.start..entry.start + entry.len).unwrap_or_default();
-        TensorView { name, dtype: entry.dtype, dims: &entry.dims, bytes, file: &self.path }
-    }
-
-    /// Reads bytes from `at` on, not through the mapping: pages that are read so are none of this process's.
-    ///
-    /// # Errors
-    /// If the file is shorter, or cannot be read.
-    pub fn read(&self, at: usize, out: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(out, at as u64).map_err(|e| FileError::io("read", &self.path, e))
+        let (file, open) = (self.path.as_path(), &self.file);
+        TensorView { name, dtype: entry.dtype, dims: &entry.dims, bytes, file, open, start: entry.start }
     }
 
     /// Names the first NaN or infinity of the file, by name order, with element index.
@@ -325,16 +339,6 @@ impl Weights {
     /// A tensor of any type, if there is one of that name.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         self.files.get(*self.place.get(name)?)?.get(name)
-    }
-
-    /// Where a tensor lies: the number of its file, and its first byte there.
-    ///
-    /// # Errors
-    /// If there is none of that name.
-    pub fn locate(&self, name: &str) -> Result<(usize, usize)> {
-        let start = |file: usize| Some((file, self.files.get(file)?.header.tensors.get(name)?.start));
-        let place = self.place.get(name).and_then(|file| start(*file));
-        place.ok_or_else(|| missing(&self.dir, name, self.names()))
     }
 
     /// A weight: a tensor that has to be there, in f32, bf16 or f16, with this shape.

@@ -5,7 +5,7 @@ use crate::error::{Result, RunError};
 use crate::exec::Store;
 use crate::files::FileError;
 use crate::hf::{TensorView, WeightFile, dtype_of};
-use crate::models::convert;
+use crate::models::load_as;
 use crate::quantile::quantile;
 use kfc_graph::{DType, TensorType};
 use kfc_ops::model::LoraSpec;
@@ -147,7 +147,7 @@ fn place_fisher(
         store.insert_mapped(name, ty, view.bytes, Arc::clone(file) as _);
     } else {
         let slot = store.allocate(name, &ty)?;
-        convert(view, dtype, store.slice_mut::<u8>(slot));
+        load_as(view, dtype, store.slice_mut::<u8>(slot))?;
     }
     Ok(dtype)
 }

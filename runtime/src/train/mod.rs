@@ -433,9 +433,9 @@ impl Trainer {
             store.write(slot, &[self.scaler.scale as f32]);
         }
         if let (Some([ids, logits, lse]), Some(Teacher::Cache(cache))) = (s.top, &self.teacher) {
-            cache.fill_ids(micro, store.slice_mut(ids));
-            cache.fill_logits(micro, store.slice_mut(logits));
-            cache.fill_lse(micro, store.slice_mut(lse));
+            cache.fill_ids(micro, store.slice_mut(ids))?;
+            cache.fill_logits(micro, store.slice_mut(logits))?;
+            cache.fill_lse(micro, store.slice_mut(lse))?;
         }
         for e in &self.embedded {
             e.lookup.read(&micro.tokens, e.dtype, store.slice_mut(e.slot))?;

@@ -16,7 +16,7 @@ pub struct Student {
     pub model: Model,
     /// Where adapters attach; `None` is full fine-tuning.
     pub lora: Option<LoraSpec>,
-    /// The adapter that training starts from, if it is not a fresh one.
+    /// The adapter that training starts from, if it is not a fresh one. A trainer, whose store has them, keeps no values here.
     pub adapter: Option<Adapter>,
 }
 

@@ -364,8 +364,11 @@ impl Trainer {
         host.add(BATCHES, batches(job, loader.seq_len()));
         check_machine(&host)?;
         loader.begin();
-        let Prepared { student, teacher, lookups, mut store, penalty, graphs } =
+        let Prepared { mut student, teacher, lookups, mut store, penalty, graphs } =
             prepare(job, loader.seq_len())?;
+        if let Some(adapter) = &mut student.adapter {
+            adapter.modules.clear();
+        }
         match &teacher {
             Some(Teacher::Cache(cache)) => check_cache(job, cache, &loader, student.model.config.vocab_size)?,
             Some(Teacher::Model(model)) => open::check_teacher(job, model, &loader)?,

@@ -84,7 +84,7 @@ impl Trainer {
             if view.dims != ty.dims || view.bytes.len() != ty.bytes() {
                 return Err(differs(&format!("shape of `{name}`: {:?}, this job has {ty}", view.dims)));
             }
-            self.store.slice_mut::<u8>(slot).copy_from_slice(view.bytes);
+            view.read(0, self.store.slice_mut::<u8>(slot))?;
         }
         self.memory.push(&self.store, &self.state_names())?;
         self.loader.seek(&Cursor::from_json(&state["cursor"])?)?;
