@@ -69,9 +69,9 @@ pub const EMBEDDED: &str = "embedded tokens";
 /// The item of the arena.
 const ARENA: &str = "activations (arena)";
 
-/// What is written beside the items from the account's making on: plans, stacks, metrics, what files are read and written
-/// through.
-const TO_COME: u64 = 2 << 20;
+/// What is written beside the items from the account's making on: stacks, metrics, what files are read and written through, and
+/// what pages have more than tensors in them. It was up to 3 MiB.
+const TO_COME: u64 = 4 << 20;
 
 /// Where a tensor of the store belongs, by the prefix of its name; the first that fits counts.
 const KINDS: [(&str, &str); 14] = [
