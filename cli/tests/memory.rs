@@ -179,6 +179,18 @@ fn what_is_read_once_is_not_held() {
     peaks(&dir.join("other"), &[&pretrained[..], &["--set", "model.dtype=bf16"]].concat());
 }
 
+/// A file of tokens (64 MiB) goes while its rows, which take twice as much, come.
+#[test]
+fn a_file_of_rows_is_not_held_beside_them() {
+    let dir = Folder::new();
+    write_job(dir.path(), Kind::Lora);
+    write_tokens(&dir.join("tokens.safetensors"), 32768, 512, 256);
+    let more = ["--set", "train.batch=1", "--set", "train.steps=1", "--set", "data.streaming=off"];
+    let (predicted, measured, _) = run(dir.path(), "rows", &more);
+    assert!(measured <= predicted, "{predicted} predicted, {measured} measured");
+    assert!(predicted - measured <= SHARE * measured + SLACK, "{predicted} predicted, {measured} measured");
+}
+
 /// Answers of a teacher are read row by row: of a cache of 32 MiB that a run goes through, it holds a batch.
 #[test]
 fn a_cache_is_not_held() {

@@ -4,8 +4,9 @@
 //! Rows longer than `seq_len`: plain text is cut into windows of `seq_len` tokens (each a document of its own, no token
 //! lost); rows of which only a part is trained are truncated at the end. Both are counted.
 
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde_json::Value;
@@ -16,14 +17,19 @@ use super::intake::{Intake, Tokenised, encode, tokenise};
 use super::pack::RowSet;
 use super::report::{DataReport, remember};
 use super::rows::Row;
-use super::source::{Format, JsonRows, Placed, Source, find, read_text};
-use super::token_file::{Layout, map, read_token_file};
+use super::source::{
+    Format, JsonRows, LineBlocks, Placed, Source, begins_as_array, find, read_range, read_text,
+};
+use super::token_file::{Layout, let_go, map, read_token_file};
 use super::token_shard::TokenShard;
 use super::tokenizer::Tokenizer;
-use super::webdataset::{NO_SAMPLES, samples};
+use super::webdataset::{NO_SAMPLES, samples, walk_samples};
 
 /// Rows that are tokenised before the next are looked at, which bounds the memory in between.
 const CHUNK: usize = 4096;
+
+/// Bytes of lines or samples that are read at once.
+const BLOCK: usize = 4 << 20;
 
 /// What is done with rows longer than `seq_len`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,6 +178,9 @@ fn load_documents(
         shard.check_tokenizer(tokenizer)?;
         for document in 0..shard.len() {
             intake.admit(shard.tokenised(document)?)?;
+            if document % CHUNK == CHUNK - 1 {
+                let_go(&bytes);
+            }
         }
     }
     let Intake { documents, report, .. } = intake;
@@ -259,20 +268,32 @@ impl Reader<'_> {
                 self.intake.admit((path.display().to_string(), row))
             }
             Format::WebDataset => {
-                let (bytes, name) =
-                    (fs::read(path).map_err(DataError::io(path))?, path.display().to_string());
-                let rows = samples(&bytes, &name)
-                    .map_err(|reason| DataError::BadRow { place: name.clone(), reason })?;
-                if rows.is_empty() {
+                let name = path.display().to_string();
+                let blocks = sample_blocks(path)?;
+                if blocks.is_empty() {
                     return self.intake.admit((name, Err(NO_SAMPLES.to_owned())));
                 }
-                self.read_rows(rows.len(), &|i| rows[i].clone())
+                for block in blocks {
+                    let bytes = read_range(path, block.start, block.end).map_err(DataError::io(path))?;
+                    let rows = samples(&bytes, &name)
+                        .map_err(|reason| DataError::BadRow { place: name.clone(), reason })?;
+                    self.read_rows(rows.len(), &|i| rows[i].clone())?;
+                }
+                Ok(())
             }
             Format::Jsonl | Format::Tokens => {
-                let (bytes, name) =
-                    (fs::read(path).map_err(DataError::io(path))?, path.display().to_string());
-                let rows = JsonRows::new(&bytes, &name);
-                self.read_rows(rows.len(), &|i| rows.row(i))
+                let name = path.display().to_string();
+                if begins_as_array(path)? {
+                    let bytes = fs::read(path).map_err(DataError::io(path))?;
+                    let rows = JsonRows::new(&bytes, &name);
+                    return self.read_rows(rows.len(), &|i| rows.row(i));
+                }
+                let mut blocks = LineBlocks::new(File::open(path).map_err(DataError::io(path))?, BLOCK);
+                while let Some((lines, first)) = blocks.next().map_err(DataError::io(path))? {
+                    let rows = JsonRows::lines(lines, &name, first);
+                    self.read_rows(rows.len(), &|i| rows.row(i))?;
+                }
+                Ok(())
             }
         }
     }
@@ -288,6 +309,16 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
+
+/// Where blocks of whole samples lie in an archive.
+fn sample_blocks(path: &Path) -> Result<Vec<Range<u64>>> {
+    let mut blocks: Vec<Range<u64>> = Vec::new();
+    walk_samples(path, |range| match blocks.last_mut() {
+        Some(block) if block.end - block.start < BLOCK as u64 => block.end = range.end,
+        _ => blocks.push(range),
+    })?;
+    Ok(blocks)
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@
 //! | `tokens`     | `.safetensors`             | `input_ids`, `labels`: `[N,T]` (see [`super::token_file`])           |
 //! | `webdataset` | `.tar`                     | samples of a `.json` or `.txt` member (see [`super::webdataset`])    |
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -169,7 +169,7 @@ enum Content<'a> {
 impl<'a> JsonRows<'a> {
     /// Lines of JSON, or one array; `name` is what places start with. Blank lines are no rows.
     pub fn new(bytes: &'a [u8], name: &'a str) -> JsonRows<'a> {
-        let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+        let bytes = bytes.strip_prefix(BOM).unwrap_or(bytes);
         if !is_array(bytes) {
             return JsonRows::lines(bytes, name, 1);
         }
@@ -223,9 +223,70 @@ impl<'a> JsonRows<'a> {
     }
 }
 
+/// Whether a JSON file is one array.
+pub(crate) fn begins_as_array(path: &Path) -> Result<bool> {
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(DataError::io(path))?;
+    file.take(4096).read_to_end(&mut start).map_err(DataError::io(path))?;
+    Ok(is_array(&start))
+}
+
+/// Bytes of a file.
+pub(crate) fn read_range(path: &Path, start: u64, end: u64) -> std::io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = vec![0; (end - start) as usize];
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A file of lines, block by block, each of whole lines: a large file is never held.
+pub(crate) struct LineBlocks {
+    file: File,
+    block: usize,
+    /// What is read, and how much of it is in the block that was given last.
+    bytes: Vec<u8>,
+    given: usize,
+    /// The number of the next line.
+    line: usize,
+    is_done: bool,
+}
+
+impl LineBlocks {
+    /// Blocks of about so many bytes, one line at least.
+    pub(crate) fn new(file: File, block: usize) -> LineBlocks {
+        LineBlocks { file, block, bytes: Vec::new(), given: 0, line: 1, is_done: false }
+    }
+
+    /// The next block, which begins with line `.1` of the file; none after the last.
+    pub(crate) fn next(&mut self) -> std::io::Result<Option<(&[u8], usize)>> {
+        self.bytes.drain(..self.given);
+        self.given = 0;
+        let is_break = |b: &u8| *b == b'\n';
+        let mut looked_at = 0;
+        while !self.is_done && !self.bytes[looked_at..].iter().any(is_break) {
+            looked_at = self.bytes.len();
+            let read = (&self.file).take(self.block as u64).read_to_end(&mut self.bytes)?;
+            self.is_done = read < self.block;
+        }
+        if self.bytes.is_empty() {
+            return Ok(None);
+        }
+        let end = self.bytes.iter().rposition(|b| *b == b'\n').map_or(self.bytes.len(), |at| at + 1);
+        self.given = if self.is_done { self.bytes.len() } else { end };
+        let given = &self.bytes[..self.given];
+        let first = self.line;
+        self.line += given.iter().filter(|b| is_break(b)).count();
+        Ok(Some((given.strip_prefix(BOM).filter(|_| first == 1).unwrap_or(given), first)))
+    }
+}
+
+/// A byte order mark in UTF-8.
+const BOM: &[u8] = b"\xEF\xBB\xBF";
+
 /// Whether the beginning of a JSON file says that it is one array.
-pub(crate) fn is_array(bytes: &[u8]) -> bool {
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+fn is_array(bytes: &[u8]) -> bool {
+    let bytes = bytes.strip_prefix(BOM).unwrap_or(bytes);
     bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[')
 }
 
@@ -245,7 +306,7 @@ fn broken(line: &[u8], error: &serde_json::Error) -> String {
 /// The text of a file, without a byte order mark.
 pub fn read_text(path: &Path) -> Result<String> {
     let bytes = fs::read(path).map_err(DataError::io(path))?;
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").map(<[u8]>::to_vec).unwrap_or(bytes);
+    let bytes = bytes.strip_prefix(BOM).map(<[u8]>::to_vec).unwrap_or(bytes);
     String::from_utf8(bytes).map_err(|e| {
         let before = &e.as_bytes()[..e.utf8_error().valid_up_to()];
         let line = 1 + before.iter().filter(|&&b| b == b'\n').count();
@@ -317,6 +378,29 @@ mod tests {
         assert_eq!(names, ["a/1.tar", "a/2.tar", "b/1.tar", "b/2.tar"]);
         let error = find(&["/nowhere/s-{08..11}.tar".into()], None).unwrap_err().to_string();
         assert!(error.contains("/nowhere/s-08.tar is missing") && error.contains("{08..11}"), "{error}");
+    }
+
+    /// Blocks of any size have the rows of the whole file, with their lines.
+    #[test]
+    fn lines_of_blocks_are_those_of_the_file() {
+        let dir = TempDir::new("blocks");
+        let long = format!("{{\"a\":\"{}\"}}", "x".repeat(40));
+        let text = format!("\u{feff}{{\"a\":1}}\r\n\n{long}\n{{\"b\":\n\n\n{long}\n{{\"c\":2}}");
+        for text in [text.clone(), text + "\n", "\n\n".into(), String::new(), "{}".into()] {
+            let path = dir.file("a.jsonl", &text);
+            let all = JsonRows::new(text.as_bytes(), "f");
+            let all: Vec<_> = (0..all.len()).map(|i| all.row(i)).collect();
+            for block in [1, 2, 3, 7, 8, 16, 41, text.len().max(1), 1000] {
+                let mut blocks = LineBlocks::new(File::open(&path).unwrap(), block);
+                let mut got = Vec::new();
+                while let Some((lines, first)) = blocks.next().unwrap() {
+                    assert!(!lines.is_empty());
+                    let rows = JsonRows::lines(lines, "f", first);
+                    got.extend((0..rows.len()).map(|i| rows.row(i)));
+                }
+                assert_eq!(got, all, "blocks of {block} of {text:?}");
+            }
+        }
     }
 
     fn json_rows(bytes: &[u8], name: &str) -> Vec<Placed<Value>> {

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
+use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 
 use super::documents::{Documents, IGNORE};
@@ -39,27 +40,47 @@ impl Layout {
 }
 
 /// Maps a file; nothing of it is read yet.
-pub(crate) fn map(path: &Path) -> Result<memmap2::Mmap> {
+pub(crate) fn map(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(DataError::io(path))?;
     // SAFETY: the map is read-only; the user must not let the file shrink while it is in use, which is what every reader
     // of a mapped file asks.
-    unsafe { memmap2::Mmap::map(&file) }.map_err(DataError::io(path))
+    unsafe { Mmap::map(&file) }.map_err(DataError::io(path))
+}
+
+/// Lets the system have the pages of a mapped file that were read.
+pub(crate) fn let_go(map: &Mmap) {
+    // SAFETY: a read-only map of a file, whose pages are read again if they are touched again. A system that refuses keeps them
+    // for as long as the map is there.
+    let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
 }
 
 /// Tensors that an error names, of those that are there instead.
 const NAMED: usize = 3;
 
-/// Appends the rows of a token file to `into` and returns (N, T). Ids must be below `vocab`.
+/// Rows of a token file that are read before those that were read are let go.
+const ROWS_AT_ONCE: usize = 4096;
+
+/// Appends the rows of a token file to `into` and returns (N, T). Ids must be below `vocab`. The file is not held beside the rows.
 pub fn read_token_file(path: &Path, vocab: usize, into: &mut Documents) -> Result<(usize, usize)> {
-    append_tokens(&map(path)?, path, vocab, None, into)
+    let map = map(path)?;
+    let mut start = 0;
+    loop {
+        let end = start + ROWS_AT_ONCE;
+        let shape = append_tokens(&map, path, vocab, start..end, into)?;
+        if end >= shape.0 {
+            return Ok(shape);
+        }
+        start = end;
+        let_go(&map);
+    }
 }
 
-/// The same for the content of a file, or those of its rows that are in a range; `path` is what errors name.
+/// The same for the content of a file, and those of its rows that are in a range; `path` is what errors name.
 pub fn append_tokens(
     bytes: &[u8],
     path: &Path,
     vocab: usize,
-    only: Option<Range<usize>>,
+    only: Range<usize>,
     into: &mut Documents,
 ) -> Result<(usize, usize)> {
     let wrong = |reason: String| DataError::Tokens { path: path.to_path_buf(), reason };
@@ -99,7 +120,7 @@ pub fn append_tokens(
     let id_type = integers("input_ids", ids.dtype())?;
     let label_type = labels.as_ref().map(|l| integers("labels", l.dtype())).transpose()?;
     let (mut tokens, mut targets) = (Vec::with_capacity(columns), Vec::with_capacity(columns));
-    for row in only.map_or(0..rows, |r| r.start.min(rows)..r.end.min(rows)) {
+    for row in only.start.min(rows)..only.end.min(rows) {
         read_row(&mut tokens, ids.data(), id_type, row, columns);
         match (&labels, label_type) {
             (Some(l), Some(dtype)) => read_row(&mut targets, l.data(), dtype, row, columns),
@@ -161,7 +182,7 @@ mod tests {
 
     fn read(bytes: &[u8]) -> Result<Documents> {
         let mut docs = Documents::new();
-        append_tokens(bytes, Path::new("t.safetensors"), 10, None, &mut docs).map(|_| docs)
+        append_tokens(bytes, Path::new("t.safetensors"), 10, 0..usize::MAX, &mut docs).map(|_| docs)
     }
 
     fn check_error(tensors: &[(&str, Dtype, &[usize], &[u8])], part: &str) {

@@ -11,7 +11,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::super::error::{DataError, Result};
-use super::super::source::{Format, Source, is_array};
+use super::super::source::{Format, Source, begins_as_array};
 use super::super::token_file::{Layout, map};
 use super::super::token_shard::TokenShard;
 use super::super::tokenizer::Tokenizer;
@@ -186,13 +186,6 @@ fn pieces(
             Ok(token_pieces(&documents, file, target))
         }
     }
-}
-
-fn begins_as_array(path: &Path) -> Result<bool> {
-    let mut start = Vec::new();
-    let file = File::open(path).map_err(DataError::io(path))?;
-    file.take(4096).read_to_end(&mut start).map_err(DataError::io(path))?;
-    Ok(is_array(&start))
 }
 
 fn archive(path: &Path, file: u32, target: u64) -> Result<Vec<(Span, u64)>> {

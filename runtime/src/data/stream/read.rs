@@ -1,7 +1,7 @@
 //! One block: from its pieces of files to packed rows.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use super::super::load::DataConfig;
 use super::super::pack::RowSet;
 use super::super::report::DataReport;
 use super::super::rows::Row;
-use super::super::source::{Format, JsonRows, Placed, read_text};
+use super::super::source::{Format, JsonRows, Placed, read_range, read_text};
 use super::super::token_file::{Layout, append_tokens, map};
 use super::super::token_shard::TokenShard;
 use super::super::tokenizer::Tokenizer;
@@ -93,7 +93,7 @@ impl Reading<'_> {
                 let range = span.start as usize..span.end as usize;
                 intake.report.read += range.len();
                 let into = &mut intake.documents;
-                append_tokens(&map(path)?, path, self.config.vocab, Some(range), into).map(|_| ())
+                append_tokens(&map(path)?, path, self.config.vocab, range, into).map(|_| ())
             }
         }
     }
@@ -191,14 +191,6 @@ pub(crate) fn raw_rows(shard: &Shard, span: &Span) -> Result<Vec<Placed<Value>>>
             Ok(all(rows(before + 1)))
         }
     }
-}
-
-fn read_range(path: &Path, start: u64, end: u64) -> std::io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(start))?;
-    let mut bytes = vec![0; (end - start) as usize];
-    file.read_exact(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// The lines that begin in a piece of a file of `len` bytes, to the end of the last.
