@@ -84,9 +84,13 @@ fn token_shard(data: &[u8]) {
 
 fn tokens(data: &[u8]) {
     let mut documents = Documents::new();
-    let Ok((rows, columns)) =
-        kfc_runtime::data::token_file::append_tokens(data, Path::new(NAME), VOCAB, 0..usize::MAX, &mut documents)
-    else {
+    let Ok((rows, columns)) = kfc_runtime::data::token_file::append_tokens(
+        data,
+        Path::new(NAME),
+        VOCAB,
+        0..usize::MAX,
+        &mut documents,
+    ) else {
         return;
     };
     assert_eq!((documents.len(), documents.total_tokens()), (rows, rows * columns));

@@ -15,7 +15,7 @@ pub fn resident() -> u64 {
 /// What a process holds before a run fills its buffers, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// The program and its libraries, as far as runs bring them in: a constant share of their length ([`SHARE_OF_CODE`]). What
+    /// The program and its libraries, as far as runs bring them in: a constant share of their length. What
     /// is resident now says less: it differs between processes (the system maps what lies around each page that is touched,
     /// and where a page lies is random), and grows as code is first run.
     pub code: u64,

@@ -33,10 +33,10 @@ impl Fit {
 /// # Errors
 /// If anything that the job names is missing or does not fit together.
 pub(crate) fn check(job: &JobConfig, device: &Device, memory: Memory) -> anyhow::Result<Fit> {
+    // What this process held when `memory` was looked at is not free, but the job's.
+    let here = memory::resident();
     let (seq, before) = rows(job)?;
     let target = Target::of(device, before)?;
-    // The rows are in memory already.
-    let here = memory::resident();
     let (mut limit, mut limited_by) = match (device, memory.group) {
         (Device::Cuda { index, .. }, _) => (Gpu::open(*index)?.free_memory()?.0, "the device's free memory"),
         (Device::Cpu, Some((_, left))) if left <= memory.available => {
