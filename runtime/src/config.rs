@@ -299,7 +299,7 @@ pub struct TrainSection {
     pub embeddings: Embeddings,
 }
 
-/// `train.embeddings`: tables that are trained, random or shared with an output layer are in memory in any case
+/// `train.embeddings`: tables that are trained, random or shared with an output layer are in memory in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Embeddings {
     /// In their files if they have 16 MiB or more, else in memory.

@@ -5,8 +5,7 @@
 //! lost); rows of which only a part is trained are truncated at the end. Both are counted.
 
 use std::fs::{self, File};
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rayon::prelude::*;
 use serde_json::Value;
@@ -23,7 +22,7 @@ use super::source::{
 use super::token_file::{Layout, let_go, map, read_token_file};
 use super::token_shard::TokenShard;
 use super::tokenizer::Tokenizer;
-use super::webdataset::{NO_SAMPLES, samples, walk_samples};
+use super::webdataset::{NO_SAMPLES, blocks, samples};
 
 /// Rows that are tokenised before the next are looked at, which bounds the memory in between.
 const CHUNK: usize = 4096;
@@ -269,7 +268,7 @@ impl Reader<'_> {
             }
             Format::WebDataset => {
                 let name = path.display().to_string();
-                let blocks = sample_blocks(path)?;
+                let blocks = blocks(path, BLOCK as u64)?;
                 if blocks.is_empty() {
                     return self.intake.admit((name, Err(NO_SAMPLES.to_owned())));
                 }
@@ -309,16 +308,6 @@ impl Reader<'_> {
         }
         Ok(())
     }
-}
-
-/// Where blocks of whole samples lie in an archive.
-fn sample_blocks(path: &Path) -> Result<Vec<Range<u64>>> {
-    let mut blocks: Vec<Range<u64>> = Vec::new();
-    walk_samples(path, |range| match blocks.last_mut() {
-        Some(block) if block.end - block.start < BLOCK as u64 => block.end = range.end,
-        _ => blocks.push(range),
-    })?;
-    Ok(blocks)
 }
 
 #[cfg(test)]

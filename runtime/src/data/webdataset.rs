@@ -71,6 +71,16 @@ pub fn walk_samples(path: &Path, mut each: impl FnMut(Range<u64>)) -> Result<()>
     Ok(())
 }
 
+/// Where blocks of whole samples lie in an archive, each of `target` bytes or a little more, the last of fewer.
+pub(crate) fn blocks(path: &Path, target: u64) -> Result<Vec<Range<u64>>> {
+    let mut blocks: Vec<Range<u64>> = Vec::new();
+    walk_samples(path, |range| match blocks.last_mut() {
+        Some(block) if block.end - block.start < target => block.end = range.end,
+        _ => blocks.push(range),
+    })?;
+    Ok(blocks)
+}
+
 #[derive(Default)]
 struct Sample<'a> {
     key: String,

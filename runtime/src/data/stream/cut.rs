@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -15,7 +16,7 @@ use super::super::source::{Format, Source, begins_as_array};
 use super::super::token_file::{Layout, map};
 use super::super::token_shard::TokenShard;
 use super::super::tokenizer::Tokenizer;
-use super::super::webdataset::{NO_SAMPLES, walk_samples};
+use super::super::webdataset::{NO_SAMPLES, blocks};
 use crate::files::Xxh64;
 use crate::hf::header::Header;
 
@@ -189,18 +190,12 @@ fn pieces(
 }
 
 fn archive(path: &Path, file: u32, target: u64) -> Result<Vec<(Span, u64)>> {
-    let mut out: Vec<(Span, u64)> = Vec::new();
-    walk_samples(path, |range| match out.last_mut() {
-        Some((span, size)) if *size < target => {
-            span.end = range.end;
-            *size = range.end - span.start;
-        }
-        _ => out.push((Span { file, start: range.start, end: range.end }, range.end - range.start)),
-    })?;
-    if out.is_empty() {
+    let blocks = blocks(path, target)?;
+    if blocks.is_empty() {
         return Err(DataError::BadRow { place: path.display().to_string(), reason: NO_SAMPLES.into() });
     }
-    Ok(out)
+    let span = |Range { start, end }| (Span { file, start, end }, end - start);
+    Ok(blocks.into_iter().map(span).collect())
 }
 
 fn token_pieces(shard: &TokenShard<'_>, file: u32, target: u64) -> Vec<(Span, u64)> {
