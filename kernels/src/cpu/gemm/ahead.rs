@@ -30,9 +30,15 @@ impl Region {
             if mat.cs == 1 { (mat.rs, part.count, part.depth) } else { (mat.cs, part.depth, part.count) };
         Region { at, pitch: pitch * size, rows, lines: (at as usize % LINE + row * size).div_ceil(LINE) }
     }
+
+    /// One of so many shares of its rows.
+    pub(super) fn share(self, i: usize, count: usize) -> Region {
+        let at = |i: usize| self.rows * i / count;
+        Region { at: self.at.wrapping_add(at(i) * self.pitch), rows: at(i + 1) - at(i), ..self }
+    }
 }
 
-/// Cache lines that a micro-kernel asks for, one at each unit. A hint: the addresses need not be valid.
+/// Cache lines that a micro-kernel asks for, at most one at each unit. A hint: the addresses need not be valid.
 #[derive(Clone, Copy)]
 pub(super) struct Walk {
     at: *const u8,
@@ -56,6 +62,14 @@ impl Walk {
         }
     }
 
+    /// Units from one line to the next, a power of two, where so many of all units ask for one: many at once would have what
+    /// the kernel itself reads wait.
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn apart(asked: usize, units: usize) -> usize {
+        1 << (units / asked.max(1)).max(1).ilog2()
+    }
+
     /// Asks for the next line.
     #[inline(always)]
     #[cfg(target_arch = "x86_64")]
@@ -71,31 +85,34 @@ impl Walk {
 /// Most regions that are asked for together.
 const REGIONS: usize = 8;
 
-/// How far what is packed next has been asked for.
+/// What is packed next, and how far it has been asked for.
 pub(super) struct Ahead {
     regions: [Region; REGIONS],
     count: usize,
     /// The region that is under way, and how many lines of it have been asked for.
     number: usize,
     done: usize,
-    /// Lines of a call.
+    /// Calls that ask, all lines, and those of a call.
+    calls: usize,
+    lines: usize,
     each: usize,
 }
 
 impl Ahead {
-    /// Regions that so many calls ask for; no more than there is room for.
-    pub(super) fn new(wanted: impl Iterator<Item = Region>, calls: usize) -> Ahead {
-        let (mut regions, mut count, mut lines) = ([Region::NONE; REGIONS], 0, 0);
-        for (region, r) in regions.iter_mut().zip(wanted.filter(|r| r.rows * r.lines > 0)) {
-            *region = r;
-            (count, lines) = (count + 1, lines + r.rows * r.lines);
-        }
-        Ahead { regions, count, number: 0, done: 0, each: lines.div_ceil(calls.max(1)) }
+    /// Nothing so far; what is wanted is asked for by so many calls.
+    pub(super) fn new(calls: usize) -> Ahead {
+        let (count, number, done, lines, each) = (0, 0, 0, 0, 0);
+        Ahead { regions: [Region::NONE; REGIONS], count, number, done, calls: calls.max(1), lines, each }
     }
 
-    /// Nothing.
-    pub(super) fn none() -> Ahead {
-        Ahead::new(std::iter::empty(), 0)
+    /// Adds a region, if there is room.
+    pub(super) fn want(&mut self, region: Region) {
+        let lines = region.rows * region.lines;
+        if lines > 0 && self.count < REGIONS {
+            self.regions[self.count] = region;
+            (self.count, self.lines) = (self.count + 1, self.lines + lines);
+            self.each = self.lines.div_ceil(self.calls);
+        }
     }
 
     /// What the next call asks for.

@@ -102,11 +102,11 @@ unsafe fn single_tile<const M: usize, const V: usize, const DIRECT: bool>(t: &Bl
         };
     }
     let (mut ahead, asked) = Walk::begin(t.ahead, t.units);
-    for u in 0..asked {
-        ahead.step();
-        step!(u);
-    }
-    for u in asked..t.units {
+    let apart = Walk::apart(asked, t.units);
+    for u in 0..t.units {
+        if u & (apart - 1) == 0 && u < asked * apart {
+            ahead.step();
+        }
         step!(u);
     }
     let alpha = _mm512_set1_ps(t.alpha);

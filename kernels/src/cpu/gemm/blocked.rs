@@ -2,8 +2,9 @@
 //!
 //! The result is cut into parts ([`super::tiling`]), and a thread computes a part on its own, with operands that it packed for
 //! itself: what another core has just written costs more to read than to pack again. The depth of all products is cut into
-//! phases ([`super::phase`]): the panels of one are packed, and then all tiles of the part add them up. A left operand that lies
-//! in memory as the micro-kernels can read it is not packed at all.
+//! phases ([`super::phase`]): all tiles of the part add up one before the next begins, and panels are packed just before the
+//! first tile that needs them, while the tile before it has them fetched ([`super::ahead`]). A left operand that lies in memory as
+//! the micro-kernels can read it is not packed at all.
 //!
 //! A tile of a result that is not `f32` is summed in scratch if there is one phase, else all tiles of the part are.
 //!
@@ -55,22 +56,44 @@ pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa, alone: bool) {
     let has_dropout = job.products.iter().any(|p| p.dropout.is_some());
     let is_tiled = Tiling::new(m, n, isa, most).rows.count > 1;
     let a_len = if extents.packs_a { m * deep } else { 0 };
-    let b_len = if is_tiled || has_dropout { n.next_multiple_of(isa.nr) * deep } else { 0 };
+    // Columns of a part, or of a tile if they are packed again in the next phase.
+    let kept = if count == 1 { n } else { n.min(most.columns.max(isa.nr)) };
+    let b_len = if is_tiled || has_dropout { kept.next_multiple_of(isa.nr) * deep } else { 0 };
     let c_len = if extents.keeps_c { m * n } else { 0 };
     let thread = |parts: &mut dyn Iterator<Item = usize>| {
         scratch::with(a_len + b_len + c_len + 3 * LINE, |s| {
             let mut cut = Cut(s);
             let mut take = |n: usize| Shared::new(aligned(cut.take(n + LINE), n));
             let (a, b, c) = (take(a_len), take(b_len), take(c_len));
+            let pass = |i: usize, packed: Option<(usize, usize)>| {
+                let (row, column) = grid.part(i);
+                let tiling = Tiling::new(row.1, column.1, isa, most);
+                let keeps_b = count == 1 && tiling.rows.count > 1;
+                let is_packed = keeps_b && packed == Some(column);
+                Pass {
+                    job,
+                    isa,
+                    tiling,
+                    row,
+                    column,
+                    a,
+                    b,
+                    c,
+                    keeps_b,
+                    is_packed,
+                    is_first: true,
+                    is_last: false,
+                }
+            };
             // Whose columns are packed.
             let mut packed = None;
             for i in parts {
-                let (row, column) = grid.part(i);
-                let tiling = Tiling::new(row.1, column.1, isa, most);
-                let part = Pass { job, isa, tiling, row, column, a, b, c, is_first: true, is_last: false };
+                let part = pass(i, packed);
+                packed = part.keeps_b.then_some(part.column);
+                // Which part this thread takes next is not known yet; it is most likely the one behind it.
+                let next = (i + 1 < grid.count()).then(|| pass(i + 1, packed));
                 // SAFETY: by contract; parts of the result are disjoint.
-                unsafe { part.run(count, extents.packs_a, packed == Some(column)) };
-                packed = (count == 1 && tiling.rows.count > 1).then_some(column);
+                unsafe { part.run(count, next.as_ref()) };
             }
         });
     };
@@ -90,27 +113,27 @@ struct Pass<'a> {
     b: Shared<f32>,
     /// Sums of the part, if they are kept from one phase to the next and not in the result.
     c: Shared<f32>,
+    /// Whether panels of all columns are kept for tiles and parts that follow, and whether they are packed already.
+    keeps_b: bool,
+    is_packed: bool,
     is_first: bool,
     is_last: bool,
 }
 
 impl Pass<'_> {
-    /// Computes the part in `count` phases; with one, the right operand may be packed already.
+    /// Computes the part in `count` phases; then the same thread is expected to go on with the part `next`.
     ///
     /// # Safety
     /// As [`run`]; nothing else uses this part.
-    unsafe fn run(mut self, count: usize, packs_a: bool, is_packed: bool) {
+    unsafe fn run(mut self, count: usize, next: Option<&Pass<'_>>) {
         for (number, phase) in phases(self.job.products, self.isa).enumerate() {
             (self.is_first, self.is_last) = (number == 0, number + 1 == count);
-            // SAFETY: by contract; tiles are computed one after the other, when panels are packed.
-            unsafe {
-                if packs_a && self.tiling.columns.count > 1 {
-                    (0..self.tiling.rows.count).for_each(|part| self.pack_a(&phase, part));
+            // Tiles that follow one another share columns, whose panels take most of a cache.
+            for column in 0..self.tiling.columns.count {
+                for row in 0..self.tiling.rows.count {
+                    // SAFETY: by contract; tiles are computed one after the other.
+                    unsafe { self.tile(&phase, (row, column), next) };
                 }
-                if self.tiling.rows.count > 1 && !is_packed {
-                    self.pack_b(&phase, (0, self.column.1), self.shared_b(0));
-                }
-                (0..self.tiling.count()).for_each(|t| self.tile(&phase, t));
             }
         }
     }
@@ -148,20 +171,19 @@ impl Pass<'_> {
         Panels { at: self.a, lines: self.row.1.next_multiple_of(self.isa.mr), first: i }
     }
 
-    /// Panels of the right operand from column `j` of the part on.
-    fn shared_b(&self, j: usize) -> Panels {
-        Panels { at: self.b, lines: self.column.1.next_multiple_of(self.isa.nr), first: j }
+    /// Panels of the right operand from column `j` of the part on, where a tile begins.
+    fn shared_b(&self, j: usize, n: usize) -> Panels {
+        let (lines, first) = if self.keeps_b { (self.column.1, j) } else { (n, 0) };
+        Panels { at: self.b, lines: lines.next_multiple_of(self.isa.nr), first }
     }
 
     /// Adds a phase to a tile.
     ///
     /// # Safety
     /// As [`run`], for this tile.
-    unsafe fn tile(&self, phase: &Phase<'_>, t: usize) {
+    unsafe fn tile(&self, phase: &Phase<'_>, (row, column): (usize, usize), next: Option<&Pass<'_>>) {
         let (rows, columns) = (self.tiling.rows, self.tiling.columns);
         let (is_first, is_last) = (self.is_first, self.is_last);
-        // Tiles that follow one another share columns, whose panels take most of a cache.
-        let (row, column) = (t % rows.count, t / rows.count);
         let ((i, m), (j, n)) = (rows.part(row), columns.part(column));
         let (top, left) = (self.row.0 + i, self.column.0 + j);
         let in_place = is_in_place(self.job);
@@ -179,14 +201,14 @@ impl Pass<'_> {
         debug_assert!(m * n <= TILE_AREA);
         // SAFETY: the tile lies within the result and no other task writes it.
         unsafe {
-            if columns.count == 1 {
+            if column == 0 {
                 self.pack_a(phase, row);
             }
             // Panels that only this tile uses are packed one by one, into the same place, which stays in the cache.
             let own_len = if rows.count == 1 && !has_dropout { self.isa.nr * phase.units() } else { 0 };
             scratch::with(c_len + d_len + bias_len + own_len + LINE, |s| {
                 let mut cut = Cut(s);
-                let (pc, pd, row) = (cut.take(c_len), cut.take(d_len), cut.take(bias_len));
+                let (pc, pd, pbias) = (cut.take(c_len), cut.take(d_len), cut.take(bias_len));
                 let own = Panels { at: Shared::new(aligned(cut.0, own_len)), lines: self.isa.nr, first: 0 };
                 let (c, ldc) = if in_place {
                     (self.job.c.raw::<f32>(0, 0).as_mut_ptr().add(top * self.job.ldc + left), self.job.ldc)
@@ -199,8 +221,8 @@ impl Pass<'_> {
                 let is_set = !is_first || (bias.is_none() && self.begin(&tile, top, left, phase, in_place));
                 let from = match bias {
                     Some(bias) => {
-                        bias.load(left, row);
-                        Some((row.as_ptr(), 0))
+                        bias.load(left, pbias);
+                        Some((pbias.as_ptr(), 0))
                     }
                     None => is_set.then_some((c.cast_const(), ldc)),
                 };
@@ -213,12 +235,12 @@ impl Pass<'_> {
                 let step = if own_len > 0 { self.isa.nr } else { n };
                 for y in (0..n).step_by(step) {
                     let part = y..n.min(y + step);
-                    let mut ahead =
-                        if own_len > 0 { self.after(phase, j + part.end, m) } else { Ahead::none() };
-                    let b = if own_len > 0 { own } else { self.shared_b(j + y) };
-                    if rows.count == 1 {
+                    let b = if own_len > 0 { own } else { self.shared_b(j, n) };
+                    if row == 0 && !self.is_packed {
                         self.pack_b(phase, (j + y, part.len()), b);
                     }
+                    let calls = m.div_ceil(self.isa.mr) * part.len().div_ceil(self.isa.nr);
+                    let mut ahead = self.after(phase, (row, column), (j + part.end, calls), next);
                     let place = Place { a: self.shared_a(i), b, top, left, out: false };
                     let out = !in_place && !self.job.turned && is_last;
                     if let Some(kernel) = chain {
@@ -249,21 +271,67 @@ impl Pass<'_> {
         }
     }
 
-    /// What is packed after the panel of columns that ends with column `j` of the part: it is asked for by the products of
-    /// `m` rows with that panel.
-    fn after(&self, phase: &Phase<'_>, j: usize, m: usize) -> Ahead {
-        let Isa { mr, nr, .. } = *self.isa;
-        let calls = m.div_ceil(mr);
-        let columns = |s: &Segment<'_>, j: usize| {
-            Region::new(&s.product.b.t(), &s.part(self.column.0 + j, nr.min(self.column.1 - j), nr))
-        };
-        match j < self.column.1 {
-            true => Ahead::new(phase.iter().map(|s| columns(s, j)), calls),
-            false if self.is_last => Ahead::none(),
-            false => {
-                let next = Phase::new(self.job.products, self.isa, phase.next);
-                Ahead::new(next.iter().map(|s| columns(s, 0)), calls)
+    /// What is packed after the columns of a tile that end with column `end` of the part; their products, so many calls, ask
+    /// for it. What tiles of other columns need is asked for by all tiles before them, a share each.
+    fn after(
+        &self,
+        phase: &Phase<'_>,
+        (row, column): (usize, usize),
+        (end, calls): (usize, usize),
+        next: Option<&Pass<'_>>,
+    ) -> Ahead {
+        let mut ahead = Ahead::new(calls);
+        let (rows, columns) = (self.tiling.rows, self.tiling.columns);
+        let (j, n) = columns.part(column);
+        if end < j + n {
+            self.want_columns(&mut ahead, phase, (end, j + n - end), (0, 1));
+            return ahead;
+        }
+        if row + 1 < rows.count && column == 0 {
+            self.want_rows(&mut ahead, phase, row + 1);
+        }
+        let later;
+        let (part, then, column) = match next {
+            _ if column + 1 < columns.count => (self, phase, column + 1),
+            _ if !self.is_last => {
+                later = Phase::new(self.job.products, self.isa, phase.next);
+                (self, &later, 0)
             }
+            Some(next) => {
+                later = Phase::new(self.job.products, self.isa, (0, 0));
+                (next, &later, 0)
+            }
+            None => return ahead,
+        };
+        if row + 1 == rows.count && column == 0 {
+            part.want_rows(&mut ahead, then, 0);
+        }
+        if !part.is_packed {
+            part.want_columns(&mut ahead, then, part.tiling.columns.part(column), (row, rows.count));
+        }
+        ahead
+    }
+
+    /// Has rows of a tile asked for, where they are packed.
+    fn want_rows(&self, ahead: &mut Ahead, phase: &Phase<'_>, tile: usize) {
+        let (i, m) = self.tiling.rows.part(tile);
+        for s in phase.iter().filter(|s| !s.direct) {
+            ahead.want(Region::new(&s.product.a, &s.part(self.row.0 + i, m, self.isa.mr)));
+        }
+    }
+
+    /// Has a share of columns asked for: of the first panel where panels are packed one by one.
+    fn want_columns(
+        &self,
+        ahead: &mut Ahead,
+        phase: &Phase<'_>,
+        (j, n): (usize, usize),
+        (share, of): (usize, usize),
+    ) {
+        let n = if self.tiling.rows.count == 1 { n.min(self.isa.nr) } else { n };
+        for s in phase.iter() {
+            let part = s.part(self.column.0 + j, n, self.isa.nr);
+            ahead.want(Region::new(&s.product.b.t(), &part).share(share, of));
         }
     }
 
@@ -397,7 +465,7 @@ impl Pass<'_> {
         let to = if add { &own } else { tile };
         // SAFETY: by contract.
         unsafe {
-            self.add(s, place, to, 0..tile.n, false, &mut Ahead::none());
+            self.add(s, place, to, 0..tile.n, false, &mut Ahead::new(0));
             for r in 0..tile.m {
                 dropout.apply((place.top + r) * self.job.n + place.left, to.row(r));
                 if add {

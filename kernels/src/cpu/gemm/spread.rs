@@ -115,19 +115,17 @@ impl Lines {
 /// Writes units of one element to panels of `W` lines.
 #[inline(always)]
 fn singles_of<const W: usize>(lines: &Lines) {
+    let (whole, rest) = (lines.count / W, lines.count % W);
     for u in 0..lines.depth {
         lines.prefetch(u + AHEAD, size_of::<u32>());
-        for line in (0..lines.count).step_by(W) {
-            let (from, n) = (lines.element::<u32>(u, line), lines.count - line);
-            let out = lines.unit::<W>(u, line);
-            // SAFETY: there are as many lines and units by the contract of `Lines::new`.
-            unsafe {
-                if n >= W {
-                    out.cast::<[u32; W]>().write_unaligned(from.cast::<[u32; W]>().read_unaligned());
-                } else {
-                    (0..n).for_each(|i| out.add(i).write(from.add(i).read_unaligned()));
-                }
+        let (mut from, mut out) = (lines.element::<u32>(u, 0), lines.unit::<W>(u, 0));
+        // SAFETY: there are as many lines and units by the contract of `Lines::new`.
+        unsafe {
+            for _ in 0..whole {
+                out.cast::<[u32; W]>().write_unaligned(from.cast::<[u32; W]>().read_unaligned());
+                (from, out) = (from.wrapping_add(W), out.wrapping_add(lines.panel));
             }
+            (0..rest).for_each(|i| out.add(i).write(from.add(i).read_unaligned()));
         }
     }
 }

@@ -147,6 +147,23 @@ fn several_segments_phases_tiles_and_blocks() {
     }
 }
 
+/// Parts that one thread computes after each other, of one phase and of several: what is packed for one serves the next, or
+/// does not.
+#[test]
+fn parts_that_share_columns() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    for level in levels() {
+        for dtype in [DType::F32, DType::Bf16] {
+            pool.install(|| {
+                check(1060, 530, 10, level, [dtype; 3], [true, false], false);
+                check(530, 1060, 10, level, [dtype; 3], [false, true], true);
+                check(520, 560, 30, level, [dtype; 3], [true, true], true);
+                check(530, 60, 1100, level, [dtype, dtype, DType::F32], [true, false], true);
+            });
+        }
+    }
+}
+
 #[test]
 fn no_depth_leaves_the_sum_of_nothing() {
     for level in levels() {

@@ -83,7 +83,7 @@ impl Parts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Most {
     rows: usize,
-    columns: usize,
+    pub(super) columns: usize,
 }
 
 impl Default for Most {
@@ -114,10 +114,6 @@ impl Tiling {
     pub(super) fn new(m: usize, n: usize, isa: &Isa, most: Most) -> Tiling {
         let rows = if m > most.rows { most.rows / 2 } else { m.next_multiple_of(isa.mr) };
         Tiling { rows: Parts::new(m, rows, isa.mr), columns: Parts::new(n, most.columns, isa.nr) }
-    }
-
-    pub(super) fn count(&self) -> usize {
-        self.rows.count * self.columns.count
     }
 }
 
