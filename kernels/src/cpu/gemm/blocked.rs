@@ -31,7 +31,7 @@ fn is_in_place(job: &Job<'_>) -> bool {
 }
 
 /// The first `n` floats of a piece that begin at a cache line.
-fn aligned(piece: &mut [f32], n: usize) -> &mut [f32] {
+pub(super) fn aligned(piece: &mut [f32], n: usize) -> &mut [f32] {
     let skip = piece.as_ptr().align_offset(64).min(LINE);
     &mut piece[skip..skip + n]
 }

@@ -1,13 +1,12 @@
-//! Products of a `bf16` matrix and a narrow `f32` one, such as an adapter's.
-//!
-//! The narrow matrix is split into its elements rounded to `bf16` and the rounded rests; both are multiplied with the same
-//! instruction and added to the same sums. That keeps 16 bits of an element, at half the speed of `bf16`. Neither matrix is
-//! copied into panels but for the narrow one: it is small.
+//! Products of a `bf16` matrix and a narrow `f32` one, such as an adapter's, whose elements are rounded to `bf16`; sums are
+//! `f32`. The narrow matrix is copied into panels, for it is small. The wide one is read where it lies along its rows, and across
+//! them in strips that are copied: rows may lie so that they share one place in the nearest cache.
 
+use super::blocked::{LINE, aligned};
 use super::micro;
 use crate::cpu::dropout::Kept;
 use crate::cpu::par::Shared;
-use crate::cpu::scratch;
+use crate::cpu::scratch::{self, Cut};
 use crate::cpu::simd::{level, simd};
 use half::bf16;
 use kfc_graph::DType;
@@ -16,13 +15,10 @@ use std::ops::Range;
 /// Lines of a panel.
 pub(super) const LANES: usize = 16;
 
-/// Pairs of a panel at one depth and the next: `LANES` of rounded elements, then as many of rests.
-pub(super) const PAIRS: usize = 2 * LANES;
-
 /// Columns of the wide matrix that [`Narrow::columns`] takes at once.
 pub(crate) const STRIP: usize = 64;
 
-/// Rows of a strip that stay in the nearest cache while all lines are multiplied with them.
+/// Rows of a strip that are copied at once: they stay in the nearest cache while all lines are multiplied with them.
 const CHUNK: usize = 128;
 
 /// The kernels of an instruction set.
@@ -32,8 +28,10 @@ pub(super) struct Kernels {
     /// # Safety
     /// The CPU has the instruction set, addresses cover the extents, and nothing else uses the result.
     pub(super) rows: unsafe fn(&Rows),
-    /// Columns, and lines, of [`Columns`] at most.
-    pub(super) n: usize,
+    /// # Safety
+    /// As `rows`.
+    pub(super) pairs: unsafe fn(&Strip),
+    /// Lines of [`Columns`] at most.
     pub(super) lines: usize,
     /// # Safety
     /// As `rows`.
@@ -56,22 +54,33 @@ pub(super) struct Rows {
     pub(super) ldo: usize,
 }
 
-/// `sums [lines, n] += panelᵀ · x` for `depth` rows of `x`; rows of `sums` are [`STRIP`] apart and writable as a whole.
-pub(super) struct Columns {
+/// Rows of a strip to be copied: for each two of them [`STRIP`] pairs, in an order that [`Columns`] of the same kernels knows.
+/// Elements that do not count are zeros, and so is what completes an odd number of rows.
+pub(super) struct Strip {
     pub(super) depth: usize,
     pub(super) x: *const u16,
     /// Elements from row to row.
     pub(super) stride: usize,
     pub(super) n: usize,
+    /// Which elements of `x` count, if not all, and the number of the first one.
+    pub(super) kept: Option<(Kept, usize)>,
+    pub(super) pairs: *mut u32,
+}
+
+/// `sums [lines, STRIP] += panelᵀ · strip`.
+pub(super) struct Columns {
+    pub(super) units: usize,
+    pub(super) pairs: *const u32,
     /// The first of the lines in a panel.
     pub(super) panel: *const u32,
     pub(super) lines: usize,
-    /// Which elements of `x` count, if not all: the number of the first one, and of elements from row to row.
-    pub(super) kept: Option<(Kept, usize, usize)>,
+    /// Rows of `x` to be fetched meanwhile, no more than there are units, and elements from row to row.
+    pub(super) ahead: (*const u16, usize),
+    pub(super) stride: usize,
     pub(super) sums: *mut f32,
 }
 
-/// A narrow matrix, split.
+/// A narrow matrix, rounded.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels {
     at: Shared<u32>,
@@ -82,10 +91,10 @@ pub(crate) struct Panels {
 impl Panels {
     /// Elements that a matrix of `lines` and a depth takes.
     pub(crate) fn len(lines: usize, depth: usize) -> usize {
-        lines.div_ceil(LANES) * depth.div_ceil(2) * PAIRS
+        lines.div_ceil(LANES) * depth.div_ceil(2) * LANES
     }
 
-    /// Panels in `memory`, which has [`Panels::len`] elements and is to be written by [`Panels::split`].
+    /// Panels in `memory`, which has [`Panels::len`] elements and is to be written by [`Panels::write`].
     pub(crate) fn new(memory: &mut [u32], lines: usize, depth: usize) -> Panels {
         debug_assert_eq!(memory.len(), Panels::len(lines, depth));
         Panels { at: Shared::new(memory), lines, depth }
@@ -107,7 +116,7 @@ impl Panels {
     /// In bounds.
     unsafe fn at(&self, line: usize, unit: usize) -> *mut u32 {
         // SAFETY: by contract.
-        unsafe { self.at.at(line / LANES * self.units() * PAIRS + unit * PAIRS + line % LANES) }
+        unsafe { self.at.at(line / LANES * self.units() * LANES + unit * LANES + line % LANES) }
     }
 
     /// Writes depths, the first of which is even, and the number of them unless they are the last. Element `(line, depth)` of
@@ -115,18 +124,18 @@ impl Panels {
     ///
     /// # Safety
     /// Nothing else uses these depths meanwhile.
-    pub(crate) unsafe fn split(&self, matrix: &[f32], strides: (usize, usize), depths: Range<usize>) {
+    pub(crate) unsafe fn write(&self, matrix: &[f32], strides: (usize, usize), depths: Range<usize>) {
         let (n, units) = (depths.len(), depths.len().div_ceil(2));
         for lines in self.panels() {
             // SAFETY: by contract.
             let out = unsafe {
-                std::slice::from_raw_parts_mut(self.at(lines.start, depths.start / 2), units * PAIRS)
+                std::slice::from_raw_parts_mut(self.at(lines.start, depths.start / 2), units * LANES)
             };
             let matrix = matrix.get(lines.start * strides.0..).unwrap_or_default();
             if strides.0 == 1 {
-                split_rows(matrix, strides.1, lines.len(), n, out);
+                write_rows(matrix, strides.1, lines.len(), n, out);
             } else {
-                split_columns(matrix, strides, lines.len(), n, out);
+                write_columns(matrix, strides, lines.len(), n, out);
             }
         }
     }
@@ -134,14 +143,14 @@ impl Panels {
 
 simd! {
     /// The pairs of a panel whose lines are next to each other; from one depth to the next there are `stride` elements.
-    fn split_rows(matrix: &[f32], stride: usize, lines: usize, depth: usize, out: &mut [u32]) {
+    fn write_rows(matrix: &[f32], stride: usize, lines: usize, depth: usize, out: &mut [u32]) {
         let all = |d: usize| padded(&matrix[d * stride..][..LANES]);
         let some = |d: usize| padded(&matrix[d * stride..][..lines]);
         if lines == LANES { write_pairs(depth, all, out) } else { write_pairs(depth, some, out) }
     }
 
     /// The pairs of a panel whose lines and depths are `strides` apart.
-    fn split_columns(matrix: &[f32], strides: (usize, usize), lines: usize, depth: usize, out: &mut [u32]) {
+    fn write_columns(matrix: &[f32], strides: (usize, usize), lines: usize, depth: usize, out: &mut [u32]) {
         let at = |d: usize, i: usize| matrix[i * strides.0 + d * strides.1];
         let all = |d: usize| std::array::from_fn(|i| at(d, i));
         let some = |d: usize| std::array::from_fn(|i| if i < lines { at(d, i) } else { 0.0 });
@@ -160,25 +169,20 @@ fn padded(x: &[f32]) -> [f32; LANES] {
 /// Writes the pairs of depths, an odd last one with zeros.
 #[inline(always)]
 fn write_pairs(depth: usize, row: impl Fn(usize) -> [f32; LANES], out: &mut [u32]) {
-    for (u, out) in out.chunks_exact_mut(PAIRS).enumerate() {
+    for (u, out) in out.chunks_exact_mut(LANES).enumerate() {
         let first = row(2 * u);
         let second = if 2 * u + 1 < depth { row(2 * u + 1) } else { [0.0; LANES] };
-        let (high, low) = out.split_at_mut(LANES);
         for i in 0..LANES {
-            let [a, b] = [parts(first[i]), parts(second[i])];
-            high[i] = a[0] | b[0] << 16;
-            low[i] = a[1] | b[1] << 16;
+            out[i] = rounded(first[i]) | rounded(second[i]) << 16;
         }
     }
 }
 
-/// The bits of a number rounded to `bf16`, and of the rounded rest.
+/// The bits of a number rounded to `bf16`.
 #[inline(always)]
-fn parts(x: f32) -> [u32; 2] {
+fn rounded(x: f32) -> u32 {
     let bits = if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() };
-    let top = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
-    let rest = (x - f32::from_bits(top)).to_bits();
-    [top >> 16, rest.wrapping_add(0x7fff + ((rest >> 16) & 1)) >> 16]
+    bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16
 }
 
 /// The kernels of this CPU.
@@ -239,27 +243,41 @@ impl Narrow {
         kept: Option<(Kept, usize)>,
         mut result: impl FnMut(usize, &[f32]),
     ) {
-        let Kernels { n: most, lines: most_lines, columns, .. } = *self.0;
-        scratch::with(panels.lines * STRIP, |sums| {
+        let Kernels { pairs: copy, lines: most, columns, .. } = *self.0;
+        let passes = panels.panels().map(|p| p.len().div_ceil(most)).sum::<usize>();
+        scratch::with(panels.lines * STRIP + CHUNK / 2 * STRIP + LINE, |s| {
+            let mut cut = Cut(s);
+            let pairs = aligned(cut.take(CHUNK / 2 * STRIP + LINE), CHUNK / 2 * STRIP);
+            let sums = cut.0;
             sums.fill(0.0);
             for start in (0..panels.depth).step_by(CHUNK) {
-                let rows = start..panels.depth.min(start + CHUNK);
-                for j in (0..n).step_by(most) {
-                    for line in panels.panels().flat_map(|p| p.step_by(most_lines)) {
-                        let end = panels.lines.min(line / LANES * LANES + LANES);
-                        // SAFETY: by contract; the first depth of a chunk is even.
-                        unsafe {
-                            columns(&Columns {
-                                depth: rows.len(),
-                                x: x.add(start * stride + j).cast(),
-                                stride,
-                                n: most.min(n - j),
-                                panel: panels.at(line, start / 2),
-                                lines: most_lines.min(end - line),
-                                kept: kept.map(|(kept, first)| (kept, first + start * stride + j, stride)),
-                                sums: sums.as_mut_ptr().add(line * STRIP + j),
-                            });
-                        }
+                let end = panels.depth.min(start + CHUNK);
+                let units = (end - start).div_ceil(2);
+                // SAFETY: by contract; the first depth of a chunk is even.
+                unsafe {
+                    copy(&Strip {
+                        depth: end - start,
+                        x: x.add(start * stride).cast(),
+                        stride,
+                        n,
+                        kept: kept.map(|(kept, first)| (kept, first + start * stride)),
+                        pairs: pairs.as_mut_ptr().cast(),
+                    });
+                    // Passes over this chunk share the rows of the next.
+                    let (mut ahead, last) = (end, panels.depth.min(end + CHUNK));
+                    let share = CHUNK.div_ceil(passes).min(units);
+                    for line in panels.panels().flat_map(|p| p.step_by(most)) {
+                        let lines = panels.lines.min(line / LANES * LANES + LANES) - line;
+                        columns(&Columns {
+                            units,
+                            pairs: pairs.as_ptr().cast(),
+                            panel: panels.at(line, start / 2),
+                            lines: most.min(lines),
+                            ahead: (x.wrapping_add(ahead * stride).cast(), share.min(last - ahead)),
+                            stride,
+                            sums: sums.as_mut_ptr().add(line * STRIP),
+                        });
+                        ahead = last.min(ahead + share);
                     }
                 }
             }

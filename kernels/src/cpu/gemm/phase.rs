@@ -8,6 +8,13 @@ use kfc_graph::DType;
 /// Units of depth of a phase.
 pub(super) const PHASE: usize = 2 * KC;
 
+/// Units by which the last phase may be longer: a phase of its own for a few of them, such as an adapter's, would read and
+/// write all sums once more.
+const REST: usize = 32;
+
+/// Most units of a phase.
+pub(super) const LONGEST: usize = PHASE + REST;
+
 /// Distance of rows, in bytes, of which a multiple lets rows evict each other from the cache: such operands are packed.
 pub(super) const CROWDED: usize = 8192;
 
@@ -64,6 +71,17 @@ fn most_depth(p: &Product, isa: &Isa) -> usize {
     }
 }
 
+/// Units of a depth.
+fn units_of(p: &Product, depth: usize, isa: &Isa) -> usize {
+    if is_pair(p, isa) { depth.div_ceil(2) } else { depth }
+}
+
+/// Units from a depth of a product on, those of products behind it included.
+fn units_left(products: &[Product], isa: &Isa, (product, k): (usize, usize)) -> usize {
+    let units = products[product..].iter().map(|p| units_of(p, p.k, isa)).sum::<usize>();
+    units - units_of(&products[product], k, isa)
+}
+
 /// Whether the left operand's rows are units as they lie in memory.
 pub(super) fn is_direct(p: &Product, isa: &Isa) -> bool {
     let is_pair = is_pair(p, isa);
@@ -81,9 +99,11 @@ impl<'a> Phase<'a> {
         while let Some(p) = products.get(product) {
             let (pair, direct) = (is_pair(p, isa), is_direct(p, isa));
             let depth = most_depth(p, isa).min(p.k - k);
-            let units = if pair { depth.div_ceil(2) } else { depth };
+            let units = units_of(p, depth, isa);
             if depth > 0 {
-                if used + units > PHASE || count == SEGMENTS {
+                let is_full =
+                    used + units > PHASE && used + units_left(products, isa, (product, k)) > LONGEST;
+                if is_full || count == SEGMENTS {
                     break;
                 }
                 segments[count] = Some(Segment { product: p, k, depth, units, pair, direct, at: used });
@@ -132,4 +152,32 @@ pub(super) fn phases<'a>(products: &'a [Product], isa: &Isa) -> impl Iterator<It
         let is_last = products[phase.next.0.min(products.len())..].iter().all(|p| p.k == 0);
         (!is_last).then(|| Phase::new(products, isa, phase.next))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::float::Src;
+    use crate::cpu::gemm::micro;
+    use crate::cpu::simd::available;
+
+    /// Units of phases of products of these depths, all `f32`.
+    fn lengths(isa: &Isa, depths: &[usize]) -> Vec<usize> {
+        let mat = |columns: usize| Mat::rows(Src::new(std::ptr::null_mut(), DType::F32), columns);
+        let products: Vec<_> = depths.iter().map(|&k| Product::new(mat(k), mat(64), k)).collect();
+        phases(&products, isa).map(|p| p.units()).collect()
+    }
+
+    #[test]
+    fn a_short_rest_is_part_of_the_last_phase() {
+        for isa in available().into_iter().map(micro::isa) {
+            assert_eq!(lengths(isa, &[PHASE]), [PHASE]);
+            assert_eq!(lengths(isa, &[PHASE, REST]), [LONGEST]);
+            assert_eq!(lengths(isa, &[3 * PHASE + REST]), [PHASE, PHASE, LONGEST]);
+            assert_eq!(lengths(isa, &[PHASE, REST / 2, REST / 2]), [LONGEST]);
+            assert_eq!(lengths(isa, &[PHASE, REST, 1]), [PHASE, REST + 1]);
+            assert_eq!(lengths(isa, &[PHASE, REST + 1]), [PHASE, REST + 1]);
+            assert_eq!(lengths(isa, &[0]), [0]);
+        }
+    }
 }

@@ -136,6 +136,7 @@ fn several_segments_phases_tiles_and_blocks() {
             for layout in [[false, true], [true, false], [false, false], [true, true]] {
                 check(5, 6, 2100, level, types, layout, true);
                 check(140, 270, 601, level, types, layout, true);
+                check(33, 70, 1024, level, types, layout, true);
             }
             for m in 1..5 {
                 check(m, 45, 1100, level, types, [false, true], false);

@@ -4,7 +4,7 @@
 
 use super::blocked::LINE;
 use super::micro::Isa;
-use super::phase::PHASE;
+use super::phase::LONGEST;
 use crate::cpu::choice;
 
 /// Largest extents of a tile.
@@ -40,7 +40,7 @@ const READING_DEEP: usize = 32;
 
 /// Most scratch of one thread, in floats: packed operands of a part and its sums, a tile twice, and what is rounded up.
 pub(super) const SCRATCH: usize =
-    (PACKED_ROWS + PACKED_COLUMNS + 128) * PHASE + PART_AREA + 2 * TILE_AREA + 64 * PHASE + 8 * LINE;
+    (PACKED_ROWS + PACKED_COLUMNS + 128) * LONGEST + PART_AREA + 2 * TILE_AREA + 64 * LONGEST + 8 * LINE;
 
 /// An extent cut into parts of nearly equal length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! `lora_linear_bwd`. The gradient of the frozen weight is never computed.
 
-use super::{Lora, Piece, Pieces, ROWS, bf16_rows, f32_rows, round, round_tasks, split_depths, split_tasks};
+use super::{Lora, Piece, Pieces, ROWS, bf16_rows, f32_rows, panel_depths, panel_tasks, round, round_tasks};
 use crate::cpu::dropout::{BITS, Dropout, Kept};
 use crate::cpu::float::{Dst, convert};
 use crate::cpu::gemm::narrow::{Narrow, Panels, STRIP};
@@ -146,20 +146,20 @@ impl LoraLinearBwd {
             let (da, db) =
                 (Shared::new(call.output::<f32>(first)), Shared::new(call.output::<f32>(first + 1)));
 
-            let (of_b, of_s) = (split_tasks(rank, outputs), split_tasks(rank, rows));
+            let (of_b, of_s) = (panel_tasks(rank, outputs), panel_tasks(rank, rows));
             let rounds = if self.need_dx { round_tasks(a.len()) } else { 0 };
             let prepare = |task: usize| {
                 if task < of_b {
-                    let depths = split_depths(rank, outputs, task);
-                    b_panels.split(&b[depths.start * rank..], (1, rank), depths);
+                    let depths = panel_depths(rank, outputs, task);
+                    b_panels.write(&b[depths.start * rank..], (1, rank), depths);
                 } else if task < of_b + of_s {
-                    let depths = split_depths(rank, rows, task - of_b);
-                    s_panels.split(&s[depths.start * rank..], (1, rank), depths);
+                    let depths = panel_depths(rank, rows, task - of_b);
+                    s_panels.write(&s[depths.start * rank..], (1, rank), depths);
                 } else {
                     round(a, a_rounded, task - of_b - of_s);
                 }
             };
-            // dS = scale · dy·B, as it is, split and rounded; and what dropout keeps of these rows.
+            // dS = scale · dy·B, as it is, in panels and rounded; and what dropout keeps of these rows.
             let rows_of_s = |task: usize| {
                 let Range { start, end } = block(task, rows);
                 let n = end - start;
@@ -167,7 +167,7 @@ impl LoraLinearBwd {
                 let part = ds.slice(start * rank, n * rank);
                 narrow.rows(dy.raw(start * outputs, n * outputs), outputs, &b_panels, scale, part);
                 convert(part, ds_rounded.slice(start * rank, n * rank));
-                ds_panels.split(part, (1, rank), start..end);
+                ds_panels.write(part, (1, rank), start..end);
             };
             // dB = scale · dyᵀ·S
             let columns_of_b = |strip: usize| {

@@ -1,6 +1,6 @@
 //! `lora_linear`.
 
-use super::{Lora, Piece, Pieces, ROWS, bf16_rows, f32_rows, round, round_tasks, split_depths, split_tasks};
+use super::{Lora, Piece, Pieces, ROWS, bf16_rows, f32_rows, panel_depths, panel_tasks, round, round_tasks};
 use crate::cpu::elem::Elem;
 use crate::cpu::float::Dst;
 use crate::cpu::gemm::narrow::{Narrow, Panels};
@@ -81,11 +81,11 @@ impl LoraLinear {
             let (s16, b16) = (layout.s.of(call), layout.b.of(call));
             let (s, s_rounded, b_rounded) =
                 (Shared::new(call.output::<f32>(1)), Shared::new(s16), Shared::new(b16));
-            let splits = split_tasks(rank, inputs);
-            let prepare = |task: usize| match task.checked_sub(splits) {
+            let written = panel_tasks(rank, inputs);
+            let prepare = |task: usize| match task.checked_sub(written) {
                 None => {
-                    let depths = split_depths(rank, inputs, task);
-                    panels.split(&a[depths.start.min(inputs)..], (inputs, 1), depths);
+                    let depths = panel_depths(rank, inputs, task);
+                    panels.write(&a[depths.start.min(inputs)..], (inputs, 1), depths);
                 }
                 Some(task) => round(b, b_rounded, task),
             };
@@ -106,7 +106,8 @@ impl LoraLinear {
                 }
                 round_scaled(scale, s, s_rounded.slice(first * rank, n * rank));
             };
-            let stages = [Stage((splits + round_tasks(b.len()), &prepare), (rows.div_ceil(ROWS), &multiply))];
+            let stages =
+                [Stage((written + round_tasks(b.len()), &prepare), (rows.div_ceil(ROWS), &multiply))];
             par::run_steps(&stages);
             (bf16_rows(s16, rank), bf16_rows(b16, rank), 1.0)
         }

@@ -1,8 +1,9 @@
 //! `lora_linear` and its gradient: everything goes through the narrow `S = dropout(x)·Aᵀ`.
 //!
-//! `S` and the gradients of the adapters are `f32`, and products of a `bf16` activation with an `f32` adapter keep the precision
-//! of both ([`crate::cpu::gemm::narrow`]) where the CPU has kernels for them. What an adapter adds to a `bf16` result is a product of `bf16`
-//! in the same pass as that of the frozen weight, whose depth it makes longer by the rank. Other types are computed in `f32`.
+//! `S` and the gradients of the adapters are `f32`. Where the CPU has kernels for them ([`crate::cpu::gemm::narrow`]), products of a
+//! `bf16` activation with an adapter, with `S` or with its gradient round these to `bf16`, too: in gradients that is lost among
+//! what rounding the activations does. What an adapter adds to a `bf16` result is a product of `bf16` in the same pass as that of
+//! the frozen weight, whose depth it makes longer by the rank. Other types are computed in `f32`.
 
 mod backward;
 mod forward;
@@ -106,13 +107,13 @@ impl<T: bytemuck::Pod> Piece<T> {
 }
 
 /// Tasks that write the panels of a narrow matrix.
-fn split_tasks(lines: usize, depth: usize) -> usize {
+fn panel_tasks(lines: usize, depth: usize) -> usize {
     (lines * depth).div_ceil(CONVERTED)
 }
 
 /// The depths of such a task.
-fn split_depths(lines: usize, depth: usize, task: usize) -> Range<usize> {
-    let each = depth.div_ceil(split_tasks(lines, depth)).next_multiple_of(2);
+fn panel_depths(lines: usize, depth: usize, task: usize) -> Range<usize> {
+    let each = depth.div_ceil(panel_tasks(lines, depth)).next_multiple_of(2);
     (task * each).min(depth)..((task + 1) * each).min(depth)
 }
 
