@@ -28,7 +28,12 @@ impl Region {
         let at = mat.src.ptr().wrapping_add((part.first * mat.rs + part.k * mat.cs) * size);
         let (pitch, rows, row) =
             if mat.cs == 1 { (mat.rs, part.count, part.depth) } else { (mat.cs, part.depth, part.count) };
-        Region { at, pitch: pitch * size, rows, lines: (at as usize % LINE + row * size).div_ceil(LINE) }
+        Region::of(at, pitch * size, rows, row * size)
+    }
+
+    /// `rows` of so many bytes, `pitch` bytes apart.
+    pub(super) fn of(at: *const u8, pitch: usize, rows: usize, row: usize) -> Region {
+        Region { at, pitch, rows, lines: (at as usize % LINE + row).div_ceil(LINE) }
     }
 
     /// One of so many shares of its rows.

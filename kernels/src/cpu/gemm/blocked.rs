@@ -197,7 +197,8 @@ impl Pass<'_> {
         let adds_row = chain.is_some() && is_first && !self.job.turned && !self.job.accumulate;
         let bias = self.job.bias.filter(|_| adds_row);
         let bias_len = if bias.is_some() { n } else { 0 };
-        let d_len = if has_dropout || (self.job.turned && is_last) { m * n } else { 0 };
+        let copies = self.job.turned && is_last && self.job.c.dtype() != DType::F32;
+        let d_len = if has_dropout || copies { m * n } else { 0 };
         debug_assert!(m * n <= TILE_AREA);
         // SAFETY: the tile lies within the result and no other task writes it.
         unsafe {
@@ -241,6 +242,9 @@ impl Pass<'_> {
                     }
                     let calls = m.div_ceil(self.isa.mr) * part.len().div_ceil(self.isa.nr);
                     let mut ahead = self.after(phase, (row, column), (j + part.end, calls), next);
+                    if is_last && self.job.turned {
+                        ahead.want(self.turned((top, m), (left + part.start, part.len())));
+                    }
                     let place = Place { a: self.shared_a(i), b, top, left, out: false };
                     let out = !in_place && !self.job.turned && is_last;
                     if let Some(kernel) = chain {
@@ -524,23 +528,35 @@ impl Pass<'_> {
         }
     }
 
-    /// Writes a tile to the transposed result.
+    /// Where a tile goes in the transposed result.
+    fn turned(&self, (top, m): (usize, usize), (left, n): (usize, usize)) -> Region {
+        let (c, size) = (self.job.c.src().ptr(), self.job.c.dtype().size());
+        let at = c.wrapping_add((left * self.job.ldc + top) * size);
+        Region::of(at, self.job.ldc * size, n, m * size)
+    }
+
+    /// Writes a tile to the transposed result, that of another type than `f32` by way of `turned`, which holds as many elements
+    /// and is not part of the tile.
     ///
     /// # Safety
-    /// As [`run`], for this tile; `turned` holds as many elements and is not part of it.
+    /// As [`run`], for this tile.
     unsafe fn store_turned(&self, tile: &Tile, top: usize, left: usize, turned: &mut [f32]) {
-        let to = turned.as_mut_ptr();
+        let job = self.job;
         // SAFETY: by contract.
         unsafe {
+            let (to, row) = if job.c.dtype() == DType::F32 {
+                (job.c.offset(left * job.ldc + top).src().ptr().cast_mut().cast::<u32>(), job.ldc)
+            } else {
+                (turned.as_mut_ptr().cast(), tile.m)
+            };
             for i in (0..tile.m).step_by(16) {
                 let rows = tile.c.add(i * tile.ldc).cast_const().cast();
                 let lines = 16.min(tile.m - i);
-                (self.isa.transpose)(rows, tile.ldc, lines, tile.n, false, to.add(i).cast(), tile.m);
+                (self.isa.transpose)(rows, tile.ldc, lines, tile.n, false, to.add(i), row);
             }
-        }
-        for (j, line) in turned.chunks_exact(tile.m).take(tile.n).enumerate() {
-            // SAFETY: by contract.
-            unsafe { self.job.c.store((left + j) * self.job.ldc + top, line) }
+            for (j, line) in turned.chunks_exact(tile.m).take(tile.n).enumerate() {
+                job.c.store((left + j) * job.ldc + top, line);
+            }
         }
     }
 
