@@ -544,7 +544,8 @@ impl Pass<'_> {
         let job = self.job;
         // SAFETY: by contract.
         unsafe {
-            let (to, row) = if job.c.dtype() == DType::F32 {
+            let is_f32 = job.c.dtype() == DType::F32;
+            let (to, row) = if is_f32 {
                 (job.c.offset(left * job.ldc + top).src().ptr().cast_mut().cast::<u32>(), job.ldc)
             } else {
                 (turned.as_mut_ptr().cast(), tile.m)
@@ -554,8 +555,10 @@ impl Pass<'_> {
                 let lines = 16.min(tile.m - i);
                 (self.isa.transpose)(rows, tile.ldc, lines, tile.n, false, to.add(i), row);
             }
-            for (j, line) in turned.chunks_exact(tile.m).take(tile.n).enumerate() {
-                job.c.store((left + j) * job.ldc + top, line);
+            if !is_f32 {
+                for (j, line) in turned.chunks_exact(tile.m).take(tile.n).enumerate() {
+                    job.c.store((left + j) * job.ldc + top, line);
+                }
             }
         }
     }

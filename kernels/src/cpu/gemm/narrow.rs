@@ -5,6 +5,7 @@
 use super::blocked::{LINE, aligned};
 use super::micro;
 use crate::cpu::dropout::Kept;
+use crate::cpu::elem::Elem;
 use crate::cpu::par::Shared;
 use crate::cpu::scratch::{self, Cut};
 use crate::cpu::simd::{level, simd};
@@ -181,8 +182,7 @@ fn write_pairs(depth: usize, row: impl Fn(usize) -> [f32; LANES], out: &mut [u32
 /// The bits of a number rounded to `bf16`.
 #[inline(always)]
 fn rounded(x: f32) -> u32 {
-    let bits = if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() };
-    bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16
+    u32::from(<bf16 as Elem>::put(x).to_bits())
 }
 
 /// The kernels of this CPU.

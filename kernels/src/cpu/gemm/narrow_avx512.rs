@@ -1,7 +1,7 @@
 //! Kernels of [`super::narrow`] for AVX-512 with BF16.
 
 use super::narrow::{Columns, Kernels, LANES, Rows, STRIP, Strip};
-use crate::cpu::simd::quarters;
+use crate::cpu::simd::{prefetch, quarters};
 use std::arch::x86_64::*;
 
 /// Rows of a register tile of [`rows`], each of sums of even units and of odd ones.
@@ -155,8 +155,8 @@ unsafe fn columns_tile<const L: usize>(t: &Columns) {
     let (mut pairs, mut panel, mut ahead) = (t.pairs, t.panel, t.ahead.0);
     for u in 0..t.units {
         if u < t.ahead.1 {
-            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
-            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(32).cast());
+            prefetch(ahead);
+            prefetch(ahead.wrapping_add(32));
             ahead = ahead.wrapping_add(t.stride);
         }
         // SAFETY: by contract.
