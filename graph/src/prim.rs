@@ -34,7 +34,8 @@ pub enum Prim {
         /// Counted axis.
         axis: usize,
     },
-    /// Uniform `f32` in [0, 1) from a counter: element `i` depends only on the seed operand (`i32[2]`), `stream` and `i`.
+    /// Uniform `f32` in [0, 1), multiples of 2^-16, from a counter: element `i` depends only on the seed operand (`i32[2]`),
+    /// `stream` and `i`.
     Random {
         /// Shape of the result.
         dims: Vec<usize>,

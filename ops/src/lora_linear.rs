@@ -2,7 +2,7 @@
 //!
 //! `y = x·wᵀ + scale · s·bᵀ (+ bias)` with `s = dropout(x)·aᵀ`. The adapter is computed in f32 whatever the
 //! type of x. The dropout mask is never stored: element `i` (row-major in x) is kept iff the `i`-th number of
-//! the stream is at least the dropout probability, so the backward pass draws the same mask again.
+//! the stream, a multiple of 2^-16, is at least the dropout probability, so the backward pass draws the same mask again.
 
 use crate::common::{Operands, Values, check_vjp, exact, f32, fail, gemm_flops, grad, rows2d, sample, unit};
 use crate::linear::{add_bias, bias_grad, check_weight, weight_grad, with_last};

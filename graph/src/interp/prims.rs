@@ -133,7 +133,7 @@ fn iota(dims: &[usize], axis: usize) -> Vec<f64> {
 
 fn random(seed: &Tensor, stream: u32, n: usize) -> Vec<f64> {
     let key = [seed.data[0] as i64 as u32, seed.data[1] as i64 as u32];
-    let blocks = (0..n.div_ceil(4) as u64).flat_map(|block| uniform_block(key, stream, block));
+    let blocks = (0..n.div_ceil(8) as u64).flat_map(|block| uniform_block(key, stream, block));
     blocks.take(n).map(f64::from).collect()
 }
 

@@ -121,10 +121,10 @@ fn tables() {
 
 #[test]
 fn random_follows_the_element_rule() {
-    let r = apply(Prim::Random { dims: vec![2, 3], stream: 7 }, &[(I, &[2], &[5.0, -1.0])]).unwrap();
+    let r = apply(Prim::Random { dims: vec![2, 9], stream: 7 }, &[(I, &[2], &[5.0, -1.0])]).unwrap();
     for (i, &u) in r.data.iter().enumerate() {
-        let word = philox4x32([(i / 4) as u32, 0, 7, 0], [5, u32::MAX])[i % 4];
-        assert_eq!(u, f64::from(word >> 8) / f64::from(1 << 24));
+        let word = philox4x32([(i / 8) as u32, 0, 7, 0], [5, u32::MAX])[i / 2 % 4];
+        assert_eq!(u, f64::from((word >> (16 * (i % 2))) as u16) / 65_536.0);
     }
 }
 

@@ -1,19 +1,27 @@
 //! Inverted dropout whose decisions are numbers of elements: made as they are needed, or once for all who need them.
 
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::dropout_avx512 as avx512;
 use crate::cpu::par::Shared;
-use crate::cpu::philox::{Stream, WORDS, runs};
+use crate::cpu::philox::{Stream, runs};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::simd::level;
 use crate::cpu::simd::simd;
 use half::bf16;
+use std::ops::Range;
 
 /// Elements that a word decides.
 pub(crate) const BITS: usize = 32;
+
+/// Elements that are decided at once where nobody else needs the decisions.
+const RUN: usize = 1024;
 
 /// Inverted dropout of a tensor whose elements are numbered from its first on.
 #[derive(Clone, Copy)]
 pub(crate) struct Dropout {
     stream: Stream,
-    /// The smallest uniform number that keeps an element, times 2^24.
-    threshold: u32,
+    /// The largest uniform number that drops an element, times 2^16.
+    last: u16,
     /// Factor of a kept element.
     keep: f32,
     /// Decisions that have been made.
@@ -26,7 +34,7 @@ pub(crate) struct Kept(Shared<u32>);
 
 impl Kept {
     /// Words that hold the bits of `n` elements, and what [`Kept::at`] reads beyond them.
-    pub(crate) fn words(n: usize) -> usize {
+    pub(crate) const fn words(n: usize) -> usize {
         n.div_ceil(BITS) + 2
     }
 
@@ -35,24 +43,31 @@ impl Kept {
         Kept(Shared::new(memory))
     }
 
-    /// Bits of the 32 elements from one on, the first lowest; those beyond the last element have no meaning.
+    /// Where [`Kept::at`] reads.
+    #[inline(always)]
+    pub(crate) fn address(self, element: usize) -> *const u8 {
+        // SAFETY: there are two words at least.
+        unsafe { self.0.at(0) }.cast_const().cast::<u8>().wrapping_add(element / 8)
+    }
+
+    /// Bits of elements from one on, 57 at least, the first lowest; those beyond the last element have no meaning.
     ///
     /// # Safety
     /// The first element is one, and its bits have been written.
     #[inline(always)]
-    pub(crate) unsafe fn at(self, element: usize) -> u32 {
+    pub(crate) unsafe fn at(self, element: usize) -> u64 {
         // SAFETY: by contract there are two words after that of the last element.
-        let bytes = unsafe { self.0.at(0).cast::<u8>().add(element / 8).cast::<u64>().read_unaligned() };
-        (u64::from_le(bytes) >> (element % 8)) as u32
+        let bytes = unsafe { self.address(element).cast::<u64>().read_unaligned() };
+        u64::from_le(bytes) >> (element % 8)
     }
 }
 
 impl Dropout {
-    /// Drops an element iff its uniform number is below `p`.
+    /// Drops an element iff its uniform number is below `p`, which is above 0.
     pub(crate) fn new(stream: Stream, p: f64) -> Dropout {
-        // Uniform numbers are multiples of 2^-24, so the next multiple decides as `p` does.
-        let threshold = (p * 16_777_216.0).ceil() as u32;
-        Dropout { stream, threshold, keep: (1.0 / (1.0 - p)) as f32, kept: None }
+        // Uniform numbers are multiples of 2^-16, so the next multiple decides as `p` does.
+        let threshold = (p * 65_536.0).ceil() as u32;
+        Dropout { stream, last: (threshold - 1) as u16, keep: (1.0 / (1.0 - p)) as f32, kept: None }
     }
 
     /// The same with decisions that have been made.
@@ -68,8 +83,20 @@ impl Dropout {
     pub(crate) unsafe fn decide(&self, kept: Kept, start: usize, n: usize) {
         debug_assert!(start.is_multiple_of(BITS));
         // SAFETY: by contract.
-        let words = unsafe { kept.0.slice(start / BITS, n.div_ceil(BITS)) };
-        decide(self.stream, start as u64, self.threshold, n, words);
+        decide(self.stream, start, self.last, unsafe { kept.0.slice(start / BITS, n.div_ceil(BITS)) });
+    }
+
+    /// Makes the decisions of elements `start..start + n`, run by run, and calls `f` with them: which elements a run has, counted
+    /// from `start`, and the number of the first of them among these decisions.
+    #[inline(always)]
+    fn runs(&self, start: usize, n: usize, mut f: impl FnMut(Range<usize>, Kept, usize)) {
+        let mut words = [0; Kept::words(RUN + BITS)];
+        for first in (0..n).step_by(RUN) {
+            let (run, skip) = (first..n.min(first + RUN), (start + first) % BITS);
+            let needed = (skip + run.len()).div_ceil(BITS);
+            decide(self.stream, start + first - skip, self.last, &mut words[..needed]);
+            f(run, Kept::new(&mut words), skip);
+        }
     }
 
     /// The decisions, if they have been made.
@@ -80,8 +107,12 @@ impl Dropout {
     /// Applies it to `x`, which stands at elements `start..` of the tensor.
     pub(crate) fn apply(&self, start: usize, x: &mut [f32]) {
         match self.kept {
-            Some(kept) => select_floats(kept, start, self.keep, x),
-            None => drop_floats(self.stream, start as u64, self.threshold, self.keep, x),
+            // SAFETY: decisions have been made for all elements.
+            Some(kept) => unsafe { select_floats(kept, start, self.keep, x) },
+            // SAFETY: they have for these.
+            None => self.runs(start, x.len(), |run, kept, first| unsafe {
+                select_floats(kept, first, self.keep, &mut x[run]);
+            }),
         }
     }
 
@@ -93,46 +124,67 @@ impl Dropout {
     /// Copies 16-bit floats that stand at elements `start..` of the tensor, with zeros for those that are dropped and without
     /// the factor of the others.
     pub(crate) fn copy_kept(&self, start: usize, x: &[bf16], out: &mut [bf16]) {
-        select(self.stream, start as u64, self.threshold, x, &mut out[..x.len()]);
+        self.runs(start, x.len(), |run, kept, first| {
+            let (x, out) = (&x[run.clone()], &mut out[run]);
+            // SAFETY: decisions have been made for these elements.
+            unsafe { copy(kept, first, x, out) }
+        });
     }
 }
 
-simd! {
-    fn drop_floats(stream: Stream, start: u64, threshold: u32, keep: f32, x: &mut [f32]) {
-        runs(stream, start, x.len(), |done, words| {
-            for (x, w) in x[done..].iter_mut().zip(words) {
-                *x = if w >> 8 >= threshold { *x * keep } else { 0.0 };
-            }
-        });
+/// The decisions of elements from `start` on, a multiple of 8: a bit each.
+fn decide(stream: Stream, start: usize, last: u16, out: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    if level().has_avx512() {
+        // SAFETY: the CPU has these instructions.
+        return unsafe { avx512::decide(stream, start as u64 / 8, last, out) };
     }
+    decide_by_halves(stream, start as u64, last, out);
+}
 
-    fn select_floats(kept: Kept, start: usize, keep: f32, x: &mut [f32]) {
-        for (i, x) in x.chunks_mut(BITS).enumerate() {
-            // SAFETY: `x` stands at elements from `start` on.
-            let bits = unsafe { kept.at(start + i * BITS) };
-            for (l, x) in (0..).zip(x) {
-                *x = if bits >> l & 1 == 1 { *x * keep } else { 0.0 };
+/// `x` with zeros for elements that are dropped, the first of which has a number among the decisions.
+///
+/// # Safety
+/// The decisions have been made.
+unsafe fn copy(kept: Kept, first: usize, x: &[bf16], out: &mut [bf16]) {
+    #[cfg(target_arch = "x86_64")]
+    if level().has_avx512() {
+        // SAFETY: by contract, and the CPU has these instructions.
+        return unsafe { avx512::copy(kept, first, x, out) };
+    }
+    for (i, (x, out)) in x.chunks(BITS).zip(out.chunks_mut(BITS)).enumerate() {
+        // SAFETY: by contract.
+        let bits = unsafe { kept.at(first + i * BITS) } as u32;
+        for (l, (x, out)) in x.iter().zip(out).enumerate() {
+            *out = if bits >> l & 1 == 1 { *x } else { bf16::ZERO };
+        }
+    }
+}
+
+/// Applies dropout to `x`, the first element of which has a number among the decisions.
+///
+/// # Safety
+/// The decisions have been made.
+unsafe fn select_floats(kept: Kept, first: usize, keep: f32, x: &mut [f32]) {
+    simd! {
+        fn select(kept: Kept, first: usize, keep: f32, x: &mut [f32]) {
+            for (i, x) in x.chunks_mut(BITS).enumerate() {
+                // SAFETY: by the contract of the function around this one.
+                let bits = unsafe { kept.at(first + i * BITS) } as u32;
+                for (l, x) in (0..).zip(x) {
+                    *x = if bits >> l & 1 == 1 { *x * keep } else { 0.0 };
+                }
             }
         }
     }
+    select(kept, first, keep, x);
+}
 
-    fn decide(stream: Stream, start: u64, threshold: u32, n: usize, out: &mut [u32]) {
-        runs(stream, start, n, |done, words| {
-            for (out, words) in out[done / BITS..].iter_mut().zip(words.chunks(BITS)) {
-                *out = (0..).zip(words).fold(0, |bits, (l, w)| bits | u32::from(w >> 8 >= threshold) << l);
-            }
-        });
-    }
-
-    fn select(stream: Stream, start: u64, threshold: u32, x: &[bf16], out: &mut [bf16]) {
-        runs(stream, start, x.len(), |done, words| {
-            // In two loops, one of which changes the width: LLVM makes vectors of both.
-            let mut kept = [0u16; WORDS];
-            for (kept, w) in kept.iter_mut().zip(words) {
-                *kept = u16::from(w >> 8 >= threshold).wrapping_neg();
-            }
-            for ((x, out), kept) in x[done..].iter().zip(&mut out[done..]).zip(&kept[..words.len()]) {
-                *out = bf16::from_bits(x.to_bits() & kept);
+simd! {
+    fn decide_by_halves(stream: Stream, start: u64, last: u16, out: &mut [u32]) {
+        runs(stream, start, out.len() * BITS, |done, halves| {
+            for (out, halves) in out[done / BITS..].iter_mut().zip(halves.chunks_exact(BITS)) {
+                *out = (0..).zip(halves).fold(0, |bits, (l, h)| bits | u32::from(*h > last) << l);
             }
         });
     }
@@ -141,6 +193,32 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever the instructions, decisions are those of the interpreter's numbers: at the start, where the low word of a counter
+    /// ends, and for thresholds that drop hardly anything and everything.
+    #[test]
+    fn decisions_are_those_of_the_interpreter() {
+        let stream = Stream::new(&[7, -9], 3);
+        let numbers = |block: u64| kfc_graph::interp::uniform_block([7, -9i32 as u32], 3, block);
+        for (start, words) in [(0, 1), (64, 8), (32, 19), ((1 << 35) - 64, 9)] {
+            for last in [0, 1, 6553, 40_000, u16::MAX] {
+                let want: Vec<u32> = (0..words)
+                    .map(|w| {
+                        let bits = (0..BITS).map(|l| {
+                            let element = (start + w * BITS + l) as u64;
+                            numbers(element / 8)[(element % 8) as usize] * 65_536.0 > f32::from(last)
+                        });
+                        bits.rev().fold(0, |word, bit| word << 1 | u32::from(bit))
+                    })
+                    .collect();
+                let mut got = vec![0; words];
+                decide(stream, start, last, &mut got);
+                assert_eq!(got, want, "{start} {last}");
+                decide_by_halves(stream, start as u64, last, &mut got);
+                assert_eq!(got, want, "{start} {last}, loops");
+            }
+        }
+    }
 
     #[test]
     fn every_way_keeps_the_same_elements() {

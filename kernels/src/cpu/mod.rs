@@ -17,6 +17,8 @@ mod attention;
 pub mod choice;
 mod composite;
 mod dropout;
+#[cfg(target_arch = "x86_64")]
+mod dropout_avx512;
 mod elem;
 mod ewc;
 mod feature;

@@ -2,11 +2,16 @@
 
 use crate::cpu::simd::simd;
 
+pub(crate) const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+pub(crate) const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+pub(crate) const ROUNDS: usize = 10;
+
 /// Counters computed side by side.
 const LANES: usize = 16;
 
-/// Words of as many counters.
-pub(crate) const WORDS: usize = 4 * LANES;
+/// Words of as many counters, and the elements that these make.
+const WORDS: usize = 4 * LANES;
+const ELEMENTS: usize = 2 * WORDS;
 
 /// A stream of uniform numbers: element `i` depends on the key, the stream and `i` only.
 #[derive(Clone, Copy)]
@@ -28,36 +33,31 @@ impl Stream {
 
 simd! {
     fn uniform(stream: Stream, start: u64, out: &mut [f32]) {
-        runs(stream, start, out.len(), |done, words| {
-            out[done..].iter_mut().zip(words).for_each(|(o, w)| *o = unit(*w));
+        runs(stream, start, out.len(), |done, halves| {
+            out[done..].iter_mut().zip(halves).for_each(|(o, h)| *o = f32::from(*h) * (1.0 / 65_536.0));
         });
     }
 }
 
-/// Calls `f` with the words of elements `start..start + n`, run by run: where a run begins, and its words.
+/// Calls `f` with the halves of words of elements `start..start + n`, run by run: where a run begins, and its halves.
 #[inline(always)]
-pub(crate) fn runs(stream: Stream, start: u64, n: usize, mut f: impl FnMut(usize, &[u32])) {
+pub(crate) fn runs(stream: Stream, start: u64, n: usize, mut f: impl FnMut(usize, &[u16])) {
     let mut pairs = [0; WORDS / 2];
     let mut done = 0;
     while done < n {
         let at = start + done as u64;
-        block(stream, at / 4, &mut pairs);
-        let words: &[u32; WORDS] = bytemuck::cast_ref(&pairs);
-        let skip = (at % 4) as usize;
-        let end = WORDS.min(skip + n - done);
+        block(stream, at / 8, &mut pairs);
+        let halves: &[u16; ELEMENTS] = bytemuck::cast_ref(&pairs);
+        let skip = (at % 8) as usize;
+        let end = ELEMENTS.min(skip + n - done);
         // Runs of constant length become straight code.
-        if (skip, end) == (0, WORDS) {
-            f(done, words)
+        if (skip, end) == (0, ELEMENTS) {
+            f(done, halves)
         } else {
-            f(done, &words[skip..end])
+            f(done, &halves[skip..end])
         }
         done += end - skip;
     }
-}
-
-#[inline(always)]
-fn unit(word: u32) -> f32 {
-    (word >> 8) as i32 as f32 * (1.0 / 16_777_216.0)
 }
 
 /// The words of counters `base..base + LANES`, those of a counter one after the other, two by two.
@@ -71,17 +71,17 @@ fn block(stream: Stream, base: u64, pairs: &mut [u64; WORDS / 2]) {
     let mut c1 = c0.map(|c| c >> 32);
     let (mut c2, mut c3) = ([u64::from(stream); LANES], [0u64; LANES]);
     let [mut k0, mut k1] = key;
-    for _ in 0..10 {
+    for _ in 0..ROUNDS {
         for l in 0..LANES {
-            let p0 = (c0[l] & LOW) * 0xD251_1F53;
-            let p1 = (c2[l] & LOW) * 0xCD9E_8D57;
+            let p0 = (c0[l] & LOW) * u64::from(MULTIPLIER[0]);
+            let p1 = (c2[l] & LOW) * u64::from(MULTIPLIER[1]);
             c0[l] = (p1 >> 32) ^ c1[l] ^ u64::from(k0);
             c1[l] = p1;
             c2[l] = (p0 >> 32) ^ c3[l] ^ u64::from(k1);
             c3[l] = p0;
         }
-        k0 = k0.wrapping_add(0x9E37_79B9);
-        k1 = k1.wrapping_add(0xBB67_AE85);
+        k0 = k0.wrapping_add(WEYL[0]);
+        k1 = k1.wrapping_add(WEYL[1]);
     }
     for l in 0..LANES {
         pairs[2 * l] = (c0[l] & LOW) | c1[l] << 32;

@@ -44,6 +44,11 @@ impl Level {
         }
     }
 
+    /// Whether it has AVX-512.
+    pub(crate) fn has_avx512(self) -> bool {
+        matches!(self, Level::Avx512 | Level::Avx512Bf16)
+    }
+
     /// The level of that name.
     pub fn named(name: &str) -> Option<Level> {
         Level::ALL.into_iter().find(|l| l.name() == name)

@@ -27,8 +27,8 @@ fn keep(attrs: &Attrs, n: usize, seed: Option<&Tensor>) -> Vec<f64> {
     let stream = attrs.usize("stream").unwrap() as u32;
     (0..n)
         .map(|i| {
-            let word = philox4x32([(i / 4) as u32, 0, stream, 0], key)[i % 4];
-            let u = f64::from(word >> 8) / f64::from(1 << 24);
+            let word = philox4x32([(i / 8) as u32, 0, stream, 0], key)[i / 2 % 4];
+            let u = f64::from((word >> (16 * (i % 2))) as u16) / 65_536.0;
             if u >= p { 1.0 / (1.0 - p) } else { 0.0 }
         })
         .collect()

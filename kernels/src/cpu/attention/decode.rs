@@ -29,7 +29,7 @@ pub(super) struct Decode {
 impl Decode {
     /// Whether a shape has few enough queries: without the loops that share what is read, only one.
     pub(super) fn fits(s: &Shape, level: Level) -> bool {
-        s.rows() <= if is_wide(level) { ROWS } else { 1 }
+        s.rows() <= if level.has_avx512() { ROWS } else { 1 }
     }
 
     pub(super) fn new(s: Shape, level: Level) -> Decode {
@@ -232,15 +232,10 @@ simd! {
     }
 }
 
-/// Whether the loops with AVX-512 are those of this CPU.
-fn is_wide(level: Level) -> bool {
-    matches!(level, Level::Avx512 | Level::Avx512Bf16)
-}
-
 /// Dot products of each row of `q` with rows that are `stride` apart; those of a row of `q` are `n` apart in `out`.
 fn dots(level: Level, q: &[f32], keys: &[f32], stride: usize, d: usize, out: &mut [f32], n: usize) {
     #[cfg(target_arch = "x86_64")]
-    if is_wide(level) {
+    if level.has_avx512() {
         // SAFETY: the CPU has these instructions.
         return unsafe { super::decode_avx512::dots(q, keys, stride, d, out, n) };
     }
@@ -267,7 +262,7 @@ fn weighted(
     part: usize,
 ) {
     #[cfg(target_arch = "x86_64")]
-    if is_wide(level) {
+    if level.has_avx512() {
         // SAFETY: the CPU has these instructions.
         return unsafe { super::decode_avx512::weighted(weights, n, values, stride, dv, out, part) };
     }

@@ -3,7 +3,6 @@
 use super::softmax::{Kept, Lanes, Mask, Rows, SLACK};
 use crate::cpu::gemm::Engine;
 use crate::cpu::math::avx512::exp2;
-use crate::cpu::simd::Level;
 use crate::cpu::simd::quarters;
 use std::arch::x86_64::*;
 
@@ -15,7 +14,7 @@ const NR: usize = 16 * VR;
 
 /// Whether the passes here are those of an engine.
 pub(super) fn fits(e: &Engine) -> bool {
-    matches!(e.level(), Level::Avx512 | Level::Avx512Bf16) && e.nr() == NR
+    e.level().has_avx512() && e.nr() == NR
 }
 
 /// See [`super::softmax::forward`].

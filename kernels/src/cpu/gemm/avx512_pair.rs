@@ -7,6 +7,7 @@
 use super::ahead::Walk;
 use super::avx512::{MR, NR, VR, ask_for, first};
 use super::micro::{Block, Chain, Link, To};
+use crate::cpu::simd::prefetch;
 use std::arch::x86_64::*;
 
 /// A register tile of some extents.
@@ -68,6 +69,9 @@ unsafe fn tile<const M: usize, const V: usize, const DROPS: bool>(t: &Chain<'_>,
         };
     }
     let begins = alpha == 1.0;
+    if let Some(d) = t.dropped.filter(|_| DROPS) {
+        (0..M).for_each(|i| prefetch(d.kept.address(d.first + i * d.row)));
+    }
     // SAFETY: by contract; lanes beyond the tile are masked.
     unsafe {
         if let (true, Some(from), false) = (begins, t.from, DROPS) {
@@ -80,11 +84,17 @@ unsafe fn tile<const M: usize, const V: usize, const DROPS: bool>(t: &Chain<'_>,
                 None => add_panel(link, ahead, &mut acc),
             }
             if let Some(d) = t.dropped.filter(|_| DROPS && i == 0) {
-                each!(|i, v, x| {
-                    let mask = d.kept.at(d.first + i * d.row + 16 * v) as __mmask16;
-                    let x = _mm512_maskz_mul_ps(mask, x, _mm512_set1_ps(d.keep));
-                    t.from.map_or(x, |from| _mm512_add_ps(x, load(t, from, i, v)))
-                });
+                let keep = _mm512_set1_ps(d.keep);
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    // A row of the tile has no more columns than there are bits.
+                    let bits = d.kept.at(d.first + i * d.row);
+                    for (v, acc) in acc.iter_mut().enumerate() {
+                        *acc = _mm512_maskz_mul_ps((bits >> (16 * v)) as __mmask16, *acc, keep);
+                    }
+                }
+                if let Some(from) = t.from {
+                    each!(|i, v, x| _mm512_add_ps(x, load(t, from, i, v)));
+                }
             }
         }
         if !begins {

@@ -105,7 +105,7 @@ unsafe fn pairs_of<const DROPS: bool>(t: &Strip) {
                 unsafe {
                     let mask = match t.kept {
                         Some((kept, first)) if DROPS && mask != 0 => {
-                            mask & kept.at(first + (row + i) * t.stride + 32 * half)
+                            mask & kept.at(first + (row + i) * t.stride + 32 * half) as u32
                         }
                         _ => mask,
                     };

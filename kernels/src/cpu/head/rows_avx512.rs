@@ -14,7 +14,7 @@ const RUN: usize = 4096;
 
 /// Whether the level has [`sums`].
 pub(super) fn has_sums() -> bool {
-    matches!(simd::level(), Level::Avx512 | Level::Avx512Bf16)
+    simd::level().has_avx512()
 }
 
 /// Whether the level has [`rounded_gradient`].

@@ -28,7 +28,7 @@ type Loop<const N: usize, const M: usize> = unsafe fn([*const bf16; N], [*mut bf
 
 /// Whether the level has these loops.
 pub(crate) fn is_there() -> bool {
-    matches!(simd::level(), Level::Avx512 | Level::Avx512Bf16)
+    simd::level().has_avx512()
 }
 
 /// Runs the loop of the level; whether there is one.

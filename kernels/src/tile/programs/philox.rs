@@ -17,13 +17,13 @@ fn key(b: &mut Builder, seed: Buffer) -> [Var; 2] {
     })
 }
 
-/// Uniform numbers in `[0, 1)` of the elements `index` (`i32`, not negative) of a stream: word `index % 4` of block
-/// `index / 4`, of which the upper 24 bits count.
+/// Uniform numbers in `[0, 1)` of the elements `index` (`i32`, not negative) of a stream: half `index % 2`, the lower one
+/// first, of word `index / 2 % 4` of block `index / 8`, times 2^-16.
 pub(super) fn uniform(b: &mut Builder, seed: Buffer, stream: u32, index: Var) -> Var {
     let mut key = key(b, seed);
     let index = b.cast(index, Elem::U32);
-    let (two, three, eight) = (b.bits(2), b.bits(3), b.bits(8));
-    let block = b.binary(Binary::Shr, index, two);
+    let (one, three) = (b.bits(1), b.bits(3));
+    let block = b.binary(Binary::Shr, index, three);
     // Fewer than 2^31 elements: the block's upper word is 0.
     let mut counter = [block, b.bits(0), b.bits(stream), b.bits(0)];
     let multiplier = MULTIPLIER.map(|m| b.bits(m));
@@ -37,19 +37,24 @@ pub(super) fn uniform(b: &mut Builder, seed: Buffer, stream: u32, index: Var) ->
         counter = [x, low[1], y, low[0]];
         key = [b.add(key[0], weyl[0]), b.add(key[1], weyl[1])];
     }
-    let number = b.binary(Binary::And, index, three);
+    let number = b.binary(Binary::Shr, index, one);
+    let number = b.binary(Binary::And, number, three);
     let mut word = counter[3];
     for (i, w) in counter.into_iter().enumerate().take(3).rev() {
         let i = b.bits(i as u32);
         let is_it = b.compare(Compare::Eq, number, i);
         word = b.select(is_it, w, word);
     }
-    let top = b.binary(Binary::Shr, word, eight);
-    // Below 2^24: the same number as a signed one, whose conversion every device has.
-    let top = b.cast(top, Elem::I32);
-    let top = b.cast(top, Elem::F32);
-    let unit = b.float(1.0 / 16_777_216.0);
-    b.mul(top, unit)
+    let (sixteen, low) = (b.bits(16), b.bits(0xffff));
+    let is_upper = b.binary(Binary::And, index, one);
+    let shift = b.mul(is_upper, sixteen);
+    let half = b.binary(Binary::Shr, word, shift);
+    let half = b.binary(Binary::And, half, low);
+    // Below 2^16: the same number as a signed one, whose conversion every device has.
+    let half = b.cast(half, Elem::I32);
+    let half = b.cast(half, Elem::F32);
+    let unit = b.float(1.0 / 65_536.0);
+    b.mul(half, unit)
 }
 
 /// Inverted dropout of a tensor whose elements are numbered from its first on.
@@ -64,8 +69,8 @@ impl Dropout {
     /// From the attributes `dropout` and `stream`; nothing if no element is dropped.
     pub(super) fn new(attrs: &Attrs) -> Result<Option<Dropout>, EmitError> {
         let p = attrs.f64("dropout")?;
-        // Uniform numbers are multiples of 2^-24, so the next multiple decides as `p` does and is exact.
-        let threshold = ((p * 16_777_216.0).ceil() / 16_777_216.0) as f32;
+        // Uniform numbers are multiples of 2^-16, so the next multiple decides as `p` does and is exact.
+        let threshold = ((p * 65_536.0).ceil() / 65_536.0) as f32;
         let stream = attrs.usize("stream")? as u32;
         Ok((p > 0.0).then_some(Dropout { stream, threshold, keep: (1.0 / (1.0 - p)) as f32 }))
     }
