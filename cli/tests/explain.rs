@@ -97,6 +97,7 @@ fn a_run_is_attributed_and_a_calibration_is_used() {
     near(sum(&rough["kernels"], "measured_ms"), measured["kernel_ms"].as_f64().unwrap());
     near(sum(&rough["parts"], "measured_ms"), measured["kernel_ms"].as_f64().unwrap());
     assert!(rough["kernels"].as_array().unwrap().iter().all(|k| k["source"] == "roofline"));
+    assert!(rough["kernels"].as_array().unwrap().iter().all(|k| k["roofline"].is_null()));
     let tuned = object(&cache, &args!["tune", config, "--calibrate", "--seconds", "1"]);
     assert!(tuned["steps"].as_u64().unwrap() >= 5 && tuned["kernels"].as_u64().unwrap() > 20);
     let check = &tuned["check"];

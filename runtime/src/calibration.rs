@@ -235,6 +235,11 @@ impl Calibration {
         self.rates.is_some()
     }
 
+    /// Whether nothing says how fast the machine is.
+    pub fn is_guessed(&self) -> bool {
+        self.rates.or(self.stated).is_none()
+    }
+
     /// Kernels that were timed.
     pub fn kernels(&self) -> usize {
         self.kernels.len()

@@ -79,11 +79,22 @@ impl Model {
             Embeddings::File => true,
         };
         match &self.weights {
-            Source::Mapped(weights) if is_wanted && !is_trained && !self.config.tie_word_embeddings => {
+            Source::Mapped(weights) if is_wanted && self.needs_table(is_trained).is_none() => {
                 Lookup::open(weights, EMBEDDING, dims).map(Some)
             }
             _ => Ok(None),
         }
+    }
+
+    /// Why its embedding table is in memory whatever `train.embeddings` says, if it is.
+    pub fn needs_table(&self, is_trained: bool) -> Option<&'static str> {
+        let is_random = !matches!(self.weights, Source::Mapped(_));
+        let reasons = [
+            (is_trained, "is trained"),
+            (is_random, "is random and in no file"),
+            (self.config.tie_word_embeddings, "is the output layer's, too"),
+        ];
+        reasons.into_iter().find_map(|(holds, why)| holds.then_some(why))
     }
 
     /// Puts every parameter into `store` as `prefix + name`: mapped where the file has the right type, converted where

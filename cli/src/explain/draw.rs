@@ -197,13 +197,15 @@ pub(super) fn roofline(e: &Explanation<'_>) -> Option<String> {
         bytes_per_s: rates.bytes,
         dots: dots.collect(),
     };
+    let lines = match e.calibration.rates_are() {
+        "measured" => "The lines are what this machine can do: above them, operands come from caches.",
+        "stated" => "The lines are what the device says of itself: above them, operands come from caches.",
+        _ => "The lines are guesses: kfc tune --calibrate measures what this machine can do.",
+    };
     let note = format!(
         "{} speed of each kernel against its arithmetic intensity; the area of a circle is its share of the step. Work of fewer \
-         than {} operations is left out. The lines are what this machine can do{}: above them, operands come from \
-         caches.",
+         than {ROOFLINE_FROM} operations is left out. {lines}",
         if e.measured.is_some() { "Measured" } else { "Predicted" },
-        ROOFLINE_FROM,
-        if e.calibration.is_measured() { "" } else { " (guessed)" }
     );
     let places = e.kernels.iter().flat_map(|k| k.places.iter().copied());
     let mut f = Figure::new("Roofline", &note, &legend(places), 380.0);

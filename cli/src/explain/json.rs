@@ -74,7 +74,7 @@ fn kernel(e: &Explanation<'_>, k: &super::Kernel<'_>) -> Value {
         "measured_ms": k.measured_ms,
         "gflops": k.gflops(),
         "gbytes": k.gbytes(),
-        "roofline": k.roofline(),
+        "roofline": (!e.calibration.is_guessed()).then(|| k.roofline()),
         "bound": if k.arithmetic { "arithmetic" } else { "memory" },
         "phases": k.phases.iter().map(|p| p.name()).collect::<Vec<_>>(),
         "parts": k.places.iter().map(|p| p.name()).collect::<Vec<_>>(),

@@ -222,7 +222,12 @@ pub(crate) fn kernel_rows(e: &Explanation<'_>, most: usize) -> Vec<Vec<String>> 
     if measured {
         head.push("measured ms");
     }
-    head.extend(["GFLOP/s", "GB/s", "roofline", "bound by"]);
+    head.extend(["GFLOP/s", "GB/s"]);
+    // A share of a guess would say nothing.
+    let has_limits = !e.calibration.is_guessed();
+    if has_limits {
+        head.extend(["roofline", "bound by"]);
+    }
     let mut rows = vec![head.into_iter().map(String::from).collect::<Vec<_>>()];
     for k in e.kernels.iter().take(most) {
         let mut row = vec![
@@ -235,7 +240,10 @@ pub(crate) fn kernel_rows(e: &Explanation<'_>, most: usize) -> Vec<Vec<String>> 
             row.push(ms(k.measured_ms.unwrap_or(0.0)));
         }
         let bound = if k.arithmetic { "arithmetic" } else { "memory" };
-        row.extend([rate(k.gflops()), rate(k.gbytes()), percent(k.roofline()), bound.into()]);
+        row.extend([rate(k.gflops()), rate(k.gbytes())]);
+        if has_limits {
+            row.extend([percent(k.roofline()), bound.into()]);
+        }
         rows.push(row);
     }
     rows

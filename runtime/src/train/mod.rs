@@ -21,7 +21,7 @@ pub use schedule::learning_rate;
 
 use crate::accounting::Account;
 use crate::calibration::Rates;
-use crate::config::JobConfig;
+use crate::config::{Embeddings, JobConfig};
 use crate::data::{Loader, MicroBatch, StepBatch};
 use crate::device::cuda::CudaPlan;
 use crate::device::{DevicePlan, Memory};
@@ -252,6 +252,18 @@ impl Trainer {
                     "student and teacher have {own} and {theirs} tokens: distillation compares the first {}",
                     own.min(theirs)
                 ));
+            }
+        }
+        if self.job.train.embeddings == Embeddings::File {
+            let student = ("student", self.student.model.needs_table(self.student.lora.is_none()));
+            let teacher = match &self.teacher {
+                Some(Teacher::Model(model)) => ("teacher", model.needs_table(false)),
+                _ => ("teacher", None),
+            };
+            for (whose, why) in [student, teacher] {
+                notes.extend(why.map(|why| {
+                    format!("train.embeddings = \"file\": the {whose}'s embedding table is in memory nevertheless, for it {why}")
+                }));
             }
         }
         if let Some(share) = self.important {
