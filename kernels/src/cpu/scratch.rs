@@ -27,6 +27,15 @@ pub(crate) fn with<R>(n: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     result
 }
 
+/// Floats of a cache line.
+pub(crate) const LINE: usize = 16;
+
+/// Scratch from its first cache line on; what is asked for has [`LINE`] floats more.
+pub(crate) fn aligned(scratch: &mut [f32]) -> &mut [f32] {
+    let skip = scratch.as_ptr().align_offset(4 * LINE).min(LINE);
+    &mut scratch[skip..]
+}
+
 /// Cuts consecutive pieces off a scratch slice.
 pub(crate) struct Cut<'a>(pub(crate) &'a mut [f32]);
 
@@ -36,5 +45,10 @@ impl<'a> Cut<'a> {
         let (head, tail) = std::mem::take(&mut self.0).split_at_mut(n);
         self.0 = tail;
         head
+    }
+
+    /// `n` floats from a cache line on, for which [`LINE`] more are taken.
+    pub(crate) fn line(&mut self, n: usize) -> &'a mut [f32] {
+        &mut aligned(self.take(n + LINE))[..n]
     }
 }

@@ -93,7 +93,7 @@ impl Decode {
         let is_hidden = (lo..=hi).any(|j| (0..s.rows()).step_by(s.group).any(|r| !sees(r, j)));
         let sizes = [s.rows() * n, s.rows() * s.d, STEP * s.d.max(s.dv)];
         scratch::with(panels::scratch_len(&sizes), |scratch| {
-            let mut rest = panels::aligned(scratch);
+            let mut rest = scratch::aligned(scratch);
             let [scores, q, rows] = sizes.map(|n| panels::take(&mut rest, n));
             // SAFETY: by contract.
             unsafe {

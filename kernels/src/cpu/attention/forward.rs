@@ -1,12 +1,13 @@
 //! The forward pass over tiles: one task a panel of queries, over all tiles of keys that it sees.
 
-use super::panels::{self, LINE};
+use super::panels;
 use super::results;
 use super::sight::{Extent, Map};
 use super::softmax::{self, Lanes};
 use super::{Head, Shape, Tokens};
 use crate::cpu::gemm::{Engine, Panels};
-use crate::cpu::{Call, par, scratch};
+use crate::cpu::scratch::{self, LINE};
+use crate::cpu::{Call, par};
 use kfc_graph::DType;
 use std::f32::consts::LOG2_E;
 
@@ -119,7 +120,7 @@ impl Forward {
         let (d_units, pair_units) = (e.units(s.d), if e.is_pair() { tile / 2 * nr } else { 0 });
         let sizes = [tile * nr, pair_units, s.dv * nr, d_units * nr, nr * s.d.max(s.dv), nr, nr, nr];
         scratch::with(panels::scratch_len(&sizes), |scratch| {
-            let mut rest = panels::aligned(scratch);
+            let mut rest = scratch::aligned(scratch);
             let mut take = |n: usize| panels::take(&mut rest, n);
             let [scores, pairs, acc, q, rows, max, sum, factor] = sizes.map(&mut take);
             let (pairs, q): (&mut [u32], &mut [u32]) =

@@ -3,10 +3,8 @@
 use super::{Head, Shape};
 use crate::cpu::float::Src;
 use crate::cpu::gemm::Engine;
+use crate::cpu::scratch::LINE;
 use kfc_graph::DType;
-
-/// Floats of a cache line.
-pub(super) const LINE: usize = 16;
 
 /// Keys that a tile aims at.
 const KEYS: usize = 128;
@@ -87,15 +85,9 @@ pub(super) fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
     &mut head[..n]
 }
 
-/// Floats of scratch that pieces of these lengths take from [`aligned`] scratch.
+/// Floats of scratch that pieces of these lengths take from [`crate::cpu::scratch::aligned`] scratch.
 pub(super) fn scratch_len(pieces: &[usize]) -> usize {
     LINE + pieces.iter().map(|n| n.next_multiple_of(LINE)).sum::<usize>()
-}
-
-/// Scratch from the first cache line on.
-pub(super) fn aligned(scratch: &mut [f32]) -> &mut [f32] {
-    let skip = scratch.as_ptr().align_offset(4 * LINE).min(LINE);
-    &mut scratch[skip..]
 }
 
 /// Bytes of `n` units or floats, in whole lines.

@@ -19,21 +19,12 @@ use super::tiling::{Extents, Grid, Most, TILE_AREA, Tiling};
 use super::{Job, Mat};
 use crate::cpu::par::{self, Shared};
 use crate::cpu::reduce;
-use crate::cpu::scratch::{self, Cut};
+use crate::cpu::scratch::{self, Cut, LINE};
 use kfc_graph::DType;
-
-/// Floats between two cache lines.
-pub(super) const LINE: usize = 16;
 
 /// Whether sums are kept in the result itself.
 fn is_in_place(job: &Job<'_>) -> bool {
     job.c.dtype() == DType::F32 && !job.turned
-}
-
-/// The first `n` floats of a piece that begin at a cache line.
-pub(super) fn aligned(piece: &mut [f32], n: usize) -> &mut [f32] {
-    let skip = piece.as_ptr().align_offset(64).min(LINE);
-    &mut piece[skip..skip + n]
 }
 
 /// Computes a job, on the calling thread alone or in parallel.
@@ -63,7 +54,7 @@ pub(super) unsafe fn run(job: &Job<'_>, isa: &Isa, alone: bool) {
     let thread = |parts: &mut dyn Iterator<Item = usize>| {
         scratch::with(a_len + b_len + c_len + 3 * LINE, |s| {
             let mut cut = Cut(s);
-            let mut take = |n: usize| Shared::new(aligned(cut.take(n + LINE), n));
+            let mut take = |n: usize| Shared::new(cut.line(n));
             let (a, b, c) = (take(a_len), take(b_len), take(c_len));
             let pass = |i: usize, packed: Option<(usize, usize)>| {
                 let (row, column) = grid.part(i);
@@ -210,7 +201,7 @@ impl Pass<'_> {
             scratch::with(c_len + d_len + bias_len + own_len + LINE, |s| {
                 let mut cut = Cut(s);
                 let (pc, pd, pbias) = (cut.take(c_len), cut.take(d_len), cut.take(bias_len));
-                let own = Panels { at: Shared::new(aligned(cut.0, own_len)), lines: self.isa.nr, first: 0 };
+                let own = Panels { at: Shared::new(cut.line(own_len)), lines: self.isa.nr, first: 0 };
                 let (c, ldc) = if in_place {
                     (self.job.c.raw::<f32>(0, 0).as_mut_ptr().add(top * self.job.ldc + left), self.job.ldc)
                 } else if is_alone {

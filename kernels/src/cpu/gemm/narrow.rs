@@ -2,12 +2,11 @@
 //! `f32`. The narrow matrix is copied into panels, for it is small. The wide one is read where it lies along its rows, and across
 //! them in strips that are copied: rows may lie so that they share one place in the nearest cache.
 
-use super::blocked::{LINE, aligned};
 use super::micro;
 use crate::cpu::dropout::Kept;
 use crate::cpu::elem::Elem;
 use crate::cpu::par::Shared;
-use crate::cpu::scratch::{self, Cut};
+use crate::cpu::scratch::{self, Cut, LINE};
 use crate::cpu::simd::{level, simd};
 use half::bf16;
 use kfc_graph::DType;
@@ -247,7 +246,7 @@ impl Narrow {
         let passes = panels.panels().map(|p| p.len().div_ceil(most)).sum::<usize>();
         scratch::with(panels.lines * STRIP + CHUNK / 2 * STRIP + LINE, |s| {
             let mut cut = Cut(s);
-            let pairs = aligned(cut.take(CHUNK / 2 * STRIP + LINE), CHUNK / 2 * STRIP);
+            let pairs = cut.line(CHUNK / 2 * STRIP);
             let sums = cut.0;
             sums.fill(0.0);
             for start in (0..panels.depth).step_by(CHUNK) {

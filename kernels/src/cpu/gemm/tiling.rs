@@ -2,10 +2,10 @@
 //! products in order of depth, whatever part and tile it is in. So both may depend on the kernel's
 //! [`Choice`](crate::cpu::choice::Choice), and parts on the number of threads.
 
-use super::blocked::LINE;
 use super::micro::Isa;
 use super::phase::LONGEST;
 use crate::cpu::choice;
+use crate::cpu::scratch::LINE;
 
 /// Largest extents of a tile.
 const TILE_ROWS: usize = 128;

@@ -40,7 +40,7 @@ impl AttentionBwd {
         let lanes = if self.e.is_pair() { self.map.tile / 2 * nr } else { 0 };
         let sizes = [self.map.tile * nr, self.map.tile * nr, lanes, kept, kept];
         scratch::with(panels::scratch_len(&sizes), |scratch| {
-            let mut rest = panels::aligned(scratch);
+            let mut rest = scratch::aligned(scratch);
             let [scores, grads, pairs, p, ds] = sizes.map(|n| panels::take(&mut rest, n));
             let mut tile = Tile {
                 scores,

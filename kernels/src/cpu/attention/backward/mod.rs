@@ -5,14 +5,15 @@
 //! of the queries in a slot of its own; slots are then added in order. So each of the five products is computed once, and the
 //! cut depends on shapes and masks only.
 
-use super::panels::{self, LINE};
+use super::panels;
 use super::sight::{Extent, Map, Sight};
 use super::{Head, Shape, Tokens, forward, results};
 use crate::cpu::elem::of_type;
 use crate::cpu::float::Dst;
 use crate::cpu::gemm::Engine;
 use crate::cpu::reduce::{axpy, dot};
-use crate::cpu::{Call, Kernel, KernelError, par, scratch};
+use crate::cpu::scratch::{self, LINE};
+use crate::cpu::{Call, Kernel, KernelError, par};
 use kfc_graph::{Attrs, DType, TensorType};
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
@@ -187,7 +188,7 @@ impl AttentionBwd {
         let (first, n) = (b.first + panel * nr, nr.min(b.rows - panel * nr));
         let room = nr * s.d.max(s.dv);
         scratch::with(panels::scratch_len(&[room]), |scratch| {
-            let mut rest = panels::aligned(scratch);
+            let mut rest = scratch::aligned(scratch);
             let room = panels::take(&mut rest, room);
             // SAFETY: by contract.
             unsafe {
@@ -279,7 +280,7 @@ impl AttentionBwd {
         let nr = e.nr();
         let (first, n) = (b.first + panel * nr, nr.min(b.rows - panel * nr));
         scratch::with(panels::scratch_len(&[nr * s.d]), |scratch| {
-            let mut rest = panels::aligned(scratch);
+            let mut rest = scratch::aligned(scratch);
             let room = panels::take(&mut rest, nr * s.d);
             // SAFETY: by contract.
             unsafe {
