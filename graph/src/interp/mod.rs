@@ -5,7 +5,7 @@
 //! A composite means what its decomposition means. Speed does not matter here, clarity does.
 
 mod erf;
-mod philox;
+pub mod philox;
 mod prims;
 
 pub use erf::erf;

@@ -2,9 +2,10 @@
 //! where they are made.
 
 use crate::cpu::dropout::{BITS, Kept};
-use crate::cpu::philox::{MULTIPLIER, ROUNDS, Stream, WEYL};
+use crate::cpu::philox::Stream;
 use crate::cpu::simd::prefetch;
 use half::bf16;
+use kfc_graph::interp::philox::{MULTIPLIER, ROUNDS, WEYL};
 use std::arch::x86_64::*;
 
 /// Vectors of eight counters side by side: one round takes longer than it keeps the units busy.

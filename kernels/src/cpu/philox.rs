@@ -1,10 +1,7 @@
 //! Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
 
 use crate::cpu::simd::simd;
-
-pub(crate) const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-pub(crate) const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-pub(crate) const ROUNDS: usize = 10;
+use kfc_graph::interp::philox::{MULTIPLIER, ROUNDS, WEYL};
 
 /// Counters computed side by side.
 const LANES: usize = 16;

@@ -4,9 +4,7 @@ use super::EmitError;
 use crate::tile::ir::{Binary, Compare, Elem, Var};
 use crate::tile::{Buffer, Builder};
 use kfc_graph::Attrs;
-
-const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+use kfc_graph::interp::philox::{MULTIPLIER, ROUNDS, WEYL};
 
 /// The key of a seed `i32[2]`.
 fn key(b: &mut Builder, seed: Buffer) -> [Var; 2] {
@@ -28,7 +26,7 @@ pub(super) fn uniform(b: &mut Builder, seed: Buffer, stream: u32, index: Var) ->
     let mut counter = [block, b.bits(0), b.bits(stream), b.bits(0)];
     let multiplier = MULTIPLIER.map(|m| b.bits(m));
     let weyl = WEYL.map(|w| b.bits(w));
-    for _ in 0..10 {
+    for _ in 0..ROUNDS {
         let [c0, c1, c2, c3] = counter;
         let high = [(c0, multiplier[0]), (c2, multiplier[1])].map(|(c, m)| b.binary(Binary::MulHigh, c, m));
         let low = [(c0, multiplier[0]), (c2, multiplier[1])].map(|(c, m)| b.mul(c, m));
