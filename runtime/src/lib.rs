@@ -28,6 +28,7 @@ mod kernel_cache;
 pub mod logits;
 pub mod lookup;
 pub mod machine;
+mod mapped;
 pub mod memory;
 pub mod merge;
 pub mod models;

@@ -19,7 +19,7 @@ use super::rows::Row;
 use super::source::{
     Format, JsonRows, LineBlocks, Placed, Source, begins_as_array, find, read_range, read_text,
 };
-use super::token_file::{Layout, let_go, map, read_token_file};
+use super::token_file::{Layout, map, read_token_file};
 use super::token_shard::TokenShard;
 use super::tokenizer::Tokenizer;
 use super::webdataset::{NO_SAMPLES, blocks, samples};
@@ -178,7 +178,7 @@ fn load_documents(
         for document in 0..shard.len() {
             intake.admit(shard.tokenised(document)?)?;
             if document % CHUNK == CHUNK - 1 {
-                let_go(&bytes);
+                bytes.let_go();
             }
         }
     }

@@ -6,12 +6,12 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
-use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 
 use super::documents::{Documents, IGNORE};
 use super::error::{DataError, Result};
 use crate::hf::header::Header;
+use crate::mapped::MappedFile;
 
 /// What a safetensors file of tokens holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,18 +40,9 @@ impl Layout {
 }
 
 /// Maps a file; nothing of it is read yet.
-pub(crate) fn map(path: &Path) -> Result<Mmap> {
+pub(crate) fn map(path: &Path) -> Result<MappedFile> {
     let file = File::open(path).map_err(DataError::io(path))?;
-    // SAFETY: the map is read-only; the user must not let the file shrink while it is in use, which is what every reader
-    // of a mapped file asks.
-    unsafe { Mmap::map(&file) }.map_err(DataError::io(path))
-}
-
-/// Lets the system have the pages of a mapped file that were read.
-pub(crate) fn let_go(map: &Mmap) {
-    // SAFETY: a read-only map of a file, whose pages are read again if they are touched again. A system that refuses keeps them
-    // for as long as the map is there.
-    let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+    MappedFile::new(&file, path).map_err(DataError::io(path))
 }
 
 /// Tensors that an error names, of those that are there instead.
@@ -71,7 +62,7 @@ pub fn read_token_file(path: &Path, vocab: usize, into: &mut Documents) -> Resul
             return Ok(shape);
         }
         start = end;
-        let_go(&map);
+        map.let_go();
     }
 }
 

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use bytemuck::AnyBitPattern;
 use half::{bf16, f16};
-use memmap2::Mmap;
 use rayon::prelude::*;
 use serde_json::Value;
 
 use super::header::{Entry, FileDType, Header};
 use crate::files::{FileError, Result, read_json};
+use crate::mapped::MappedFile;
 
 /// Bytes of one piece of a parallel scan.
 const SCAN: usize = 4 << 20;
@@ -194,7 +194,7 @@ fn first<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<
 pub struct WeightFile {
     path: PathBuf,
     file: File,
-    map: Mmap,
+    map: MappedFile,
     header: Header,
 }
 
@@ -209,9 +209,7 @@ impl WeightFile {
         if kind.len() == 0 {
             return Err(FileError::invalid(path, "is empty; download or copy the file again"));
         }
-        // SAFETY: the mapping is read-only and private to this struct. Its bytes would change under it only if another
-        // program wrote to the file in place, which the module asks not to do; kfc itself replaces files by renaming.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| FileError::io("map", path, e))?;
+        let map = MappedFile::new(&file, path).map_err(|e| FileError::io("map", path, e))?;
         let header = Header::from_file_bytes(&map).map_err(|message| FileError::invalid(path, message))?;
         Ok(WeightFile { path: path.to_path_buf(), file, map, header })
     }
