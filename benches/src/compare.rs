@@ -7,6 +7,7 @@
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::SystemTime;
 
 /// A median time with its confidence interval, nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -114,20 +115,25 @@ pub fn changes(
     names.into_iter().map(change).collect()
 }
 
-/// The estimates of all benchmarks under criterion's folder that have a baseline of this name, by their path.
+/// The estimates of all benchmarks under criterion's folder that have a baseline of this name, by their path; of a time on, if
+/// one is given.
 ///
 /// # Errors
 /// If a folder or a file of estimates cannot be read.
-pub fn read(folder: &Path, baseline: &str) -> std::io::Result<BTreeMap<String, Estimate>> {
+pub fn read(
+    folder: &Path,
+    baseline: &str,
+    since: Option<SystemTime>,
+) -> std::io::Result<BTreeMap<String, Estimate>> {
     let mut found = BTreeMap::new();
-    collect(folder, folder, baseline, &mut found)?;
+    collect(folder, folder, (baseline, since), &mut found)?;
     Ok(found)
 }
 
 fn collect(
     root: &Path,
     folder: &Path,
-    baseline: &str,
+    (baseline, since): (&str, Option<SystemTime>),
     found: &mut BTreeMap<String, Estimate>,
 ) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
@@ -137,13 +143,17 @@ fn collect(
         }
         let file = path.join("estimates.json");
         if path.file_name().is_some_and(|n| n == baseline) && file.is_file() {
+            if since.is_some_and(|since| file.metadata().and_then(|m| m.modified()).is_ok_and(|m| m < since))
+            {
+                continue;
+            }
             let value: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
             let damaged = || std::io::Error::other(format!("{}: no estimates of criterion", file.display()));
             let estimate = Estimate::from_json(&value).ok_or_else(damaged)?;
             let name = folder.strip_prefix(root).unwrap_or(folder).display().to_string();
             found.insert(name, estimate);
         } else {
-            collect(root, &path, baseline, found)?;
+            collect(root, &path, (baseline, since), found)?;
         }
     }
     Ok(())
@@ -188,15 +198,19 @@ mod tests {
             write(bench, "new", after);
         }
         write("step/tiny", "main", 5.0);
-        let (before, after) = (read(folder.path(), "main").unwrap(), read(folder.path(), "new").unwrap());
+        let (before, after) =
+            (read(folder.path(), "main", None).unwrap(), read(folder.path(), "new", None).unwrap());
         let changes = changes(&before, &after, 0.05);
         let seen: Vec<(&str, Verdict)> = changes.iter().map(|c| (c.name.as_str(), c.verdict)).collect();
         assert_eq!(
             seen,
             [("gemm/f32/a", Verdict::Slower), ("gemm/f32/b", Verdict::Same), ("step/tiny", Verdict::Gone)]
         );
+        let later = SystemTime::now() + std::time::Duration::from_secs(60);
+        assert!(read(folder.path(), "new", Some(later)).unwrap().is_empty());
+        assert_eq!(read(folder.path(), "new", Some(SystemTime::UNIX_EPOCH)).unwrap(), after);
         assert!((changes[0].relative().unwrap() - 0.2).abs() < 1e-12);
         std::fs::write(folder.path().join("step/tiny/main/estimates.json"), "{}").unwrap();
-        assert!(read(folder.path(), "main").unwrap_err().to_string().contains("no estimates"));
+        assert!(read(folder.path(), "main", None).unwrap_err().to_string().contains("no estimates"));
     }
 }

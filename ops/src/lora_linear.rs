@@ -10,7 +10,7 @@ use kfc_graph::{
     Attrs, Builder, CmpOp, Cost, DType, OpDef, Prim, Result, Sample, TensorType, ValueId, Vjp, VjpArgs,
 };
 
-/// Forward. Attributes `bias`, `scale`, `dropout` (in `[0,1)`), `stream`. Operands: x `[..,I]` X, w `[O,I]`
+/// Forward. Attributes `bias`, `scale`, `dropout` (in `[0, `[`MOST_DROPOUT`]`]`), `stream`. Operands: x `[..,I]` X, w `[O,I]`
 /// X, a `f32 [r,I]`, b `f32 [O,r]`, (bias `[O]` X), (seed `i32 [2]` if dropout > 0). Results: y `[..,O]` X
 /// and s `f32 [..,r]`, unscaled. Only y carries a gradient; those of a, b, w and bias are `f32`.
 pub struct LoraLinearDef;
@@ -73,10 +73,18 @@ pub fn lora_linear(b: &mut Builder<'_>, l: &LoraLinear) -> Result<ValueId> {
     Ok(b.composite(&LORA_LINEAR, attrs, &inputs)?[0])
 }
 
+/// The largest dropout probability: numbers are multiples of 2^-16, the largest of which would be below a larger one, too, and
+/// nothing would be kept.
+pub const MOST_DROPOUT: f64 = 65535.0 / 65536.0;
+
 /// The dropout probability, checked.
 fn probability(op: &str, attrs: &Attrs) -> Result<f64> {
     let p = attrs.f64("dropout")?;
-    if (0.0..1.0).contains(&p) { Ok(p) } else { fail(op, format!("`dropout` must be in [0,1), is {p}")) }
+    if (0.0..=MOST_DROPOUT).contains(&p) {
+        Ok(p)
+    } else {
+        fail(op, format!("`dropout` must be in [0,{MOST_DROPOUT}], is {p}"))
+    }
 }
 
 fn stream(op: &str, attrs: &Attrs) -> Result<u32> {

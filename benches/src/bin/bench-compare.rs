@@ -10,6 +10,7 @@ use kfc::output::table;
 use kfc_benches::compare::{Change, Verdict, changes, read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::SystemTime;
 
 const USAGE: &str = "usage: bench-compare save NAME [ARGS of cargo bench]\n       \
                      bench-compare check NAME [--threshold PERCENT] [--no-run] [ARGS of cargo bench]";
@@ -65,15 +66,21 @@ fn work(a: &Arguments) -> std::io::Result<bool> {
         run(&a.rest, &["--save-baseline", &a.baseline])?;
         return Ok(false);
     }
+    let start = SystemTime::now();
     if a.run {
         run(&a.rest, &["--baseline-lenient", &a.baseline])?;
     }
-    // Criterion keeps what ran last under `new`.
+    // Criterion keeps what ran last under `new`, whenever that was.
     let folder = criterion_folder();
-    let (before, after) = (read(&folder, &a.baseline)?, read(&folder, "new")?);
+    let mut before = read(&folder, &a.baseline, None)?;
+    let after = read(&folder, "new", a.run.then_some(start))?;
     if before.is_empty() {
         let m = format!("there is no baseline `{}` in {}; save one first", a.baseline, folder.display());
         return Err(std::io::Error::other(m));
+    }
+    if !a.rest.is_empty() && a.run {
+        // Some benchmarks were asked for: of the others there is nothing to say.
+        before.retain(|name, _| after.contains_key(name));
     }
     let changes = changes(&before, &after, a.threshold);
     println!("{}", describe(&changes, a));

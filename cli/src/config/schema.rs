@@ -4,6 +4,7 @@ use super::error::ConfigError;
 use super::field::{Bytes, Context, Field};
 use super::node::{Node, Value};
 use super::suggest::nearest;
+use kfc_ops::lora_linear::MOST_DROPOUT;
 use kfc_runtime::config::{
     DistillSection, Divergence, Embeddings, EwcMode, EwcSection, FeatureSection, Important, JobConfig,
     KernelsSection, Length, LoraInit, LoraSection, LoraTargets, ModelInit, ModelSection, RecomputePolicy,
@@ -143,7 +144,7 @@ pub(super) fn lora() -> Section<LoraSection> {
             key!(S, alpha, "Numerator of the scale: alpha / r, or alpha / sqrt(r) with `rslora`.")
                 .must_be("above 0", |s| s.alpha > 0.0),
             key!(S, dropout, "Probability of dropping an element of the adapter's input.")
-                .must_be("at least 0 and below 1", |s| (0.0..1.0).contains(&s.dropout)),
+                .must_be("from 0 to 65535/65536", |s| (0.0..=MOST_DROPOUT).contains(&s.dropout)),
             key!(
                 S,
                 targets,

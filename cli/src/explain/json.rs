@@ -60,6 +60,8 @@ pub(crate) fn object(e: &Explanation<'_>) -> Value {
 }
 
 fn kernel(e: &Explanation<'_>, k: &super::Kernel<'_>) -> Value {
+    // What is said of limits that are guessed would be a guess.
+    let has_limits = !e.calibration.is_guessed();
     json!({
         "plan": k.plan.name,
         "op": k.kind.op,
@@ -74,8 +76,8 @@ fn kernel(e: &Explanation<'_>, k: &super::Kernel<'_>) -> Value {
         "measured_ms": k.measured_ms,
         "gflops": k.gflops(),
         "gbytes": k.gbytes(),
-        "roofline": (!e.calibration.is_guessed()).then(|| k.roofline()),
-        "bound": if k.arithmetic { "arithmetic" } else { "memory" },
+        "roofline": has_limits.then(|| k.roofline()),
+        "bound": has_limits.then_some(if k.arithmetic { "arithmetic" } else { "memory" }),
         "phases": k.phases.iter().map(|p| p.name()).collect::<Vec<_>>(),
         "parts": k.places.iter().map(|p| p.name()).collect::<Vec<_>>(),
         "saved_bytes": k.saved_bytes,
