@@ -51,6 +51,45 @@ unsafe fn scaled<const DROPS: bool>(t: &Chain<'_>, alpha: f32) {
     unsafe { tiles[t.m - 1][(t.n - 1) / 16](t, alpha) }
 }
 
+/// Adds the products of one unit of each row, `a_row` bytes apart, and one of each column, to the sums of a [`tile`].
+///
+/// Like [`add_link`] no function or closure: either would have a pointer to the sums where the compiler does not put it in line,
+/// which it decides by the size of what it compiles together, and would write all sums to memory at each unit.
+macro_rules! add_unit {
+    ($acc:ident, $a:ident, $a_row:expr, $columns:ident) => {
+        let mut b = [_mm512_setzero_si512(); V];
+        for (v, b) in b.iter_mut().enumerate() {
+            *b = _mm512_loadu_si512($columns.add(16 * v).cast());
+        }
+        for (i, acc) in $acc.iter_mut().enumerate() {
+            let a = _mm512_set1_epi32($a.byte_add(i * $a_row).cast::<i32>().read_unaligned());
+            for (acc, &b) in acc.iter_mut().zip(&b) {
+                let [a, b] = std::mem::transmute::<[__m512i; 2], [__m512bh; 2]>([a, b]);
+                *acc = _mm512_dpbf16_ps(*acc, a, b);
+            }
+        }
+    };
+}
+
+/// Adds the products of a link whose rows are `a_row` bytes apart and have units `a_unit` apart. `coming` stands before each unit.
+macro_rules! add_link {
+    ($acc:ident, $link:ident, $ahead:ident, $a_row:expr, $a_unit:expr, |$a:ident, $u:ident| $coming:expr) => {
+        let (mut $a, mut b) = ($link.a, $link.b);
+        let (mut ahead, asked) = Walk::begin($ahead, $link.units);
+        for $u in 0..asked {
+            ahead.step();
+            $coming;
+            add_unit!($acc, $a, $a_row, b);
+            ($a, b) = ($a.add($a_unit), b.add(NR));
+        }
+        for $u in asked..$link.units {
+            $coming;
+            add_unit!($acc, $a, $a_row, b);
+            ($a, b) = ($a.add($a_unit), b.add(NR));
+        }
+    };
+}
+
 /// # Safety
 /// See [`scaled`]; `M` rows and `V` vectors are those of the tile.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
@@ -72,7 +111,7 @@ unsafe fn tile<const M: usize, const V: usize, const DROPS: bool>(t: &Chain<'_>,
     if let Some(d) = t.dropped.filter(|_| DROPS) {
         (0..M).for_each(|i| prefetch(d.kept.address(d.first + i * d.row)));
     }
-    // SAFETY: by contract; lanes beyond the tile are masked.
+    // SAFETY: by contract; lanes beyond the tile are masked, and vectors of all types are 512 bits without invalid values.
     unsafe {
         if let (true, Some(from), false) = (begins, t.from, DROPS) {
             each!(|i, v, _x| load(t, from, i, v));
@@ -80,8 +119,15 @@ unsafe fn tile<const M: usize, const V: usize, const DROPS: bool>(t: &Chain<'_>,
         for (i, link) in t.links.iter().enumerate() {
             let ahead = t.ahead.filter(|_| i == usize::from(DROPS));
             match link.a_row {
-                Some(a_row) => add_direct(link, a_row, ahead, &mut acc),
-                None => add_panel(link, ahead, &mut acc),
+                Some(a_row) => {
+                    // A line of each of the rows that come next.
+                    add_link!(acc, link, ahead, a_row, 1, |a, u| if u % 16 < M {
+                        _mm_prefetch::<_MM_HINT_T0>(a.wrapping_byte_add((M + u % 16) * a_row).cast());
+                    });
+                }
+                None => {
+                    add_link!(acc, link, ahead, size_of::<u32>(), MR, |a, _u| ());
+                }
             }
             if let Some(d) = t.dropped.filter(|_| DROPS && i == 0) {
                 let keep = _mm512_set1_ps(d.keep);
@@ -128,95 +174,4 @@ unsafe fn tile<const M: usize, const V: usize, const DROPS: bool>(t: &Chain<'_>,
 unsafe fn load(t: &Chain<'_>, (from, row): (*const f32, usize), i: usize, v: usize) -> __m512 {
     // SAFETY: by contract; lanes beyond the tile are masked.
     unsafe { _mm512_maskz_loadu_ps(first(t.n - 16 * v), from.add(i * row + 16 * v)) }
-}
-
-/// Adds the products of rows that are read where they lie.
-///
-/// # Safety
-/// See [`scaled`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn add_direct<const M: usize, const V: usize>(
-    link: &Link,
-    a_row: usize,
-    ahead: Option<&Walk>,
-    acc: &mut Sums<M, V>,
-) {
-    let (mut a, mut b) = (link.a, link.b);
-    // No closure: sums stay in registers.
-    macro_rules! step {
-        ($u:ident) => {
-            if $u % 16 < M {
-                // A line of each of the rows that come next.
-                _mm_prefetch::<_MM_HINT_T0>(a.wrapping_byte_add((M + $u % 16) * a_row).cast());
-            }
-            // SAFETY: by contract.
-            unsafe {
-                add(a, a_row, b, acc);
-                (a, b) = (a.add(1), b.add(NR));
-            }
-        };
-    }
-    let (mut ahead, asked) = Walk::begin(ahead, link.units);
-    for u in 0..asked {
-        ahead.step();
-        step!(u);
-    }
-    for u in asked..link.units {
-        step!(u);
-    }
-}
-
-/// Adds the products of a panel of rows.
-///
-/// # Safety
-/// See [`scaled`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn add_panel<const M: usize, const V: usize>(link: &Link, ahead: Option<&Walk>, acc: &mut Sums<M, V>) {
-    let (mut a, mut b) = (link.a, link.b);
-    let (mut ahead, asked) = Walk::begin(ahead, link.units);
-    for _ in 0..asked {
-        ahead.step();
-        // SAFETY: by contract.
-        unsafe {
-            add(a, size_of::<u32>(), b, acc);
-            (a, b) = (a.add(MR), b.add(NR));
-        }
-    }
-    for _ in asked..link.units {
-        // SAFETY: by contract.
-        unsafe {
-            add(a, size_of::<u32>(), b, acc);
-            (a, b) = (a.add(MR), b.add(NR));
-        }
-    }
-}
-
-/// Adds the products of one unit of each row, `a_row` bytes apart, and one of each column.
-///
-/// # Safety
-/// Addresses cover the extents.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn add<const M: usize, const V: usize>(
-    a: *const u32,
-    a_row: usize,
-    columns: *const u32,
-    acc: &mut Sums<M, V>,
-) {
-    let mut b = [_mm512_setzero_si512(); V];
-    // SAFETY: by contract; both types are 512 bits without invalid values.
-    unsafe {
-        for (v, b) in b.iter_mut().enumerate() {
-            *b = _mm512_loadu_si512(columns.add(16 * v).cast());
-        }
-        for (i, acc) in acc.iter_mut().enumerate() {
-            let a = _mm512_set1_epi32(a.byte_add(i * a_row).cast::<i32>().read_unaligned());
-            for (acc, &b) in acc.iter_mut().zip(&b) {
-                let [a, b] = std::mem::transmute::<[__m512i; 2], [__m512bh; 2]>([a, b]);
-                *acc = _mm512_dpbf16_ps(*acc, a, b);
-            }
-        }
-    }
 }
