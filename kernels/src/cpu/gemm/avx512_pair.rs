@@ -73,17 +73,17 @@ macro_rules! add_unit {
 
 /// Adds the products of a link whose rows are `a_row` bytes apart and have units `a_unit` apart. `coming` stands before each unit.
 macro_rules! add_link {
-    ($acc:ident, $link:ident, $ahead:ident, $a_row:expr, $a_unit:expr, |$a:ident, $u:ident| $coming:expr) => {
+    ($acc:ident, $link:ident, $ahead:ident, $a_row:expr, $a_unit:expr, |$a:ident, $u:ident| $coming:block) => {
         let (mut $a, mut b) = ($link.a, $link.b);
         let (mut ahead, asked) = Walk::begin($ahead, $link.units);
         for $u in 0..asked {
             ahead.step();
-            $coming;
+            $coming
             add_unit!($acc, $a, $a_row, b);
             ($a, b) = ($a.add($a_unit), b.add(NR));
         }
         for $u in asked..$link.units {
-            $coming;
+            $coming
             add_unit!($acc, $a, $a_row, b);
             ($a, b) = ($a.add($a_unit), b.add(NR));
         }
@@ -121,12 +121,14 @@ unsafe fn tile<const M: usize, const V: usize, const DROPS: bool>(t: &Chain<'_>,
             match link.a_row {
                 Some(a_row) => {
                     // A line of each of the rows that come next.
-                    add_link!(acc, link, ahead, a_row, 1, |a, u| if u % 16 < M {
-                        _mm_prefetch::<_MM_HINT_T0>(a.wrapping_byte_add((M + u % 16) * a_row).cast());
+                    add_link!(acc, link, ahead, a_row, 1, |a, u| {
+                        if u % 16 < M {
+                            _mm_prefetch::<_MM_HINT_T0>(a.wrapping_byte_add((M + u % 16) * a_row).cast());
+                        }
                     });
                 }
                 None => {
-                    add_link!(acc, link, ahead, size_of::<u32>(), MR, |a, _u| ());
+                    add_link!(acc, link, ahead, size_of::<u32>(), MR, |a, _u| {});
                 }
             }
             if let Some(d) = t.dropped.filter(|_| DROPS && i == 0) {
