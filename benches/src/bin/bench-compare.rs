@@ -78,7 +78,10 @@ fn work(a: &Arguments) -> std::io::Result<bool> {
         let m = format!("there is no baseline `{}` in {}; save one first", a.baseline, folder.display());
         return Err(std::io::Error::other(m));
     }
-    if !a.rest.is_empty() && a.run {
+    if a.run && after.is_empty() {
+        return Err(std::io::Error::other(format!("no benchmark ran: `{}` names none", a.rest.join(" "))));
+    }
+    if a.run && !a.rest.is_empty() {
         // Some benchmarks were asked for: of the others there is nothing to say.
         before.retain(|name, _| after.contains_key(name));
     }
